@@ -17,7 +17,7 @@ as_root() {
 }
 
 install_llvm_22() {
-  local packages=(llvm-22-dev liblld-22-dev libzstd-dev zlib1g-dev g++) missing=()
+  local packages=(llvm-22-dev libpolly-22-dev liblld-22-dev libzstd-dev zlib1g-dev g++) missing=()
   for p in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
   done

@@ -1,1 +1,17 @@
-//! Being written.
+//! The DeepSeek Sparse Attention kernels, each written once in CubeCL.
+
+// The `cube` macro makes a module beside each kernel that no doc comment can reach.
+#![allow(missing_docs)]
+
+pub mod device;
+pub mod error;
+pub mod gemm;
+pub mod tensor;
+pub mod tile;
+
+pub use device::{Device, DeviceKind};
+pub use error::KernelError;
+pub use tensor::{DType, Tensor};
+
+/// The result of a launcher.
+pub type Result<T> = std::result::Result<T, KernelError>;

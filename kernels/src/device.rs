@@ -1,0 +1,209 @@
+//! The devices kernels run on.
+
+use crate::error::KernelError;
+use crate::tensor::{DType, Tensor};
+use crate::tile::{Machine, MatrixUnit};
+use crate::Result;
+use cubecl::client::Client;
+use cubecl::ir::{ElemType, features::WgmmaConfig};
+use cubecl::prelude::*;
+use std::time::Duration;
+
+/// The runtime a device belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// CubeCL's CUDA runtime.
+    Cuda,
+    /// CubeCL's HIP runtime (ROCm).
+    Hip,
+    /// CubeCL's CPU runtime.
+    Cpu,
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cuda => "cuda",
+            Self::Hip => "hip",
+            Self::Cpu => "cpu",
+        })
+    }
+}
+
+/// An open device.
+#[derive(Clone)]
+pub struct Device {
+    kind: DeviceKind,
+    name: String,
+    client: Client,
+}
+
+impl Device {
+    /// The device named by the environment variable `DSA_DEVICE`, or else the best there is: CUDA,
+    /// then ROCm, then the CPU.
+    pub fn best() -> Result<Self> {
+        if let Ok(name) = std::env::var("DSA_DEVICE")
+            && !name.is_empty()
+        {
+            return Self::named(&name);
+        }
+        Self::named("cuda").or_else(|_| Self::named("hip")).or_else(|_| Self::named("cpu"))
+    }
+
+    /// The device `name`: `cpu`, `cuda`, `hip`, or with an index, `cuda:1`.
+    pub fn named(name: &str) -> Result<Self> {
+        let unknown = |reason: String| KernelError::Device { name: name.to_string(), reason };
+        let (runtime, index) = name.split_once(':').unwrap_or((name, "0"));
+        let index: usize = index
+            .parse()
+            .map_err(|_| unknown(format!("the index {index:?} is not a number")))?;
+        let kind = match runtime {
+            "cuda" => DeviceKind::Cuda,
+            "hip" | "rocm" => DeviceKind::Hip,
+            "cpu" => DeviceKind::Cpu,
+            _ => return Err(unknown("expected cpu, cuda, hip, cuda:N or hip:N".to_string())),
+        };
+        // A runtime whose driver library is missing panics while it counts its devices.
+        let opened = std::panic::catch_unwind(|| {
+            let device = match kind {
+                DeviceKind::Cuda => cubecl::Device::cuda(index),
+                DeviceKind::Hip => cubecl::Device::rocm(index),
+                DeviceKind::Cpu => cubecl::Device::cpu(),
+            };
+            device.map(|device| device.client()).map_err(|error| error.to_string())
+        });
+        match opened {
+            Ok(Ok(client)) => {
+                let name = client.properties().identity.name.clone();
+                Ok(Self { kind, name, client })
+            }
+            Ok(Err(reason)) => Err(unknown(reason)),
+            Err(_) => Err(unknown("the runtime panicked while it opened the device".to_string())),
+        }
+    }
+
+    /// The runtime.
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// The device's own name, e.g. `NVIDIA H200`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// CubeCL's handle of the device.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Processor cores that run programs side by side; 1 program a cube on a GPU.
+    pub fn cores(&self) -> usize {
+        let hardware = &self.client.properties().hardware;
+        hardware.num_cpu_cores.or(hardware.num_streaming_multiprocessors).unwrap_or(1) as usize
+    }
+
+    /// How a kernel whose body suits any number of units runs here: teams of `team` units on a GPU
+    /// (rounded to whole planes), one unit on the CPU.
+    pub fn machine(&self, team: usize) -> Machine {
+        let plane = self.client.properties().hardware.plane_size_max as usize;
+        if self.kind == DeviceKind::Cpu {
+            Machine { matrix: MatrixUnit::Plain, team: 1, plane: 1, teams: self.cores() }
+        } else {
+            Machine { matrix: MatrixUnit::Plain, team: team.next_multiple_of(plane), plane, teams: 1 }
+        }
+    }
+
+    /// How a kernel that multiplies tiles of `elem` runs here: on the matrix unit if CubeCL can drive
+    /// it for that type, with plain arithmetic otherwise.
+    pub fn matrix_machine(&self, elem: ElemType) -> Machine {
+        let f32_type = f32::elem_type_native();
+        let wgmma = &self.client.properties().features.matmul.wgmma;
+        let fits = |c: &WgmmaConfig| c.elems.a == elem && c.elems.b == elem && c.elems.cd == f32_type;
+        if wgmma.iter().any(fits) {
+            Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 }
+        } else {
+            self.machine(256)
+        }
+    }
+
+    /// A new tensor of `shape` with the given little-endian `bytes`.
+    pub fn upload(&self, bytes: &[u8], shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let expected = shape.iter().product::<usize>() * dtype.size();
+        if bytes.len() != expected {
+            return Err(KernelError::Value {
+                name: "bytes",
+                got: format!("{} bytes", bytes.len()),
+                expected: format!("{expected} bytes for {dtype} of shape {shape:?}"),
+            });
+        }
+        // An empty tensor still needs a buffer to bind.
+        let handle = if bytes.is_empty() {
+            self.client.empty(dtype.size())
+        } else {
+            self.client.create_from_slice(bytes)
+        };
+        Ok(Tensor::contiguous(handle, shape, dtype))
+    }
+
+    /// A new tensor of `shape`, its elements rounded from `values` to `dtype`.
+    pub fn upload_f32(&self, values: &[f32], shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.upload(&dtype.encode(values), shape, dtype)
+    }
+
+    /// A new vector of i32.
+    pub fn upload_i32(&self, values: &[i32], shape: &[usize]) -> Result<Tensor> {
+        self.upload(i32::as_bytes(values), shape, DType::I32)
+    }
+
+    /// A new tensor with arbitrary content, for a kernel to write.
+    pub fn empty(&self, shape: &[usize], dtype: DType) -> Tensor {
+        let len = shape.iter().product::<usize>().max(1);
+        Tensor::contiguous(self.client.empty(len * dtype.size()), shape, dtype)
+    }
+
+    /// The bytes of a contiguous tensor. Waits for the kernels that write it, and reports if one of
+    /// them failed.
+    pub fn download(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        if !tensor.is_contiguous() {
+            return Err(KernelError::Strides {
+                tensor: "downloaded tensor",
+                got: tensor.strides().to_vec(),
+                expected: "contiguous".to_string(),
+            });
+        }
+        let bytes = self.client.read_one(tensor.handle().clone()).map_err(|e| self.failed(e))?;
+        Ok(bytes[..tensor.len() * tensor.dtype().size()].to_vec())
+    }
+
+    /// The elements of a contiguous tensor, widened to f32.
+    pub fn download_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        Ok(tensor.dtype().decode(&self.download(tensor)?))
+    }
+
+    /// The elements of a contiguous i32 tensor.
+    pub fn download_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
+        tensor.expect_dtype("downloaded tensor", &[DType::I32])?;
+        Ok(i32::from_bytes(&self.download(tensor)?).to_vec())
+    }
+
+    /// Waits until everything launched so far is done.
+    pub fn sync(&self) -> Result<()> {
+        pollster::block_on(self.client.sync()).map_err(|e| self.failed(e))
+    }
+
+    /// Device time that the kernels launched by `work` take.
+    pub fn time(&self, work: impl FnOnce() -> Result<()> + Send) -> Result<Duration> {
+        let failed = |reason: String| KernelError::Launch { device: self.name.clone(), reason };
+        let (result, ticks) =
+            self.client.profile(work, "dsa").map_err(|error| failed(format!("{error:?}")))?;
+        result?;
+        pollster::block_on(ticks.resolve())
+            .map(|ticks| ticks.duration())
+            .ok_or_else(|| failed("the profiler returned no time".to_string()))
+    }
+
+    fn failed(&self, error: impl std::fmt::Display) -> KernelError {
+        KernelError::Launch { device: self.name.clone(), reason: error.to_string() }
+    }
+}

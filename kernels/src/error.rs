@@ -1,0 +1,62 @@
+//! What can go wrong before, during and after a launch.
+
+/// The error of every launcher and of every move of data to or from a device.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum KernelError {
+    /// A tensor's shape is not what the kernel takes.
+    #[error("{tensor} has shape {got:?}, expected {expected}")]
+    Shape {
+        /// The tensor's name in the launcher's signature.
+        tensor: &'static str,
+        /// Its shape.
+        got: Vec<usize>,
+        /// What the kernel takes.
+        expected: String,
+    },
+    /// A tensor's strides are not what the kernel takes.
+    #[error("{tensor} has strides {got:?} (elements), expected {expected}")]
+    Strides {
+        /// The tensor's name in the launcher's signature.
+        tensor: &'static str,
+        /// Its strides in elements.
+        got: Vec<usize>,
+        /// What the kernel takes.
+        expected: String,
+    },
+    /// A tensor's element type is not what the kernel takes.
+    #[error("{tensor} holds {got}, expected {expected}")]
+    DType {
+        /// The tensor's name in the launcher's signature.
+        tensor: &'static str,
+        /// Its element type.
+        got: String,
+        /// What the kernel takes.
+        expected: String,
+    },
+    /// A number is out of range.
+    #[error("{name} is {got}, expected {expected}")]
+    Value {
+        /// The argument's name in the launcher's signature.
+        name: &'static str,
+        /// Its value.
+        got: String,
+        /// The values it may take.
+        expected: String,
+    },
+    /// No such device, or it does not open.
+    #[error("device {name}: {reason}")]
+    Device {
+        /// The name asked for.
+        name: String,
+        /// Why it cannot be had.
+        reason: String,
+    },
+    /// The device refused or failed a kernel; found when its output is read.
+    #[error("the kernel failed on {device}: {reason}")]
+    Launch {
+        /// The device's name.
+        device: String,
+        /// What the runtime said.
+        reason: String,
+    },
+}

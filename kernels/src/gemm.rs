@@ -1,0 +1,157 @@
+//! Batched matrix product: the projections of a layer, and the absorbed products of MLA.
+//!
+//! ```text
+//! out[b, m, n] = Σ_k x[b, m, k] · w[b, n, k]
+//! ```
+//!
+//! Cost: `2 · b · m · n · k` FLOP; reads x and w once per tile of the other, writes out once.
+
+use crate::device::Device;
+use crate::tensor::{DType, Tensor};
+use crate::tile::*;
+use crate::{KernelError, Result};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// Rows of `x`, rows of `w` and elements of k in a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tiling {
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+/// One program computes one `tiling.m x tiling.n` tile of `out`.
+///
+/// `x_strides`, `w_strides`, `out_strides`: the batch and row strides in elements.
+#[cube(launch_unchecked)]
+fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
+    x: &[Vector<E, N>],
+    w: &[Vector<E, N>],
+    out: &mut [O],
+    batch: u32,
+    m: u32,
+    n: u32,
+    k: u32,
+    x_batch: u32,
+    x_row: u32,
+    w_batch: u32,
+    w_row: u32,
+    out_batch: u32,
+    out_row: u32,
+    #[comptime] tiling: Tiling,
+    #[comptime] machine: Machine,
+    #[define(E, O, S)] _types: [ElemType; 3],
+) {
+    let tiles_m = (m as usize).div_ceil(tiling.m);
+    let tiles_n = (n as usize).div_ceil(tiling.n);
+    let program = program_id(machine);
+    if program >= batch as usize * tiles_m * tiles_n {
+        terminate!();
+    }
+    let b = program / (tiles_m * tiles_n);
+    let m0 = program / tiles_n % tiles_m * tiling.m;
+    let n0 = program % tiles_n * tiling.n;
+
+    let mut x_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.m, tiling.k)]);
+    let mut w_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.n, tiling.k)]);
+    let share = comptime![Share::new(machine, tiling.m, tiling.n)];
+    let mut sums = Fragment::<W>::zeroed(share);
+
+    let steps = (k as usize).div_ceil(tiling.k);
+    for step in 0..steps {
+        let k0 = step * tiling.k;
+        let cols = k as usize - k0;
+        let x_at = b * x_batch as usize + m0 * x_row as usize + k0;
+        let w_at = b * w_batch as usize + n0 * w_row as usize + k0;
+        load_rows::<E, N, S>(&mut x_tile, x, x_at, x_row as usize, m as usize - m0, cols);
+        load_rows::<E, N, S>(&mut w_tile, w, w_at, w_row as usize, n as usize - n0, cols);
+        sync_team(machine);
+        multiply_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
+        sync_team(machine);
+    }
+
+    #[unroll(share.unrolled())]
+    for slot in 0..comptime![share.slots()] {
+        let row = m0 + row_of(slot, share);
+        #[unroll(share.unrolled())]
+        for cell in 0..comptime![share.run()] {
+            let col = n0 + col_of(cell, share);
+            let value = sums.get(slot, cell);
+            #[unroll]
+            for i in 0..W::value() {
+                if row < m as usize && col + i < n as usize {
+                    out[b * out_batch as usize + row * out_row as usize + col + i] =
+                        O::cast_from(value.extract(i));
+                }
+            }
+        }
+    }
+}
+
+/// `out[b, m, n] = Σ_k x[b, m, k] · w[b, n, k]`, accumulated in f32.
+///
+/// - `x`: `[b, m, k]`, f32, bf16 or f16, last stride 1;
+/// - `w`: `[b, n, k]` of the same type, last stride 1;
+/// - returns `[b, m, n]` of `out_dtype`.
+pub fn gemm(device: &Device, x: &Tensor, w: &Tensor, out_dtype: DType) -> Result<Tensor> {
+    x.expect_rank("x", &["b", "m", "k"])?;
+    let [b, m, _] = [x.shape()[0], x.shape()[1], x.shape()[2]];
+    w.expect_rank("w", &["b", "n", "k"])?;
+    let out = device.empty(&[b, m, w.shape()[1]], out_dtype);
+    gemm_into(device, x, w, &out)?;
+    Ok(out)
+}
+
+/// [`gemm`] into an existing tensor, whose last stride is 1.
+pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
+    x.expect_rank("x", &["b", "m", "k"])?;
+    w.expect_rank("w", &["b", "n", "k"])?;
+    let (b, m, k, n) = (x.shape()[0], x.shape()[1], x.shape()[2], w.shape()[1]);
+    w.expect_shape("w", &[("b", b), ("n", n), ("k", k)])?;
+    out.expect_shape("out", &[("b", b), ("m", m), ("n", n)])?;
+    x.expect_dtype("x", &DType::FLOATS)?;
+    w.expect_dtype("w", &[x.dtype()])?;
+    out.expect_dtype("out", &DType::FLOATS)?;
+    for (name, tensor) in [("x", x), ("w", w), ("out", out)] {
+        tensor.expect_rows(name)?;
+    }
+    if b * m * n == 0 {
+        return Ok(());
+    }
+    if k == 0 {
+        return Err(KernelError::Value { name: "k", got: "0".into(), expected: "at least 1".into() });
+    }
+    let machine = device.machine(256);
+    let tiling = Tiling { m: if m <= 4 { 4 } else { 32 }, n: 64, k: 128 };
+    let programs = b * m.div_ceil(tiling.m) * n.div_ceil(tiling.n);
+    let width = if x.in_vectors() && w.in_vectors() { LANES } else { 1 };
+    // SAFETY: shapes and strides are checked above, and the kernel compares every row and column with
+    // them before it reads or writes.
+    unsafe {
+        gemm_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(programs),
+            machine.cube_dim(),
+            width,
+            machine.cell_width(),
+            x.arg(width),
+            w.arg(width),
+            out.arg(1),
+            b as u32,
+            m as u32,
+            n as u32,
+            k as u32,
+            x.strides()[0] as u32,
+            x.strides()[1] as u32,
+            w.strides()[0] as u32,
+            w.strides()[1] as u32,
+            out.strides()[0] as u32,
+            out.strides()[1] as u32,
+            tiling,
+            machine,
+            [x.dtype().elem(), out.dtype().elem(), f32::elem_type_native()],
+        );
+    }
+    Ok(())
+}

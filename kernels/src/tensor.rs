@@ -1,0 +1,278 @@
+//! Tensors on a device.
+
+use crate::Result;
+use crate::error::KernelError;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use cubecl_common::e4m3;
+use half::{bf16, f16};
+
+/// An element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// OCP E4M3FN: 4 exponent and 3 mantissa bits, largest 448, no infinity.
+    E4m3,
+    /// 32-bit integer.
+    I32,
+    /// Bytes: caches whose records mix types.
+    U8,
+}
+
+impl DType {
+    /// The floating-point types that activations come in.
+    pub const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 | Self::I32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+            Self::E4m3 | Self::U8 => 1,
+        }
+    }
+
+    /// CubeCL's name of the type.
+    pub fn elem(self) -> ElemType {
+        match self {
+            Self::F32 => f32::elem_type_native(),
+            Self::Bf16 => bf16::elem_type_native(),
+            Self::F16 => f16::elem_type_native(),
+            Self::E4m3 => e4m3::elem_type_native(),
+            Self::I32 => i32::elem_type_native(),
+            Self::U8 => u8::elem_type_native(),
+        }
+    }
+
+    /// Little-endian bytes of `values`, each rounded to nearest even in this type.
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Self::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Self::E4m3 => values.iter().map(|v| e4m3::from_f32(*v).to_bits()).collect(),
+            Self::I32 => values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect(),
+            Self::U8 => values.iter().map(|v| *v as u8).collect(),
+        }
+    }
+
+    /// The values of little-endian `bytes`, widened to f32.
+    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let four = |c: &[u8]| [c[0], c[1], c[2], c[3]];
+        let two = |c: &[u8]| [c[0], c[1]];
+        match self {
+            Self::F32 => bytes.chunks_exact(4).map(|c| f32::from_le_bytes(four(c))).collect(),
+            Self::Bf16 => {
+                bytes.chunks_exact(2).map(|c| bf16::from_le_bytes(two(c)).to_f32()).collect()
+            }
+            Self::F16 => {
+                bytes.chunks_exact(2).map(|c| f16::from_le_bytes(two(c)).to_f32()).collect()
+            }
+            Self::E4m3 => bytes.iter().map(|b| e4m3::from_bits(*b).to_f32()).collect(),
+            Self::I32 => bytes.chunks_exact(4).map(|c| i32::from_le_bytes(four(c)) as f32).collect(),
+            Self::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::E4m3 => "e4m3",
+            Self::I32 => "i32",
+            Self::U8 => "u8",
+        })
+    }
+}
+
+/// A strided view of device memory.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    handle: Handle,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+    dtype: DType,
+    /// Elements of the underlying buffer from the view's start on.
+    extent: usize,
+    /// Elements of the underlying buffer before the view's start.
+    offset: usize,
+}
+
+impl Tensor {
+    pub(crate) fn contiguous(handle: Handle, shape: &[usize], dtype: DType) -> Self {
+        let mut strides = vec![1; shape.len()];
+        for axis in (1..shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * shape[axis];
+        }
+        let extent = shape.iter().product();
+        Self { handle, shape: shape.to_vec(), strides, dtype, extent, offset: 0 }
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The stride of each axis, in elements.
+    pub fn strides(&self) -> &[usize] {
+        &self.strides
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements of the view.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the view has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Whether the elements follow each other without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let mut step = 1;
+        for (size, stride) in self.shape.iter().zip(&self.strides).rev() {
+            if *size != 1 && *stride != step {
+                return false;
+            }
+            step *= size;
+        }
+        true
+    }
+
+    /// The view of `length` elements of `axis` from `start` on; the same memory.
+    pub fn narrow(&self, axis: usize, start: usize, length: usize) -> Result<Self> {
+        if axis >= self.shape.len() || start + length > self.shape[axis] {
+            return Err(KernelError::Value {
+                name: "narrow",
+                got: format!("{start}..{} of axis {axis}", start + length),
+                expected: format!("a range within shape {:?}", self.shape),
+            });
+        }
+        let mut view = self.clone();
+        let skip = start * self.strides[axis];
+        view.shape[axis] = length;
+        view.offset += skip;
+        view.extent = self.extent.saturating_sub(skip);
+        view.handle = view.handle.offset_start((skip * self.dtype.size()) as u64);
+        Ok(view)
+    }
+
+    /// The same elements with another shape; the tensor must be contiguous.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
+        if !self.is_contiguous() || shape.iter().product::<usize>() != self.len() {
+            return Err(KernelError::Shape {
+                tensor: "reshaped tensor",
+                got: self.shape.clone(),
+                expected: format!("contiguous with as many elements as {shape:?}"),
+            });
+        }
+        let mut view = Self::contiguous(self.handle.clone(), shape, self.dtype);
+        view.offset = self.offset;
+        view.extent = self.extent;
+        Ok(view)
+    }
+
+    /// Exchanges two axes; the same memory.
+    pub fn transpose(&self, a: usize, b: usize) -> Result<Self> {
+        if a >= self.shape.len() || b >= self.shape.len() {
+            return Err(KernelError::Value {
+                name: "transpose",
+                got: format!("axes {a} and {b}"),
+                expected: format!("axes of shape {:?}", self.shape),
+            });
+        }
+        let mut view = self.clone();
+        view.shape.swap(a, b);
+        view.strides.swap(a, b);
+        Ok(view)
+    }
+
+    /// Refuses a tensor whose type is not among `types`.
+    pub(crate) fn expect_dtype(&self, tensor: &'static str, types: &[DType]) -> Result<()> {
+        if types.contains(&self.dtype) {
+            return Ok(());
+        }
+        let names: Vec<_> = types.iter().map(DType::to_string).collect();
+        let expected = names.join(" or ");
+        Err(KernelError::DType { tensor, got: self.dtype.to_string(), expected })
+    }
+
+    /// Refuses a tensor whose shape is not `expected`, given as axis names and sizes.
+    pub(crate) fn expect_shape(
+        &self,
+        tensor: &'static str,
+        expected: &[(&str, usize)],
+    ) -> Result<()> {
+        if self.shape.iter().eq(expected.iter().map(|(_, size)| size)) {
+            return Ok(());
+        }
+        Err(self.wrong_shape(tensor, expected.iter().map(|(n, s)| format!("{n}={s}"))))
+    }
+
+    /// Refuses a tensor that does not have as many axes as `names`.
+    pub(crate) fn expect_rank(&self, tensor: &'static str, names: &[&str]) -> Result<()> {
+        if self.shape.len() == names.len() {
+            return Ok(());
+        }
+        Err(self.wrong_shape(tensor, names.iter().map(|n| n.to_string())))
+    }
+
+    fn wrong_shape(
+        &self,
+        tensor: &'static str,
+        axes: impl Iterator<Item = String>,
+    ) -> KernelError {
+        let expected = format!("[{}]", axes.collect::<Vec<_>>().join(", "));
+        KernelError::Shape { tensor, got: self.shape.clone(), expected }
+    }
+
+    /// Refuses a tensor whose last axis has gaps.
+    pub(crate) fn expect_rows(&self, tensor: &'static str) -> Result<()> {
+        match self.strides.last() {
+            Some(1) => Ok(()),
+            _ if self.shape.last() == Some(&1) => Ok(()),
+            _ => Err(KernelError::Strides {
+                tensor,
+                got: self.strides.clone(),
+                expected: "a last stride of 1".to_string(),
+            }),
+        }
+    }
+
+    /// Whether every row of the last axis starts, and ends, at a multiple of eight elements.
+    pub(crate) fn in_vectors(&self) -> bool {
+        let outer = &self.strides[..self.strides.len() - 1];
+        self.strides.last() == Some(&1)
+            && self.shape.last().is_some_and(|n| n % 8 == 0)
+            && outer.iter().all(|s| s % 8 == 0)
+            && self.offset % 8 == 0
+            && self.extent % 8 == 0
+    }
+
+    /// The argument that binds this tensor as a buffer of vectors of `width` elements.
+    pub(crate) fn arg(&self, width: usize) -> BufferArg {
+        let len = (self.extent / width).max(1);
+        // SAFETY: the buffer holds at least `extent` elements from the view's start on (a tensor
+        // without elements still has a buffer of one), and no launcher lets a kernel read past them.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), len) }
+    }
+}

@@ -1,0 +1,198 @@
+//! Fragments: tiles of f32 results, shared out among the units of a team.
+
+use super::{LANES, Machine, MatrixUnit, unit_id};
+use cubecl::prelude::*;
+
+/// How the cells of a `rows x cols` tile of results are shared out among the units of a team.
+///
+/// Each unit holds, of `slots()` rows, `run()` *cells* each; a cell is `W` adjacent columns
+/// (`W` = [`Machine::cell_width`]). The units that hold cells of the same row are adjacent lanes of
+/// one plane, `lanes()` of them, so a row is reduced with a few shuffles. Kernels walk their cells as
+/// `for slot in 0..share.slots() { for cell in 0..share.run() { .. } }` on every machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Share {
+    /// Rows of the tile.
+    pub rows: usize,
+    /// Columns of the tile; a multiple of [`LANES`] times `lanes()` on a plain machine, of 8 otherwise.
+    pub cols: usize,
+    /// The machine whose units share the tile.
+    pub machine: Machine,
+}
+
+impl Share {
+    /// The share of a `rows x cols` tile.
+    pub fn new(machine: Machine, rows: usize, cols: usize) -> Self {
+        Self { rows, cols, machine }
+    }
+
+    /// Units that hold cells of the same row.
+    pub fn lanes(&self) -> usize {
+        match self.machine.matrix {
+            MatrixUnit::Wgmma => 4,
+            // It depends on the rows alone, so that fragments of the same rows are shared out alike
+            // and one can be rescaled by what was reduced from another.
+            MatrixUnit::Plain => (self.machine.team / self.rows).clamp(1, self.machine.plane),
+        }
+    }
+
+    /// Rows side by side: the stride between the rows of one unit on a plain machine.
+    fn row_groups(&self) -> usize {
+        self.machine.team / self.lanes()
+    }
+
+    /// Rows each unit holds cells of.
+    pub fn slots(&self) -> usize {
+        match self.machine.matrix {
+            MatrixUnit::Wgmma => 2,
+            MatrixUnit::Plain => self.rows.div_ceil(self.row_groups()),
+        }
+    }
+
+    /// Cells each unit holds of each of its rows.
+    pub fn run(&self) -> usize {
+        self.cols / (self.lanes() * self.machine.cell_width())
+    }
+
+    /// Whether loops over slots and cells are unrolled.
+    pub fn unrolled(&self) -> bool {
+        self.machine.unrolled()
+    }
+}
+
+/// The row of the tile that this unit's `slot` is; beyond `share.rows` where the team has more units
+/// than the tile needs.
+#[cube]
+pub fn row_of(slot: usize, #[comptime] share: Share) -> usize {
+    let unit = unit_id(share.machine);
+    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
+        let unit = unit % 128;
+        (unit / 32) * 16 + (unit % 32) / 4 + slot * 8
+    } else {
+        slot * comptime![share.row_groups()] + unit / comptime![share.lanes()]
+    }
+}
+
+/// The first column of this unit's `cell`.
+#[cube]
+pub fn col_of(cell: usize, #[comptime] share: Share) -> usize {
+    let lanes = comptime![share.lanes()];
+    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
+        (cell / 2) * 8 + lane_of(share) * 2 + cell % 2
+    } else {
+        cell * comptime![lanes * LANES] + lane_of(share) * LANES
+    }
+}
+
+/// The position of this unit among those that hold cells of the same row; 0 is the one that writes
+/// what is known once per row.
+#[cube]
+pub fn lane_of(#[comptime] share: Share) -> usize {
+    unit_id(share.machine) % comptime![share.lanes()]
+}
+
+/// The sum of `value` over the units that hold cells of the same row, in a fixed order.
+#[cube]
+pub fn sum_lanes(value: f32, #[comptime] share: Share) -> f32 {
+    let mut sum = value;
+    let steps = comptime![share.lanes().ilog2()];
+    #[unroll]
+    for step in 0..steps {
+        sum += plane_shuffle_xor(sum, comptime![1u32 << step]);
+    }
+    sum
+}
+
+/// The maximum of `value` over the units that hold cells of the same row.
+#[cube]
+pub fn max_lanes(value: f32, #[comptime] share: Share) -> f32 {
+    let mut top = value;
+    let steps = comptime![share.lanes().ilog2()];
+    #[unroll]
+    for step in 0..steps {
+        top = max(top, plane_shuffle_xor(top, comptime![1u32 << step]));
+    }
+    top
+}
+
+/// The sum of the columns of one cell, first to last.
+#[cube]
+pub fn sum_cell<W: Size>(cell: Vector<f32, W>) -> f32 {
+    let mut sum = cell.extract(0usize);
+    #[unroll]
+    for i in 1..W::value() {
+        sum += cell.extract(i);
+    }
+    sum
+}
+
+/// The maximum of the columns of one cell.
+#[cube]
+pub fn max_cell<W: Size>(cell: Vector<f32, W>) -> f32 {
+    let mut top = cell.extract(0usize);
+    #[unroll]
+    for i in 1..W::value() {
+        top = max(top, cell.extract(i));
+    }
+    top
+}
+
+/// This unit's cells of a tile of f32 results.
+#[derive(CubeType)]
+pub struct Fragment<W: Size> {
+    cells: Array<Vector<f32, W>>,
+    #[cube(comptime)]
+    share: Share,
+}
+
+#[cube]
+impl<W: Size> Fragment<W> {
+    /// A fragment of zeros.
+    pub fn zeroed(#[comptime] share: Share) -> Self {
+        let cells = Array::new(comptime![share.slots() * share.run()]);
+        let mut fragment = Fragment::<W> { cells, share };
+        fragment.clear();
+        fragment
+    }
+
+    /// Sets every cell to zero.
+    pub fn clear(&mut self) {
+        let share = comptime![self.share];
+        #[unroll(share.unrolled())]
+        for i in 0..comptime![share.slots() * share.run()] {
+            self.cells[i] = Vector::new(0.0f32);
+        }
+    }
+
+    /// The `cell`-th cell of this unit's `slot`-th row.
+    pub fn get(&self, slot: usize, cell: usize) -> Vector<f32, W> {
+        let share = comptime![self.share];
+        self.cells[cell_index(slot, cell, share)]
+    }
+
+    /// Replaces the `cell`-th cell of this unit's `slot`-th row.
+    pub fn set(&mut self, slot: usize, cell: usize, value: Vector<f32, W>) {
+        let share = comptime![self.share];
+        self.cells[cell_index(slot, cell, share)] = value;
+    }
+
+    /// Multiplies every cell of this unit's `slot`-th row by `factor`.
+    pub fn scale_row(&mut self, slot: usize, factor: f32) {
+        let share = comptime![self.share];
+        #[unroll(share.unrolled())]
+        for cell in 0..comptime![share.run()] {
+            let value = self.get(slot, cell);
+            self.set(slot, cell, value * Vector::new(factor));
+        }
+    }
+}
+
+/// Where the `cell`-th cell of `slot` is among the unit's cells: the order in which a warpgroup MMA
+/// returns its accumulator, and plain rows otherwise.
+#[cube]
+fn cell_index(slot: usize, cell: usize, #[comptime] share: Share) -> usize {
+    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
+        (cell / 2) * 4 + slot * 2 + cell % 2
+    } else {
+        slot * comptime![share.run()] + cell
+    }
+}

@@ -1,0 +1,116 @@
+//! What a kernel is compiled for: the comptime value every body is parametrised by.
+
+use cubecl::ir::types::ArrayType;
+use cubecl::prelude::*;
+
+/// The unit that multiplies tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MatrixUnit {
+    /// Vector arithmetic of each unit: the CPU, and any GPU whose matrix unit has no lowering yet.
+    Plain,
+    /// Hopper's warpgroup MMA (`wgmma`, sm_90a): 128 units multiply a 64-row tile together.
+    Wgmma,
+}
+
+/// How a kernel shares its work among the units of a device. A *team* is the set of units that work
+/// on one tile together and meet at [`sync_team`]; a *program* is one team's piece of the grid.
+///
+/// On a GPU a team is a whole cube. On the CPU a team is one unit (one OS thread) with private
+/// memory, and a cube holds one team per core, so that cores never wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    /// The unit that multiplies tiles.
+    pub matrix: MatrixUnit,
+    /// Units in a team.
+    pub team: usize,
+    /// Units in a plane (warp, wavefront); 1 where plane operations do not exist.
+    pub plane: usize,
+    /// Teams in a cube.
+    pub teams: usize,
+}
+
+impl Machine {
+    /// Whether loops over a fragment's cells are unrolled: on a GPU the cells are registers, which
+    /// can only be indexed by constants; on the CPU they are memory, and unrolling would only make
+    /// the compiler slow.
+    pub fn unrolled(&self) -> bool {
+        self.team > 1
+    }
+
+    /// Columns in one cell of a fragment (see [`Share`](super::Share)).
+    pub fn cell_width(&self) -> usize {
+        match self.matrix {
+            MatrixUnit::Plain => super::LANES,
+            MatrixUnit::Wgmma => 1,
+        }
+    }
+
+    /// The cubes that `programs` programs take.
+    pub fn cube_count(&self, programs: usize) -> CubeCount {
+        CubeCount::Static(programs.div_ceil(self.teams).max(1) as u32, 1, 1)
+    }
+
+    /// The units of a cube.
+    pub fn cube_dim(&self) -> CubeDim {
+        CubeDim::new_1d((self.team * self.teams) as u32)
+    }
+}
+
+/// The program this unit works on: `0..programs`, or beyond it on the last cube of a CPU.
+#[cube]
+pub fn program_id(#[comptime] machine: Machine) -> usize {
+    if comptime![machine.team == 1] {
+        CUBE_POS * comptime![machine.teams] + UNIT_POS as usize
+    } else {
+        CUBE_POS
+    }
+}
+
+/// The position of this unit in its team.
+#[cube]
+pub fn unit_id(#[comptime] machine: Machine) -> usize {
+    if comptime![machine.team == 1] {
+        0usize.runtime()
+    } else {
+        UNIT_POS as usize
+    }
+}
+
+/// Waits until every unit of the team is here and sees what the others wrote to team memory, with
+/// ordinary stores too where a matrix unit reads it through another path.
+#[cube]
+pub fn sync_team(#[comptime] machine: Machine) {
+    if comptime![machine.team > 1] {
+        if comptime![machine.matrix == MatrixUnit::Wgmma] {
+            sync_async_proxy_shared();
+        }
+        sync_cube();
+    }
+}
+
+/// `len` elements of memory that the team shares: shared memory, or for a team of one unit its own
+/// local memory, which needs no barrier. Uninitialised.
+#[cube]
+#[allow(unused_variables)]
+pub fn team_memory<E: CubePrimitive>(
+    #[comptime] len: usize,
+    #[comptime] alignment: usize,
+    #[comptime] machine: Machine,
+) -> Shared<[E]> {
+    intrinsic!(|scope| {
+        if machine.team == 1 {
+            let elem = E::__expand_as_type(scope);
+            let ty = ArrayType::get(scope.ctx(), elem, len);
+            let buffer = scope.create_local_mut(ty, None);
+            let slice = cubecl::frontend::slice::from_raw_parts::<E>(
+                scope,
+                buffer,
+                0usize.into_expand(scope),
+                len.into_expand(scope),
+            );
+            slice.expand.into()
+        } else {
+            Shared::<[E]>::__expand_new_aligned_slice(scope, len, alignment)
+        }
+    })
+}

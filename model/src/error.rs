@@ -1,0 +1,191 @@
+//! The one error type of this crate: every variant carries the value that was wrong and what was
+//! expected instead, so that its message alone says what to change.
+//!
+//! Names that come out of a file are printed quoted and escaped: a hostile file cannot write to the
+//! terminal through them.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use thiserror::Error;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can be wrong with a configuration or a checkpoint.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file could not be opened, read or mapped.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// A text that should be JSON is not.
+    #[error("{what}: not the JSON expected here: {detail}")]
+    Json {
+        /// The file, or "configuration" for a text that came from no file.
+        what: String,
+        /// The parser's words, with line and column.
+        detail: String,
+    },
+
+    /// A field of the configuration is missing, of the wrong type or out of bounds.
+    #[error("configuration: {field} is {value}, expected {expected}")]
+    Config {
+        /// The field, by its Hugging Face name; one inside another object is `object.field`.
+        field: String,
+        /// The offending value as JSON (cut when long), or `missing`.
+        value: String,
+        /// What would have been accepted.
+        expected: String,
+    },
+
+    /// The folder holds no checkpoint that can be read.
+    #[error("{}: no weights, expected model.safetensors or model.safetensors.index.json", .0.display())]
+    NoWeights(PathBuf),
+
+    /// A checkpoint in Python's pickle format, which is never read.
+    #[error(
+        "{}: refused: a pickle runs the code it holds when it is read; expected .safetensors \
+         (convert it on a machine that may be lost)",
+        .0.display()
+    )]
+    Pickle(PathBuf),
+
+    /// An entry of `model.safetensors.index.json` is wrong.
+    #[error("{}: {value:?}, expected {expected}", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// The offending tensor or shard name.
+        value: String,
+        /// What would have been accepted.
+        expected: String,
+    },
+
+    /// A file ends before what its header promises.
+    #[error("{}: truncated: {size} bytes, {missing} more expected", path.display())]
+    Truncated {
+        /// The safetensors file.
+        path: PathBuf,
+        /// Bytes there are.
+        size: u64,
+        /// Bytes that are missing.
+        missing: u64,
+    },
+
+    /// A file whose header breaks the safetensors format.
+    #[error("{}: not a safetensors file: {detail}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// Which rule of the format it breaks.
+        detail: String,
+    },
+
+    /// Two tensors of one name.
+    #[error("tensor {name:?} is in {} and again in {}, expected once", first.display(), second.display())]
+    DuplicateTensor {
+        /// The name.
+        name: String,
+        /// The file that holds it first.
+        first: PathBuf,
+        /// The file that holds it again (may be the same).
+        second: PathBuf,
+    },
+
+    /// A tensor that the model needs is not in the checkpoint.
+    #[error("tensor {name:?} is missing; {}", nearest_text(nearest))]
+    MissingTensor {
+        /// The name asked for.
+        name: String,
+        /// The existing name most like it, if one is at all like it.
+        nearest: Option<String>,
+    },
+
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor {name:?} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The shape that the configuration implies.
+        expected: Vec<usize>,
+    },
+
+    /// A tensor has an element type that cannot be used here.
+    #[error("tensor {name:?} has elements {found}, expected {expected}")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// Its element type in the file.
+        found: Dtype,
+        /// The element types accepted.
+        expected: &'static str,
+    },
+}
+
+impl Error {
+    /// Makes the adapter that puts `path` into an input/output error.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io { path, source }
+    }
+
+    /// A configuration error; `value` is cut to 80 characters.
+    pub fn config(
+        field: impl Into<String>,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Error {
+        let value = value.to_string();
+        let value = match value.char_indices().nth(80) {
+            Some((cut, _)) => format!("{}…", &value[..cut]),
+            None => value,
+        };
+        Error::Config {
+            field: field.into(),
+            value,
+            expected: expected.into(),
+        }
+    }
+}
+
+/// The end of the message for a missing tensor.
+fn nearest_text(nearest: &Option<String>) -> String {
+    match nearest {
+        Some(name) => format!("the nearest name there is {name:?}"),
+        None => "no name there is like it".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_are_cut_at_a_character() {
+        let message = Error::config("f", "é".repeat(500), "less").to_string();
+        assert!(
+            message.contains(&"é".repeat(80)) && message.len() < 250,
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn names_from_files_are_escaped() {
+        let error = Error::MissingTensor {
+            name: "a\u{1b}[2J".into(),
+            nearest: Some("b\n".into()),
+        };
+        assert!(
+            error.to_string().chars().all(|c| !c.is_control()),
+            "{error}"
+        );
+    }
+}
