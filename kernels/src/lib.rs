@@ -3,11 +3,19 @@
 // The `cube` macro makes a module beside each kernel that no doc comment can reach.
 #![allow(missing_docs)]
 
+pub mod dense_attention;
 pub mod device;
 pub mod error;
 pub mod gemm;
+pub mod hadamard;
+pub mod indexer;
+pub mod norm;
+pub mod quant;
+pub mod rope;
+pub mod sparse_attention;
 pub mod tensor;
 pub mod tile;
+pub mod top_k;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;

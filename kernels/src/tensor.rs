@@ -191,6 +191,24 @@ impl Tensor {
         Ok(view)
     }
 
+    /// The same bytes as elements of another type of the same size, or as bytes; only to bind them.
+    pub(crate) fn reinterpret(&self, dtype: DType) -> Self {
+        let mut view = self.clone();
+        view.extent = self.extent * self.dtype.size() / dtype.size();
+        view.offset = self.offset * self.dtype.size() / dtype.size();
+        view.dtype = dtype;
+        view
+    }
+
+    /// Refuses a tensor whose elements do not follow each other without gaps.
+    pub(crate) fn expect_contiguous(&self, tensor: &'static str) -> Result<()> {
+        if self.is_contiguous() {
+            return Ok(());
+        }
+        let expected = "contiguous".to_string();
+        Err(KernelError::Strides { tensor, got: self.strides.clone(), expected })
+    }
+
     /// Exchanges two axes; the same memory.
     pub fn transpose(&self, a: usize, b: usize) -> Result<Self> {
         if a >= self.shape.len() || b >= self.shape.len() {

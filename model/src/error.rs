@@ -1,8 +1,8 @@
 //! The one error type of this crate: every variant carries the value that was wrong and what was
 //! expected instead, so that its message alone says what to change.
 //!
-//! Names that come out of a file are printed quoted and escaped: a hostile file cannot write to the
-//! terminal through them.
+//! What comes out of a file is printed without control characters, and cut where it is long: a
+//! hostile file cannot write to the terminal through a message.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub enum Error {
     },
 
     /// A text that should be JSON is not.
-    #[error("{what}: not the JSON expected here: {detail}")]
+    #[error("{what}: not the JSON expected here: {}", printable(detail, 300))]
     Json {
         /// The file, or "configuration" for a text that came from no file.
         what: String,
@@ -45,7 +45,10 @@ pub enum Error {
     },
 
     /// The folder holds no checkpoint that can be read.
-    #[error("{}: no weights, expected model.safetensors or model.safetensors.index.json", .0.display())]
+    #[error(
+        "{}: no weights, expected model.safetensors or model.safetensors.index.json",
+        .0.display()
+    )]
     NoWeights(PathBuf),
 
     /// A checkpoint in Python's pickle format, which is never read.
@@ -79,7 +82,7 @@ pub enum Error {
     },
 
     /// A file whose header breaks the safetensors format.
-    #[error("{}: not a safetensors file: {detail}", path.display())]
+    #[error("{}: not a safetensors file: {}", path.display(), printable(detail, 300))]
     Safetensors {
         /// The file.
         path: PathBuf,
@@ -88,7 +91,10 @@ pub enum Error {
     },
 
     /// Two tensors of one name.
-    #[error("tensor {name:?} is in {} and again in {}, expected once", first.display(), second.display())]
+    #[error(
+        "tensor {name:?} is in {} and again in {}, expected once",
+        first.display(), second.display()
+    )]
     DuplicateTensor {
         /// The name.
         name: String,
@@ -143,17 +149,19 @@ impl Error {
         value: impl ToString,
         expected: impl Into<String>,
     ) -> Error {
-        let value = value.to_string();
-        let value = match value.char_indices().nth(80) {
-            Some((cut, _)) => format!("{}…", &value[..cut]),
-            None => value,
-        };
-        Error::Config {
-            field: field.into(),
-            value,
-            expected: expected.into(),
-        }
+        let value = printable(&value.to_string(), 80);
+        Error::Config { field: field.into(), value, expected: expected.into() }
     }
+}
+
+/// `text` cut to `most` characters, with `?` in place of control characters.
+fn printable(text: &str, most: usize) -> String {
+    let clean = |c: char| if c.is_control() { '?' } else { c };
+    let mut short: String = text.chars().take(most).map(clean).collect();
+    if text.chars().nth(most).is_some() {
+        short.push('…');
+    }
+    short
 }
 
 /// The end of the message for a missing tensor.
@@ -171,21 +179,19 @@ mod tests {
     #[test]
     fn long_values_are_cut_at_a_character() {
         let message = Error::config("f", "é".repeat(500), "less").to_string();
-        assert!(
-            message.contains(&"é".repeat(80)) && message.len() < 250,
-            "{message}"
-        );
+        assert!(message.contains(&"é".repeat(80)) && message.len() < 250, "{message}");
     }
 
     #[test]
-    fn names_from_files_are_escaped() {
-        let error = Error::MissingTensor {
-            name: "a\u{1b}[2J".into(),
-            nearest: Some("b\n".into()),
-        };
-        assert!(
-            error.to_string().chars().all(|c| !c.is_control()),
-            "{error}"
-        );
+    fn control_characters_from_files_are_not_printed() {
+        let evil = || "a\u{1b}[2J\u{9b}\n".to_string();
+        for error in [
+            Error::MissingTensor { name: evil(), nearest: Some(evil()) },
+            Error::Json { what: "x".into(), detail: evil() },
+            Error::Safetensors { path: "x".into(), detail: evil() },
+            Error::config("x", evil(), "y"),
+        ] {
+            assert!(error.to_string().chars().all(|c| !c.is_control()), "{error}");
+        }
     }
 }

@@ -11,9 +11,9 @@
 //! expanded:  k_nope ‖ v = c·Wkv_bᵀ     attention of q_nope ‖ q_pe to k_nope ‖ k_pe, values v
 //! absorbed:  q' = q_nope·W_UK          attention of q' ‖ q_pe to c ‖ k_pe, values c; o = o'·W_UV
 //! ```
-//! W_UK and W_UV are the key's and the value's rows of Wkv_b: `⟨q_nope, W_UK·c⟩ = ⟨q_nope·W_UK, c⟩`,
-//! so both forms are the same function. The absorbed one needs a single row a token, shared by all
-//! heads, which is what makes gathering selected tokens worth while.
+//! W_UK and W_UV are the key's and the value's rows of Wkv_b. As `⟨q_nope, W_UK·c⟩` is
+//! `⟨q_nope·W_UK, c⟩`, both forms are the same function. The absorbed one needs a single row a
+//! token, shared by all heads, which is what makes gathering selected tokens worth while.
 //!
 //! Source: `MLA` and `Indexer` of the DeepSeek-V3.2-Exp inference demo (November 2025).
 use crate::dense_attention::{dense_mha, dense_mla};
@@ -27,7 +27,7 @@ use crate::rope::Pairing;
 use crate::sparse_attention::sparse_mla;
 use crate::top_k::{Policy, top_k};
 use heads::{causal, join, join_heads, part, rope_part, split_heads};
-use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Slice};
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, Slice};
 
 mod heads;
 mod weights;
@@ -60,27 +60,40 @@ pub fn indexer_topk(
 ) -> Result<Array2<i32>> {
     weights.check(x, config)?;
     let qr = query_latent(x, config, weights)?; // [s, q_lora_rank]
-    let (q, k, k_scale, w) = indexer_inputs(x, qr.view(), config, weights, options)?;
+    let i = indexer_inputs(x, qr.view(), config, weights, options)?;
+    let (q, k, k_scale, w) = (i.q.view(), i.k.view(), i.k_scale.view(), i.w.view());
     let (ks, ke) = causal(x.nrows()); // [s], [s]
-    let score = ScoreFn::ReluWeighted;
-    let logits =
-        indexer_logits(q.view(), k.view(), k_scale.view(), w.view(), &ks, &ke, score)?; // [s, s]
-    Ok(top_k(logits.view(), &ks, &ke, config.index_topk, Policy::Fixed))
+    let logits = indexer_logits(q, k, k_scale, w, &ks, &ke, ScoreFn::ReluWeighted)?; // [s, s]
+    let (logits, topk) = (logits.view(), config.index_topk);
+    Ok(top_k(logits, &ks, &ke, topk, Policy::Fixed))
 }
 
-/// What [`indexer_logits`] takes: q `[s, H, D]`, k `[s, D]`, k_scale `[s]`, w `[s, H]`.
+/// What [`indexer_logits`] takes.
+struct IndexerInputs {
+    /// `[s, H, D]`, without its scale.
+    q: Array3<f32>,
+    /// `[s, D]`, without its scale.
+    k: Array2<f32>,
+    /// `[s]`.
+    k_scale: Array1<f32>,
+    /// `(x·Wᵀ) · H^−½ · q_scale · D^−½` `[s, H]`.
+    w: Array2<f32>,
+}
+
+/// Projects, turns, spreads and quantises the indexer's queries and keys.
 fn indexer_inputs(
     x: ArrayView2<f32>,
     qr: ArrayView2<f32>,
     config: &AttentionConfig,
     weights: &AttentionWeights,
     options: &Options,
-) -> Result<(Array3<f32>, Array2<f32>, Array1<f32>, Array2<f32>)> {
+) -> Result<IndexerInputs> {
     let (s, heads, d) = (x.nrows(), config.index_n_heads, config.index_head_dim);
     let i = &weights.indexer;
     let q = split_heads(linear(qr, i.wq_b.view()), heads, d); // [s, H, D]
     let k = linear(x, i.wk.view()); // [s, D]
-    let k = layer_norm(k.view(), i.k_norm_weight.view(), i.k_norm_bias.view(), K_NORM_EPS)?;
+    let (weight, bias) = (i.k_norm_weight.view(), i.k_norm_bias.view()); // [D], [D]
+    let k = layer_norm(k.view(), weight, bias, K_NORM_EPS)?; // [s, D]
     let k = k.insert_axis(Axis(1)); // [s, 1, D]
     // The first qk_rope_head_dim dimensions have position (in the main attention it is the last).
     let positions = 0..config.qk_rope_head_dim;
@@ -99,7 +112,8 @@ fn indexer_inputs(
     if options.index_fp8 {
         for head in 0..heads {
             let q8 = act_quant(q.index_axis(Axis(1), head), d, ScaleFmt::Ue8m0)?;
-            q.index_axis_mut(Axis(1), head).assign(&q8.codes.mapv(e4m3_decode)); // [s, D]
+            let decoded = q8.codes.mapv(e4m3_decode); // [s, D]
+            q.index_axis_mut(Axis(1), head).assign(&decoded);
             q_scale.column_mut(head).assign(&q8.scale.column(0)); // [s]
         }
         let k8 = act_quant(k.view(), d, ScaleFmt::Ue8m0)?;
@@ -108,7 +122,7 @@ fn indexer_inputs(
     }
     let scale = ((heads as f64).sqrt().recip() * (d as f64).sqrt().recip()) as f32;
     let w = linear(x, i.weights_proj.view()) * &q_scale * scale; // [s, H]
-    Ok((q, k, k_scale, w))
+    Ok(IndexerInputs { q, k, k_scale, w })
 }
 
 /// The layer in absorbed form: `x` `[s, hidden_size]` to `[s, hidden_size]`.
@@ -124,18 +138,10 @@ pub fn attention(
 ) -> Result<Array2<f32>> {
     weights.check(x, config)?;
     let (q, c, k_pe) = project(x, config, weights, options)?;
-    let rank = config.kv_lora_rank;
-    let nope = config.qk_nope_head_dim;
+    let (nope, rank) = (config.qk_nope_head_dim, config.kv_lora_rank);
     let q_nope = part(&q, 0..nope); // [s, h, nope]
     let q_pe = part(&q, nope..config.qk_head_dim()); // [s, h, rope]
-    let mut q_absorbed = Array3::zeros((x.nrows(), config.num_attention_heads, rank));
-    let mut w_uv = Vec::new(); // [h][v, kv_lora_rank]
-    for head in 0..config.num_attention_heads {
-        let (w_uk, head_w_uv) = kv_b_head(config, weights, head); // [nope, rank], [v, rank]
-        let q_nope = q_nope.index_axis(Axis(1), head); // [s, nope]
-        q_absorbed.index_axis_mut(Axis(1), head).assign(&linear(q_nope, w_uk.t())); // [s, rank]
-        w_uv.push(head_w_uv);
-    }
+    let q_absorbed = absorb(q_nope, config, weights); // [s, h, rank]
     let q = join(q_absorbed.view(), q_pe); // [s, h, rank + rope]
     let kv = join(c.view().insert_axis(Axis(1)), k_pe.view()); // [s, 1, rank + rope]
     let kv = kv.remove_axis(Axis(1)); // [s, rank + rope]
@@ -150,12 +156,7 @@ pub fn attention(
             dense_mla(q.view(), kv.view(), &ks, &ke, tau, rank)?
         }
     };
-    let shape = (x.nrows(), config.num_attention_heads, config.v_head_dim);
-    let mut o = Array3::zeros(shape); // [s, h, v]
-    for (head, w_uv) in w_uv.iter().enumerate() {
-        let latent = latent.out.index_axis(Axis(1), head); // [s, rank]
-        o.index_axis_mut(Axis(1), head).assign(&linear(latent, *w_uv)); // [s, v]
-    }
+    let o = unabsorb(latent.out.view(), config, weights); // [s, h, v]
     Ok(linear(join_heads(o).view(), weights.o_proj.view()))
 }
 
@@ -172,9 +173,10 @@ pub fn attention_expanded(
 ) -> Result<Array2<f32>> {
     weights.check(x, config)?;
     let (q, c, k_pe) = project(x, config, weights, options)?;
-    let (s, heads, nope) = (x.nrows(), config.num_attention_heads, config.qk_nope_head_dim);
+    let (s, heads) = (x.nrows(), config.num_attention_heads);
     let kv_b = linear(c.view(), weights.kv_b_proj.view()); // [s, h · (nope + v)]
     let kv = split_heads(kv_b, heads, config.kv_b_head_dim()); // [s, h, nope + v]
+    let nope = config.qk_nope_head_dim;
     let k_nope = part(&kv, 0..nope); // [s, h, nope]
     let v = part(&kv, nope..config.kv_b_head_dim()); // [s, h, v]
     let k_pe = Array3::from_shape_fn((s, heads, config.qk_rope_head_dim), |(t, _, i)| {
@@ -216,20 +218,45 @@ fn project(
     }
     let k_pe = kv_a.slice_axis(Axis(1), Slice::from(rank..)); // [s, rope]
     let k_pe = k_pe.insert_axis(Axis(1)).to_owned(); // [s, 1, rope]
-    let k_pe = rope_part(k_pe, 0..config.qk_rope_head_dim, config, Pairing::Interleaved);
+    let all = 0..config.qk_rope_head_dim;
+    let k_pe = rope_part(k_pe, all, config, Pairing::Interleaved); // [s, 1, rope]
     Ok((q, c, k_pe))
 }
 
-/// W_UK `[nope, kv_lora_rank]` and W_UV `[v, kv_lora_rank]` of one head: its rows of `kv_b_proj`.
-fn kv_b_head<'a>(
+/// `q'[t, h] = q_nope[t, h]·W_UK[h]`: `[s, h, nope]` to `[s, h, kv_lora_rank]`.
+fn absorb(
+    q_nope: ArrayView3<f32>,
     config: &AttentionConfig,
-    weights: &'a AttentionWeights,
-    head: usize,
-) -> (ArrayView2<'a, f32>, ArrayView2<'a, f32>) {
-    let start = head * config.kv_b_head_dim();
-    let middle = start + config.qk_nope_head_dim;
-    let end = start + config.kv_b_head_dim();
-    let w_uk = weights.kv_b_proj.slice_axis(Axis(0), Slice::from(start..middle));
-    let w_uv = weights.kv_b_proj.slice_axis(Axis(0), Slice::from(middle..end));
-    (w_uk, w_uv)
+    weights: &AttentionWeights,
+) -> Array3<f32> {
+    let (s, heads, nope) = q_nope.dim();
+    let mut q = Array3::zeros((s, heads, config.kv_lora_rank)); // [s, h, kv_lora_rank]
+    for head in 0..heads {
+        let q_nope = q_nope.index_axis(Axis(1), head); // [s, nope]
+        let start = head * config.kv_b_head_dim();
+        let rows = Slice::from(start..start + nope); // the key's rows come first
+        let w_uk = weights.kv_b_proj.slice_axis(Axis(0), rows); // [nope, kv_lora_rank]
+        let absorbed = linear(q_nope, w_uk.t()); // [s, kv_lora_rank]
+        q.index_axis_mut(Axis(1), head).assign(&absorbed);
+    }
+    q
+}
+
+/// `o[t, h] = W_UV[h]·o'[t, h]`: `[s, h, kv_lora_rank]` to `[s, h, v]`.
+fn unabsorb(
+    latent: ArrayView3<f32>,
+    config: &AttentionConfig,
+    weights: &AttentionWeights,
+) -> Array3<f32> {
+    let (s, heads, _) = latent.dim();
+    let mut o = Array3::zeros((s, heads, config.v_head_dim)); // [s, h, v]
+    for head in 0..heads {
+        let latent = latent.index_axis(Axis(1), head); // [s, kv_lora_rank]
+        let end = (head + 1) * config.kv_b_head_dim();
+        let rows = Slice::from(end - config.v_head_dim..end); // the value's rows come last
+        let w_uv = weights.kv_b_proj.slice_axis(Axis(0), rows); // [v, kv_lora_rank]
+        let value = linear(latent, w_uv); // [s, v]
+        o.index_axis_mut(Axis(1), head).assign(&value);
+    }
+    o
 }

@@ -49,7 +49,7 @@ pub fn indexer_logits(
     weights: ArrayView2<f32>,
     ks: &[i32],
     ke: &[i32],
-    score: ScoreFn,
+    score_fn: ScoreFn,
 ) -> Result<Array2<f32>> {
     let (s, heads, d) = q.dim();
     let s_kv = k.nrows();
@@ -62,7 +62,7 @@ pub fn indexer_logits(
     for t in 0..s {
         let q = q.index_axis(Axis(0), t); // [H, D]
         for n in key_range(ks[t], ke[t], s_kv) {
-            logits[(t, n)] = logit(q, k.row(n), k_scale[n], weights.row(t), score);
+            logits[(t, n)] = logit(q, k.row(n), k_scale[n], weights.row(t), score_fn);
         }
     }
     Ok(logits)
@@ -74,11 +74,11 @@ fn logit(
     k: ArrayView1<f32>,
     k_scale: f32,
     weights: ArrayView1<f32>,
-    score: ScoreFn,
+    score_fn: ScoreFn,
 ) -> f32 {
     let mut sum = 0.0f64;
     for (q, &w) in q.axis_iter(Axis(0)).zip(weights) {
-        sum += score.apply(dot(q, k), f64::from(w));
+        sum += score_fn.apply(dot(q, k), f64::from(w));
     }
     (f64::from(k_scale) * sum) as f32
 }
@@ -105,8 +105,8 @@ pub fn indexer_logits_paged(
     weights: ArrayView2<f32>,
     context_lens: &[i32],
     block_table: ArrayView2<i32>,
-    score: ScoreFn,
     max_context: usize,
+    score_fn: ScoreFn,
 ) -> Result<Array2<f32>> {
     let (b, next_n, heads, d) = q.dim();
     let n_pages = cache.nrows();
@@ -118,19 +118,21 @@ pub fn indexer_logits_paged(
     let (codes, k_scale) = index_cache_read(cache, page_size)?;
     let k = codes.mapv(e4m3_decode); // [n_pages · page_size, D]
     let mut logits = Array2::from_elem((b * next_n, max_context), f32::NEG_INFINITY);
-    for request in 0..b {
+    for (request, &context_len) in context_lens.iter().enumerate() {
         for i in 0..next_n {
             let row = request * next_n + i;
             let q = q.index_axis(Axis(0), request);
             let q = q.index_axis(Axis(0), i); // [H, D]
             let hidden = (next_n - 1 - i) as i64; // this query's successors
-            let visible = i64::from(context_lens[request]).saturating_sub(hidden);
+            let visible = i64::from(context_len).saturating_sub(hidden);
             let visible = usize::try_from(visible).unwrap_or(0).min(max_context);
             for n in 0..visible {
                 let entry = block_table.get((request, n / page_size)).copied().unwrap_or(-1);
-                let Some(page) = key(entry, n_pages) else { continue };
+                let Some(page) = key(entry, n_pages) else {
+                    continue;
+                };
                 let slot = page * page_size + n % page_size;
-                logits[(row, n)] = logit(q, k.row(slot), k_scale[slot], weights.row(row), score);
+                logits[(row, n)] = logit(q, k.row(slot), k_scale[slot], weights.row(row), score_fn);
             }
         }
     }

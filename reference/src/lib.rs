@@ -16,7 +16,7 @@
 //! | score every earlier token | [`indexer`] | logits `[s, s_kv]` |
 //! | keep the best | [`top_k`] | indices `[s, topk]` |
 //! | attend to those alone | [`sparse_attention`] | out `[s, h, d_v]`, lse `[s, h]` |
-//! | the same with every token | [`dense_attention`], [`mask`] | what the sparse one is held against |
+//! | the same with every token | [`dense_attention`], [`mask`] | what sparse is held against |
 //! | all of it from the weights | [`attention_layer`] | the attention half of one layer |
 //!
 //! # Conventions
@@ -31,7 +31,7 @@
 //! * Equal scores: the lower index wins. NaN and −inf are never selected; −0.0 equals +0.0.
 //! * Functions that can be given arrays that do not fit together return [`Result`]. The few that
 //!   return a plain array have no way to refuse, and say so: what is missing there reads as NaN
-//!   (or as no key). Nothing panics.
+//!   (or as no key). Nothing panics, short of the memory running out.
 #![forbid(unsafe_code)]
 
 pub mod attention_layer;

@@ -123,12 +123,14 @@ pub fn sparse_mla_paged(
 /// One attention out of several over disjoint sets of keys, all of the same shapes.
 ///
 /// It is a softmax over the splits: each one's score is its lse, its value its (normalised) out,
-/// `lse = ln Σ_i e^lse_i`, `out = Σ_i e^(lse_i − lse) · out_i`. A split whose lse is infinite had no
-/// key and is left out; without any split, or with none that had a key, the row has no key. A sink
-/// must be applied to the merged result, not to the splits. Splits of unequal shapes have no merge:
-/// everything is NaN.
+/// `lse = ln Σ_i e^lse_i`, `out = Σ_i e^(lse_i − lse) · out_i`. A split whose lse is infinite had
+/// no key and is left out; without any split, or with none that had a key, the row has no key. A
+/// sink must be applied to the merged result, not to the splits. Splits of unequal shapes have no
+/// merge: everything is NaN.
 pub fn merge_splits(partials: &[Attention]) -> Attention {
-    let Some(first) = partials.first() else { return Attention::empty(0, 0, 0) };
+    let Some(first) = partials.first() else {
+        return Attention::empty(0, 0, 0);
+    };
     let (s, h, d_v) = first.out.dim();
     let mut merged = Attention::empty(s, h, d_v);
     let fits = |p: &Attention| {

@@ -14,16 +14,18 @@
 mod fragment;
 mod machine;
 mod multiply;
+mod reduce;
 mod softmax;
 mod tiles;
 
 pub use fragment::*;
 pub use machine::*;
 pub use multiply::*;
+pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;
 
-use cubecl::prelude::*;
+use cubecl::prelude::Const;
 
 /// Columns that move together: tiles are loaded, kept and multiplied in vectors of this many
 /// elements, and tile widths are rounded up to a multiple of it.

@@ -4,11 +4,14 @@ use super::{Fragment, LANES, Lanes, MatrixUnit, Share, Tile, col_of, row_of, sum
 use cubecl::prelude::*;
 use cubecl::wgmma::{Accumulator, MatrixDescriptor, WgmmaTileLayout};
 
-/// Rows that a plain product computes together, so that each loaded vector serves several of them.
-const ROWS: usize = 4;
 /// Columns (`nt`) or cells (`nn`) that a plain product computes together. Eight running sums, four
 /// vectors of one operand and two of the other fit the sixteen registers of AVX2.
 const COLS: usize = 2;
+
+/// Rows that a plain product computes together, so that each loaded vector serves several of them.
+fn rows_together(share: Share) -> usize {
+    [4, 2, 1].into_iter().find(|rows| share.slots().is_multiple_of(*rows)).unwrap_or(1)
+}
 
 /// `c += a · bᵀ`: `c[i, j] += Σ_k a[i, k] · b[j, k]` in f32.
 ///
@@ -59,22 +62,23 @@ fn multiply_nt_plain<S: Numeric, W: Size>(
     #[comptime] share: Share,
 ) {
     let k_vectors = comptime![a.shape.vectors()];
+    let rows = comptime![rows_together(share)];
     #[unroll(share.unrolled())]
-    for block in 0..comptime![share.slots() / ROWS] {
+    for block in 0..comptime![share.slots() / rows] {
         #[unroll(share.unrolled())]
         for cell in 0..comptime![share.run()] {
             let col = col_of(cell, share);
             #[unroll]
             for pair in 0..comptime![LANES / COLS] {
-                let mut sums = Array::<Vector<f32, Lanes>>::new(comptime![ROWS * COLS]);
+                let mut sums = Array::<Vector<f32, Lanes>>::new(comptime![rows * COLS]);
                 #[unroll]
-                for i in 0..comptime![ROWS * COLS] {
+                for i in 0..comptime![rows * COLS] {
                     sums[i] = Vector::new(0.0f32);
                 }
                 for k in 0..k_vectors {
                     #[unroll]
-                    for i in 0..ROWS {
-                        let x = a.vector(row_of(block * ROWS + i, share), k);
+                    for i in 0..rows {
+                        let x = a.vector(row_of(block * rows + i, share), k);
                         #[unroll]
                         for j in 0..COLS {
                             let y = b.vector(col + comptime![pair * COLS + j], k);
@@ -83,14 +87,14 @@ fn multiply_nt_plain<S: Numeric, W: Size>(
                     }
                 }
                 #[unroll]
-                for i in 0..ROWS {
-                    let mut value = c.get(block * ROWS + i, cell);
+                for i in 0..rows {
+                    let mut value = c.get(block * rows + i, cell);
                     #[unroll]
                     for j in 0..COLS {
                         let at = comptime![pair * COLS + j];
                         value.insert(at, value.extract(at) + sum_cell(sums[i * COLS + j]));
                     }
-                    c.set(block * ROWS + i, cell, value);
+                    c.set(block * rows + i, cell, value);
                 }
             }
         }
@@ -107,24 +111,25 @@ fn multiply_nn_plain<S: Numeric, W: Size>(
 ) {
     let k_vectors = comptime![a.shape.vectors()];
     let cells = comptime![if share.run() % COLS == 0 { COLS } else { 1 }];
+    let rows = comptime![rows_together(share)];
     #[unroll(share.unrolled())]
-    for block in 0..comptime![share.slots() / ROWS] {
+    for block in 0..comptime![share.slots() / rows] {
         #[unroll(share.unrolled())]
         for group in 0..comptime![share.run() / cells] {
-            let mut sums = Array::<Vector<f32, W>>::new(comptime![ROWS * cells]);
+            let mut sums = Array::<Vector<f32, W>>::new(comptime![rows * cells]);
             #[unroll]
-            for i in 0..ROWS {
+            for i in 0..rows {
                 #[unroll]
                 for j in 0..cells {
-                    sums[i * cells + j] = c.get(block * ROWS + i, group * cells + j);
+                    sums[i * cells + j] = c.get(block * rows + i, group * cells + j);
                 }
             }
             for k in 0..k_vectors {
                 #[unroll]
                 for e in 0..LANES {
                     #[unroll]
-                    for i in 0..ROWS {
-                        let x = a.vector(row_of(block * ROWS + i, share), k).extract(e);
+                    for i in 0..rows {
+                        let x = a.vector(row_of(block * rows + i, share), k).extract(e);
                         #[unroll]
                         for j in 0..cells {
                             let v = col_of(group * cells + j, share) / LANES;
@@ -135,10 +140,10 @@ fn multiply_nn_plain<S: Numeric, W: Size>(
                 }
             }
             #[unroll]
-            for i in 0..ROWS {
+            for i in 0..rows {
                 #[unroll]
                 for j in 0..cells {
-                    c.set(block * ROWS + i, group * cells + j, sums[i * cells + j]);
+                    c.set(block * rows + i, group * cells + j, sums[i * cells + j]);
                 }
             }
         }

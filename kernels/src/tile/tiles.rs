@@ -137,6 +137,33 @@ pub fn read_vector<E: Numeric, N: Size, S: Numeric>(
     out
 }
 
+/// How many of the eight columns from `8 v` on lie before `cols`; the vector's own count may be larger.
+#[cube]
+pub fn left_of(cols: usize, v: usize) -> usize {
+    select(v * LANES < cols, cols - v * LANES, 0usize)
+}
+
+/// The little-endian f32 at byte `at`.
+#[cube]
+pub fn read_f32(bytes: &[u8], at: usize) -> f32 {
+    let mut bits = 0u32.runtime();
+    #[unroll]
+    for i in 0..4usize {
+        bits |= u32::cast_from(bytes[at + i]) << comptime![8 * i as u32];
+    }
+    f32::reinterpret(bits)
+}
+
+/// Writes a little-endian f32 at byte `at`.
+#[cube]
+pub fn write_f32(bytes: &mut [u8], at: usize, value: f32) {
+    let bits = u32::reinterpret(value);
+    #[unroll]
+    for i in 0..4usize {
+        bytes[at + i] = u8::cast_from((bits >> comptime![8 * i as u32]) & 0xffu32);
+    }
+}
+
 /// Fills `tile` with rows of `source`: tile row `r` is the `cols` elements from `start + r * stride`
 /// on, for `r < rows`; the other rows and the padding are zeros.
 #[cube]
@@ -156,21 +183,24 @@ pub fn load_rows<E: Numeric, N: Size, S: Numeric>(
         if comptime![shape.len() % team == 0] || i < comptime![shape.len()] {
             let row = i / comptime![shape.vectors()];
             let v = i % comptime![shape.vectors()];
-            let valid = select(row < rows && v * LANES < cols, cols - v * LANES, 0usize);
+            let valid = select(row < rows, left_of(cols, v), 0usize);
             tile.put(row, v, read_vector::<E, N, S>(source, start + row * stride + v * LANES, valid));
         }
     }
 }
 
-/// Fills `tile` with the rows of `source` that `keys` names: tile row `r` is the `cols` elements from
-/// `keys[r] * stride` on. A negative key means no row: zeros, so that nothing of an unused row, not
-/// even a NaN, can reach a product.
+/// Fills `tile` with the rows of `source` that `slots` names. Rows come in pages: `page_size` rows,
+/// `stride` elements apart, in each page, and a page every `page_stride` elements; unpaged rows are one
+/// page. A negative slot means no row: zeros, so that nothing of an unused row, not even a NaN, can
+/// reach a product.
 #[cube]
 pub fn gather_rows<E: Numeric, N: Size, S: Numeric>(
     tile: &mut Tile<S>,
     source: &[Vector<E, N>],
-    keys: &[i32],
+    slots: &[i32],
     stride: usize,
+    page_size: usize,
+    page_stride: usize,
     cols: usize,
 ) {
     let shape = comptime![tile.shape];
@@ -181,11 +211,12 @@ pub fn gather_rows<E: Numeric, N: Size, S: Numeric>(
         if comptime![shape.len() % team == 0] || i < comptime![shape.len()] {
             let row = i / comptime![shape.vectors()];
             let v = i % comptime![shape.vectors()];
-            let key = keys[row];
-            let valid = select(key >= 0 && v * LANES < cols, cols - v * LANES, 0usize);
-            // The offset of a missing key is never used, but it must not be computed from -1 either.
-            let start = select(key >= 0, key, 0i32) as usize * stride;
-            tile.put(row, v, read_vector::<E, N, S>(source, start + v * LANES, valid));
+            let slot = slots[row];
+            let valid = select(slot >= 0, left_of(cols, v), 0usize);
+            // The offset of a missing row is never used, but it must not be computed from -1 either.
+            let slot = select(slot >= 0, slot, 0i32) as usize;
+            let at = slot / page_size * page_stride + slot % page_size * stride + v * LANES;
+            tile.put(row, v, read_vector::<E, N, S>(source, at, valid));
         }
     }
 }

@@ -123,7 +123,7 @@ impl AttentionWeights {
         let weights_proj = i.weights_proj.shape();
         check_shape("indexer.weights_proj", weights_proj, &[c.index_n_heads, c.hidden_size])?;
         let rope = c.qk_rope_head_dim;
-        check_value("qk_rope_head_dim", rope, "even", rope % 2 == 0)?;
+        check_value("qk_rope_head_dim", rope, "even", rope.is_multiple_of(2))?;
         let holds_rope = c.index_head_dim >= rope;
         check_value("index_head_dim", c.index_head_dim, "at least qk_rope_head_dim", holds_rope)
     }

@@ -2,7 +2,7 @@
 use crate::random::{Random, worst};
 use dsa_reference::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
 use dsa_reference::quant::{ScaleFmt, act_quant, e4m3_decode, index_cache_pages};
-use ndarray::{Array2, Array3, Array4, array};
+use ndarray::{Array1, Array2, Array3, Array4, Axis, Slice, array};
 
 const RELU: ScoreFn = ScoreFn::ReluWeighted;
 
@@ -53,7 +53,7 @@ fn closed_relus_give_an_exact_zero_and_nan_stays() {
 #[test]
 fn arrays_that_do_not_fit_are_refused() {
     let q = Array3::ones((2, 1, 3));
-    let (k, scale, w) = (Array2::ones((4, 3)), ndarray::Array1::ones(4), Array2::ones((2, 1)));
+    let (k, scale, w) = (Array2::ones((4, 3)), Array1::ones(4), Array2::ones((2, 1)));
     let (q, k, scale, w) = (q.view(), k.view(), scale.view(), w.view());
     assert!(indexer_logits(q, k, scale, w, &[0, 0], &[4, 4], RELU).is_ok());
     let error = indexer_logits(q, k, scale, w, &[0], &[4, 4], RELU).unwrap_err().to_string();
@@ -62,12 +62,16 @@ fn arrays_that_do_not_fit_are_refused() {
     assert!(indexer_logits(q, k, scale, w.t(), &[0, 0], &[4, 4], RELU).is_err());
 }
 
-/// A cache of `lens` keys a request, its pages shuffled: (cache, block table, k, k_scale).
-fn paged(
-    random: &mut Random,
-    lens: &[usize],
-    page_size: usize,
-) -> (Array2<u8>, Array2<i32>, Vec<Array2<f32>>, Vec<Vec<f32>>) {
+/// A paged cache and the keys that lie in it.
+struct Paged {
+    cache: Array2<u8>,
+    table: Array2<i32>,
+    keys: Vec<Array2<f32>>,
+    scales: Vec<Array1<f32>>,
+}
+
+/// Keys for requests of the lengths `lens`, their pages shuffled, everything else NaN.
+fn paged(random: &mut Random, lens: &[usize], page_size: usize) -> Paged {
     let d = 8;
     let width = page_size * (d + 4);
     let max_pages = lens.iter().max().unwrap().div_ceil(page_size) + 1;
@@ -88,9 +92,9 @@ fn paged(
             cache.row_mut(at).assign(&page);
         }
         keys.push(q.codes.mapv(e4m3_decode));
-        scales.push(q.scale.column(0).to_vec());
+        scales.push(q.scale.column(0).to_owned());
     }
-    (cache, table, keys, scales)
+    Paged { cache, table, keys, scales }
 }
 
 #[test]
@@ -98,7 +102,7 @@ fn pages_change_nothing() {
     let mut random = Random::new(1);
     let lens = [0, 1, 2, 64, 130];
     for page_size in [1, 2, 53, 61, 64, 69, 576] {
-        let (cache, table, keys, scales) = paged(&mut random, &lens, page_size);
+        let Paged { cache, table, keys, scales } = paged(&mut random, &lens, page_size);
         for next_n in [1, 2, 3] {
             let b = lens.len();
             let q = Array4::from_shape_simple_fn((b, next_n, 4, 8), || random.normal());
@@ -106,15 +110,15 @@ fn pages_change_nothing() {
             let ctx = lens.map(|l| l as i32);
             let (cache, table) = (cache.view(), table.view());
             let logits =
-                indexer_logits_paged(q.view(), cache, page_size, w.view(), &ctx, table, RELU, 140)
+                indexer_logits_paged(q.view(), cache, page_size, w.view(), &ctx, table, 140, RELU)
                     .unwrap();
             for (request, &len) in lens.iter().enumerate() {
-                let q = q.index_axis(ndarray::Axis(0), request);
+                let q = q.index_axis(Axis(0), request);
                 let rows = request * next_n..(request + 1) * next_n;
-                let w = w.slice_axis(ndarray::Axis(0), ndarray::Slice::from(rows));
-                let scale = ndarray::Array1::from(scales[request].clone());
-                let ke: Vec<i32> = (0..next_n).map(|i| (len + i + 1) as i32 - next_n as i32).collect();
-                let (k, scale) = (keys[request].view(), scale.view());
+                let w = w.slice_axis(Axis(0), Slice::from(rows));
+                let ke: Vec<i32> =
+                    (0..next_n).map(|i| (len + i + 1) as i32 - next_n as i32).collect();
+                let (k, scale) = (keys[request].view(), scales[request].view());
                 let flat = indexer_logits(q, k, scale, w, &vec![0; next_n], &ke, RELU).unwrap();
                 for i in 0..next_n {
                     let row = logits.row(request * next_n + i);
@@ -129,11 +133,11 @@ fn pages_change_nothing() {
 #[test]
 fn a_page_that_does_not_exist_is_minus_infinity() {
     let codes = Array2::from_elem((6, 1), 0x38u8); // 1
-    let cache = index_cache_pages(codes.view(), ndarray::Array1::ones(6).view(), 2);
+    let cache = index_cache_pages(codes.view(), Array1::ones(6).view(), 2);
     let (q, w) = (Array4::ones((1, 1, 1, 1)), array![[1.0]]);
     let run = |table: Array2<i32>, ctx: i32, width| {
         let (q, w, table) = (q.view(), w.view(), table.view());
-        indexer_logits_paged(q, cache.view(), 2, w, &[ctx], table, RELU, width)
+        indexer_logits_paged(q, cache.view(), 2, w, &[ctx], table, width, RELU)
     };
     let no = f32::NEG_INFINITY;
     assert_eq!(run(array![[2, -1, 0]], 6, 6).unwrap(), array![[1.0, 1.0, no, no, 1.0, 1.0]]);

@@ -1,9 +1,11 @@
-//! Checks the reference by its public functions; one file here for each module.
+//! Checks the reference by its public functions; one file here for each part.
 mod attention;
 mod golden;
 mod indexer;
 mod layer;
+mod linear;
 mod quant;
 mod random;
 mod rope;
+mod splits;
 mod top_k;

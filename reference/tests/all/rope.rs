@@ -1,4 +1,5 @@
 //! Frequencies, scales and pairings.
+#![allow(clippy::excessive_precision)] // nine digits name an f32 without doubt
 use crate::random::{Random, worst};
 use dsa_reference::rope::*;
 use ndarray::{Array3, array};
@@ -14,6 +15,7 @@ const YARN: Yarn = Yarn {
 
 #[test]
 fn the_frequencies_of_deepseek_v32() {
+    #[rustfmt::skip]
     let expected: [f32; 32] = [
         1.0, 0.749894202, 0.562341332, 0.421696514, 0.316227764, 0.237137371, 0.177827939,
         0.133352146, 0.100000001, 0.0749894232, 0.0562341325, 0.0390069255, 0.0268793587,

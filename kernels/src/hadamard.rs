@@ -1,0 +1,104 @@
+//! Hadamard rotation of index heads.
+//!
+//! ```text
+//! y = H · x · n^-1/2,   H[i, j] = (-1)^popcount(i & j)     (Sylvester order)
+//! ```
+//!
+//! Applied to queries and keys alike it leaves their products unchanged and spreads outliers before the
+//! rounding to fp8 (DeepSeek-V3.2-Exp demo, `rotate_activation`).
+//!
+//! Cost: `n log2 n` additions a row; bound by memory.
+
+use crate::device::Device;
+use crate::tensor::{DType, Tensor};
+use crate::tile::*;
+use crate::{KernelError, Result};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// One program rotates one row: log2(n) stages of butterflies on pairs `half` apart.
+#[cube(launch_unchecked)]
+fn hadamard_kernel<E: Numeric>(
+    x: &[E],
+    out: &mut [E],
+    rows: u32,
+    x_row: u32,
+    #[comptime] n: usize,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let row = program_id(machine);
+    if row >= rows as usize {
+        terminate!();
+    }
+    let team = comptime![machine.team];
+    let unit = unit_id(machine);
+    let mut values = team_memory::<f32>(n, 16usize, machine);
+    for step in 0..comptime![n.div_ceil(team)] {
+        let i = step * team + unit;
+        if i < n {
+            values[i] = f32::cast_from(x[row * x_row as usize + i]);
+        }
+    }
+    sync_team(machine);
+    #[unroll]
+    for stage in 0..comptime![n.ilog2()] {
+        let half = comptime![1usize << stage];
+        for step in 0..comptime![(n / 2).div_ceil(team)] {
+            let pair = step * team + unit;
+            if pair < comptime![n / 2] {
+                let i = pair / half * comptime![2 * half] + pair % half;
+                let a = values[i];
+                let b = values[i + half];
+                values[i] = a + b;
+                values[i + half] = a - b;
+            }
+        }
+        sync_team(machine);
+    }
+    let scale = comptime![1.0 / (n as f32).sqrt()];
+    for step in 0..comptime![n.div_ceil(team)] {
+        let i = step * team + unit;
+        if i < n {
+            out[row * n + i] = E::cast_from(values[i] * scale);
+        }
+    }
+}
+
+/// Rotates every row.
+///
+/// `x`: `[rows, n]` f32, bf16 or f16, last stride 1, n a power of two up to 1024. Returns `[rows, n]` of
+/// the same type.
+pub fn hadamard(device: &Device, x: &Tensor) -> Result<Tensor> {
+    x.expect_rank("x", &["rows", "n"])?;
+    x.expect_dtype("x", &DType::FLOATS)?;
+    x.expect_rows("x")?;
+    let (rows, n) = (x.shape()[0], x.shape()[1]);
+    if !n.is_power_of_two() || n > 1024 {
+        return Err(KernelError::Shape {
+            tensor: "x",
+            got: x.shape().to_vec(),
+            expected: "rows of a power of two up to 1024".to_string(),
+        });
+    }
+    let out = device.empty(&[rows, n], x.dtype());
+    if rows > 0 {
+        let machine = device.machine(64);
+        // SAFETY: the kernel reads and writes n elements of each of `rows` rows.
+        unsafe {
+            hadamard_kernel::launch_unchecked(
+                device.client(),
+                machine.cube_count(rows),
+                machine.cube_dim(),
+                x.arg(1),
+                out.arg(1),
+                rows as u32,
+                x.strides()[0] as u32,
+                n,
+                machine,
+                x.dtype().elem(),
+            );
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,159 @@
+//! RMSNorm and LayerNorm of rows.
+//!
+//! ```text
+//! rms_norm:   y = w · x / sqrt(mean(x²) + eps)
+//! layer_norm: y = w · (x - mean(x)) / sqrt(var(x) + eps) + b
+//! ```
+//!
+//! In f32, rounded once to the type of x (DeepSeek-V3.2-Exp demo). The indexer's `k_norm` is a LayerNorm
+//! with a bias, not an RMSNorm.
+//!
+//! Cost: about 4 FLOP and one read and write an element; bound by memory.
+
+use crate::Result;
+use crate::device::Device;
+use crate::tensor::{DType, Tensor};
+use crate::tile::*;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// One program normalises one row. `bias`: read only by LayerNorm.
+#[cube(launch_unchecked)]
+fn norm_kernel<E: Numeric>(
+    x: &[E],
+    weight: &[f32],
+    bias: &[f32],
+    out: &mut [E],
+    rows: u32,
+    cols: u32,
+    x_row: u32,
+    out_row: u32,
+    eps: f32,
+    #[comptime] centred: bool,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let row = program_id(machine);
+    if row >= rows as usize {
+        terminate!();
+    }
+    let cols = cols as usize;
+    let team = comptime![machine.team];
+    let unit = unit_id(machine);
+    let at = row * x_row as usize;
+    let steps = cols.div_ceil(team);
+
+    let mut mean = 0.0f32.runtime();
+    if comptime![centred] {
+        let mut sum = 0.0f32.runtime();
+        for step in 0..steps {
+            let i = step * team + unit;
+            if i < cols {
+                sum += f32::cast_from(x[at + i]);
+            }
+        }
+        mean = sum_team(sum, machine) / cols as f32;
+    }
+    let mut squares = 0.0f32.runtime();
+    for step in 0..steps {
+        let i = step * team + unit;
+        if i < cols {
+            let d = f32::cast_from(x[at + i]) - mean;
+            squares += d * d;
+        }
+    }
+    let variance = sum_team(squares, machine) / cols as f32;
+    let scale = 1.0f32 / (variance + eps).sqrt();
+    for step in 0..steps {
+        let i = step * team + unit;
+        if i < cols {
+            let mut y = (f32::cast_from(x[at + i]) - mean) * scale * weight[i];
+            if comptime![centred] {
+                y += bias[i];
+            }
+            out[row * out_row as usize + i] = E::cast_from(y);
+        }
+    }
+}
+
+/// `weight · x / sqrt(mean(x²) + eps)`.
+///
+/// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1;
+/// - `weight`: `[cols]` f32;
+/// - returns `[rows, cols]` of the type of x.
+pub fn rms_norm(device: &Device, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let out = device.empty(x.shape(), x.dtype());
+    norm(device, x, weight, None, &out, eps)?;
+    Ok(out)
+}
+
+/// [`rms_norm`] into an existing tensor of the same shape and type, whose last stride is 1.
+pub fn rms_norm_into(
+    device: &Device,
+    x: &Tensor,
+    weight: &Tensor,
+    out: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    norm(device, x, weight, None, out, eps)
+}
+
+/// `weight · (x - mean(x)) / sqrt(var(x) + eps) + bias`; shapes as [`rms_norm`], `bias`: `[cols]` f32.
+pub fn layer_norm(
+    device: &Device,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
+    let out = device.empty(x.shape(), x.dtype());
+    norm(device, x, weight, Some(bias), &out, eps)?;
+    Ok(out)
+}
+
+fn norm(
+    device: &Device,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    x.expect_rank("x", &["rows", "cols"])?;
+    x.expect_dtype("x", &DType::FLOATS)?;
+    x.expect_rows("x")?;
+    let (rows, cols) = (x.shape()[0], x.shape()[1]);
+    for (name, tensor) in [("weight", weight), ("bias", bias.unwrap_or(weight))] {
+        tensor.expect_shape(name, &[("cols", cols)])?;
+        tensor.expect_dtype(name, &[DType::F32])?;
+        tensor.expect_contiguous(name)?;
+    }
+    out.expect_shape("out", &[("rows", rows), ("cols", cols)])?;
+    out.expect_dtype("out", &[x.dtype()])?;
+    out.expect_rows("out")?;
+    if rows * cols == 0 {
+        return Ok(());
+    }
+    let machine = device.machine(256);
+    // SAFETY: all accesses are below rows and cols, the shape of x and out; weight and bias hold cols.
+    unsafe {
+        norm_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(rows),
+            machine.cube_dim(),
+            x.arg(1),
+            weight.arg(1),
+            bias.unwrap_or(weight).arg(1),
+            out.arg(1),
+            rows as u32,
+            cols as u32,
+            x.strides()[0] as u32,
+            out.strides()[0] as u32,
+            eps,
+            bias.is_some(),
+            machine,
+            x.dtype().elem(),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,461 @@
+//! Block-scaled fp8: activations, and the two fp8 caches.
+//!
+//! ```text
+//! amax = max(max |x_i|, 1e-4)                over blocks of 128 along the last axis
+//! s    = amax / 448                          plain
+//! s    = 2^ceil(log2(amax / 448))            ue8m0
+//! q_i  = e4m3(clamp(x_i / s, -448, 448))     round to nearest even
+//! ```
+//!
+//! DeepSeek-V3.2-Exp demo, `act_quant`, operation by operation: the codes are bit-exact. FlashMLA's cache
+//! quantiser differs in one point: its floor of 1e-4 is on the scale, not on amax ([`store_kv`]).
+//!
+//! Cost: two reads of x and one write of a quarter to a half of its bytes; bound by memory.
+
+use crate::device::Device;
+use crate::tensor::{DType, Tensor};
+use crate::tile::*;
+use crate::{KernelError, Result};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl_common::e4m3;
+
+/// Elements that share a scale.
+pub const BLOCK: usize = 128;
+
+/// The largest finite e4m3 number.
+const E4M3_MAX: f32 = 448.0;
+
+/// How a block's scale is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleFmt {
+    /// `amax / 448` as it is.
+    Plain,
+    /// Up to a power of two.
+    Ue8m0,
+}
+
+/// Where the floor that keeps an all-zero block's scale positive applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Floor {
+    /// On amax (act_quant).
+    Amax,
+    /// On the scale (FlashMLA's cache).
+    Scale,
+}
+
+/// The scale of a block whose largest magnitude is `amax`.
+#[cube]
+fn block_scale(amax: f32, #[comptime] fmt: ScaleFmt, #[comptime] floor: Floor) -> f32 {
+    let inverse = comptime![1.0f32 / E4M3_MAX];
+    let scale = if comptime![floor == Floor::Amax] {
+        max(amax, 1.0e-4f32) * inverse
+    } else {
+        max(amax * inverse, 1.0e-4f32)
+    };
+    if comptime![fmt == ScaleFmt::Ue8m0] {
+        let bits = u32::reinterpret(scale);
+        let up = select((bits & 0x007f_ffffu32) != 0, 1u32, 0u32);
+        f32::reinterpret(((bits >> 23) + up) << 23)
+    } else {
+        scale
+    }
+}
+
+/// The e4m3 code of `x / scale`. NaN stays NaN: the comparisons of the clamp let it pass.
+#[cube]
+fn quantise(x: f32, scale: f32) -> e4m3 {
+    let y = x / scale;
+    let y = select(y > E4M3_MAX, E4M3_MAX, y);
+    e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y))
+}
+
+/// The largest magnitude of `x[at .. at + n]`, NaN left out.
+#[cube]
+fn amax<E: Numeric>(x: &[E], at: usize, n: usize, #[comptime] machine: Machine) -> f32 {
+    let mut top = 0.0f32.runtime();
+    for step in 0..n.div_ceil(comptime![machine.team]) {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if i < n {
+            let value = f32::cast_from(x[at + i]);
+            let magnitude = select(value < 0.0f32, -value, value);
+            // A comparison with NaN is false, so NaN never becomes the maximum.
+            top = select(magnitude > top, magnitude, top);
+        }
+    }
+    max_team(top, machine)
+}
+
+/// One program quantises one block of one row.
+#[cube(launch_unchecked)]
+fn act_quant_kernel<E: Numeric>(
+    x: &[E],
+    codes: &mut [e4m3],
+    scales: &mut [f32],
+    rows: u32,
+    cols: u32,
+    x_row: u32,
+    #[comptime] fmt: ScaleFmt,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let blocks = (cols as usize).div_ceil(BLOCK);
+    let program = program_id(machine);
+    if program >= rows as usize * blocks {
+        terminate!();
+    }
+    let row = program / blocks;
+    let first = program % blocks * BLOCK;
+    let n = min(cols as usize - first, BLOCK);
+    let at = row * x_row as usize + first;
+    let scale = block_scale(amax::<E>(x, at, n, machine), fmt, Floor::Amax);
+    for step in 0..n.div_ceil(comptime![machine.team]) {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if i < n {
+            codes[row * cols as usize + first + i] = quantise(f32::cast_from(x[at + i]), scale);
+        }
+    }
+    if unit_id(machine) == 0 {
+        scales[program] = scale;
+    }
+}
+
+/// One program quantises one block of one row and writes what the codes stand for.
+#[cube(launch_unchecked)]
+fn round_trip_kernel<E: Numeric>(
+    x: &[E],
+    out: &mut [E],
+    rows: u32,
+    cols: u32,
+    x_row: u32,
+    out_row: u32,
+    #[comptime] fmt: ScaleFmt,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let blocks = (cols as usize).div_ceil(BLOCK);
+    let program = program_id(machine);
+    if program >= rows as usize * blocks {
+        terminate!();
+    }
+    let row = program / blocks;
+    let first = program % blocks * BLOCK;
+    let n = min(cols as usize - first, BLOCK);
+    let at = row * x_row as usize + first;
+    let scale = block_scale(amax::<E>(x, at, n, machine), fmt, Floor::Amax);
+    for step in 0..n.div_ceil(comptime![machine.team]) {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if i < n {
+            let code = quantise(f32::cast_from(x[at + i]), scale);
+            out[row * out_row as usize + first + i] = E::cast_from(f32::cast_from(code) * scale);
+        }
+    }
+}
+
+/// One program writes one token's 656-byte record (for kv_lora_rank 512 and rope 64): the codes of the
+/// latent, one f32 scale a block, the rope part in bf16.
+#[cube(launch_unchecked)]
+fn store_kv_kernel<E: Numeric>(
+    c: &[E],
+    k_pe: &[E],
+    slots: &[i32],
+    cache: &mut [u8],
+    tokens: u32,
+    kv_lora_rank: u32,
+    rope_dim: u32,
+    c_row: u32,
+    pe_row: u32,
+    page_size: u32,
+    page_stride: u32,
+    record: u32,
+    n_slots: u32,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let rank = kv_lora_rank as usize;
+    let blocks = rank.div_ceil(BLOCK);
+    let token = program_id(machine);
+    if token >= tokens as usize {
+        terminate!();
+    }
+    let slot = slots[token];
+    let stored = slot >= 0 && slot < n_slots as i32;
+    let slot = select(stored, slot, 0i32) as usize;
+    let at = slot / page_size as usize * page_stride as usize
+        + slot % page_size as usize * record as usize;
+    for block in 0..blocks {
+        let first = block * BLOCK;
+        let n = min(rank - first, BLOCK);
+        let from = token * c_row as usize + first;
+        let scale = block_scale(amax::<E>(c, from, n, machine), ScaleFmt::Ue8m0, Floor::Scale);
+        for step in 0..n.div_ceil(comptime![machine.team]) {
+            let i = step * comptime![machine.team] + unit_id(machine);
+            if stored && i < n {
+                let code = quantise(f32::cast_from(c[from + i]), scale);
+                cache[at + first + i] = u8::reinterpret(code);
+            }
+        }
+        if stored && unit_id(machine) == 0 {
+            write_f32(cache, at + rank + 4 * block, scale);
+        }
+    }
+    for step in 0..(rope_dim as usize).div_ceil(comptime![machine.team]) {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if stored && i < rope_dim as usize {
+            let value = half::bf16::cast_from(k_pe[token * pe_row as usize + i]);
+            let bits = u16::reinterpret(value);
+            let to = at + rank + 4 * blocks + 2 * i;
+            cache[to] = u8::cast_from(bits & 0xffu16);
+            cache[to + 1] = u8::cast_from(bits >> 8);
+        }
+    }
+}
+
+/// One program writes one token's index key: codes in the first part of its page, scale in the second.
+#[cube(launch_unchecked)]
+fn store_index_key_kernel(
+    codes: &[u8],
+    scales: &[f32],
+    slots: &[i32],
+    cache: &mut [u8],
+    tokens: u32,
+    dim: u32,
+    page_size: u32,
+    page_stride: u32,
+    n_slots: u32,
+    #[comptime] machine: Machine,
+) {
+    let dim = dim as usize;
+    let token = program_id(machine);
+    if token >= tokens as usize {
+        terminate!();
+    }
+    let slot = slots[token];
+    if slot >= 0 && slot < n_slots as i32 {
+        let page = slot as usize / page_size as usize * page_stride as usize;
+        let in_page = slot as usize % page_size as usize;
+        for step in 0..dim.div_ceil(comptime![machine.team]) {
+            let i = step * comptime![machine.team] + unit_id(machine);
+            if i < dim {
+                cache[page + in_page * dim + i] = codes[token * dim + i];
+            }
+        }
+        if unit_id(machine) == 0 {
+            write_f32(cache, page + page_size as usize * dim + 4 * in_page, scales[token]);
+        }
+    }
+}
+
+/// What [`act_quant`] returns.
+#[derive(Clone, Debug)]
+pub struct Quantised {
+    /// `[rows, cols]` e4m3.
+    pub codes: Tensor,
+    /// `[rows, ceil(cols / 128)]` f32; multiply to dequantise.
+    pub scale: Tensor,
+}
+
+/// Quantises rows in blocks of 128.
+///
+/// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1; the last block may be partial;
+/// - returns codes `[rows, cols]` e4m3 and scales `[rows, ceil(cols / 128)]` f32. A NaN element gives a NaN
+///   code and does not touch its block's scale.
+pub fn act_quant(device: &Device, x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
+    let (rows, cols) = rows_and_cols("x", x)?;
+    let blocks = cols.div_ceil(BLOCK);
+    let codes = device.empty(&[rows, cols], DType::E4m3);
+    let scale = device.empty(&[rows, blocks], DType::F32);
+    if rows * cols > 0 {
+        let machine = device.machine(32);
+        // SAFETY: every access is below rows and cols, which are the shapes of all three tensors.
+        unsafe {
+            act_quant_kernel::launch_unchecked(
+                device.client(),
+                machine.cube_count(rows * blocks),
+                machine.cube_dim(),
+                x.arg(1),
+                codes.arg(1),
+                scale.arg(1),
+                rows as u32,
+                cols as u32,
+                x.strides()[0] as u32,
+                fmt,
+                machine,
+                x.dtype().elem(),
+            );
+        }
+    }
+    Ok(Quantised { codes, scale })
+}
+
+/// Quantises and dequantises: what the latent goes through before it is cached in bf16 (the fixed
+/// November 2025 model).
+///
+/// `x`, `out`: `[rows, cols]` of one type, last stride 1; they may be the same tensor.
+pub fn round_trip(device: &Device, x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> Result<()> {
+    let (rows, cols) = rows_and_cols("x", x)?;
+    out.expect_shape("out", &[("rows", rows), ("cols", cols)])?;
+    out.expect_dtype("out", &[x.dtype()])?;
+    out.expect_rows("out")?;
+    if rows * cols == 0 {
+        return Ok(());
+    }
+    let machine = device.machine(32);
+    // SAFETY: every access is below rows and cols, the shape of both tensors; a block is read whole
+    // before it is written.
+    unsafe {
+        round_trip_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(rows * cols.div_ceil(BLOCK)),
+            machine.cube_dim(),
+            x.arg(1),
+            out.arg(1),
+            rows as u32,
+            cols as u32,
+            x.strides()[0] as u32,
+            out.strides()[0] as u32,
+            fmt,
+            machine,
+            x.dtype().elem(),
+        );
+    }
+    Ok(())
+}
+
+/// The paged fp8 cache of MLA latents, FlashMLA's layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvRecord {
+    /// Elements of the latent.
+    pub kv_lora_rank: usize,
+    /// Elements of the rope part.
+    pub rope_dim: usize,
+}
+
+impl KvRecord {
+    /// Bytes of one token: codes, one f32 scale per 128, rope in bf16. 656 for 512 and 64.
+    pub fn bytes(&self) -> usize {
+        self.kv_lora_rank + 4 * self.kv_lora_rank.div_ceil(BLOCK) + 2 * self.rope_dim
+    }
+}
+
+/// Writes tokens into the paged fp8 cache.
+///
+/// - `c`: `[n, kv_lora_rank]`, `k_pe`: `[n, rope_dim]`, one float type, last stride 1;
+/// - `slots`: `[n]` i32, `page · page_size + offset`; a slot out of range is not written;
+/// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1.
+pub fn store_kv(
+    device: &Device,
+    c: &Tensor,
+    k_pe: &Tensor,
+    slots: &Tensor,
+    cache: &Tensor,
+    page_size: usize,
+) -> Result<()> {
+    let (n, kv_lora_rank) = rows_and_cols("c", c)?;
+    let (_, rope_dim) = rows_and_cols("k_pe", k_pe)?;
+    k_pe.expect_shape("k_pe", &[("n", n), ("rope_dim", rope_dim)])?;
+    k_pe.expect_dtype("k_pe", &[c.dtype()])?;
+    let record = KvRecord { kv_lora_rank, rope_dim };
+    let n_pages = expect_cache(cache, slots, n, page_size, record.bytes())?;
+    if n == 0 {
+        return Ok(());
+    }
+    let machine = device.machine(128);
+    // SAFETY: rows and columns are those of c and k_pe; slots are compared with the number of slots of
+    // the cache before anything is written.
+    unsafe {
+        store_kv_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(n),
+            machine.cube_dim(),
+            c.arg(1),
+            k_pe.arg(1),
+            slots.arg(1),
+            cache.arg(1),
+            n as u32,
+            kv_lora_rank as u32,
+            rope_dim as u32,
+            c.strides()[0] as u32,
+            k_pe.strides()[0] as u32,
+            page_size as u32,
+            cache.strides()[0] as u32,
+            record.bytes() as u32,
+            (n_pages * page_size) as u32,
+            machine,
+            c.dtype().elem(),
+        );
+    }
+    Ok(())
+}
+
+/// Writes index keys into their paged cache.
+///
+/// - `keys`: of [`act_quant`] on `[n, D]` with D <= 128;
+/// - `slots`: `[n]` i32; a slot out of range is not written;
+/// - `cache`: `[n_pages, page_size · (D + 4)]` u8, last stride 1.
+pub fn store_index_keys(
+    device: &Device,
+    keys: &Quantised,
+    slots: &Tensor,
+    cache: &Tensor,
+    page_size: usize,
+) -> Result<()> {
+    keys.codes.expect_rank("codes", &["n", "D"])?;
+    let (n, dim) = (keys.codes.shape()[0], keys.codes.shape()[1]);
+    keys.scale.expect_shape("scale", &[("n", n), ("1: D is at most 128", 1)])?;
+    let n_pages = expect_cache(cache, slots, n, page_size, dim + 4)?;
+    if n == 0 {
+        return Ok(());
+    }
+    let machine = device.machine(128);
+    // SAFETY: codes hold n · dim elements, scales n; slots are compared with the number of slots.
+    unsafe {
+        store_index_key_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(n),
+            machine.cube_dim(),
+            keys.codes.reinterpret(DType::U8).arg(1),
+            keys.scale.arg(1),
+            slots.arg(1),
+            cache.arg(1),
+            n as u32,
+            dim as u32,
+            page_size as u32,
+            cache.strides()[0] as u32,
+            (n_pages * page_size) as u32,
+            machine,
+        );
+    }
+    Ok(())
+}
+
+/// The rows and columns of a tensor of floats.
+fn rows_and_cols(name: &'static str, x: &Tensor) -> Result<(usize, usize)> {
+    x.expect_rank(name, &["rows", "cols"])?;
+    x.expect_dtype(name, &DType::FLOATS)?;
+    x.expect_rows(name)?;
+    Ok((x.shape()[0], x.shape()[1]))
+}
+
+/// Checks a cache of pages of `page_size` records and the slots to be written; returns its pages.
+fn expect_cache(
+    cache: &Tensor,
+    slots: &Tensor,
+    n: usize,
+    page_size: usize,
+    record: usize,
+) -> Result<usize> {
+    if page_size == 0 {
+        let expected = "at least 1".to_string();
+        return Err(KernelError::Value { name: "page_size", got: "0".to_string(), expected });
+    }
+    slots.expect_shape("slots", &[("n", n)])?;
+    slots.expect_dtype("slots", &[DType::I32])?;
+    slots.expect_contiguous("slots")?;
+    cache.expect_rank("cache", &["n_pages", "page bytes"])?;
+    let n_pages = cache.shape()[0];
+    cache.expect_shape("cache", &[("n_pages", n_pages), ("page bytes", page_size * record)])?;
+    cache.expect_dtype("cache", &[DType::U8])?;
+    cache.expect_rows("cache")?;
+    Ok(n_pages)
+}

@@ -1,0 +1,152 @@
+//! Rotary position embedding.
+//!
+//! ```text
+//! (x_a, x_b) -> (x_a cos θ - x_b sin θ, x_a sin θ + x_b cos θ),   θ = position · f_i
+//! interleaved: a = 2i, b = 2i + 1        half-split: a = i, b = i + dim/2
+//! ```
+//!
+//! MLA rotates interleaved pairs, the indexer half-split ones; the demo of September 2025 mixed them up
+//! (DeepSeek-V3.2-Exp, fix of 2025-11-17), and GLM-5 interleaves in both, so the pairing is an argument.
+//!
+//! Cost: 6 FLOP a pair; bound by memory.
+
+use crate::device::Device;
+use crate::tensor::{DType, Tensor};
+use crate::tile::*;
+use crate::{KernelError, Result};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// Which elements are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pairing {
+    /// `(2i, 2i + 1)`.
+    Interleaved,
+    /// `(i, i + dim/2)`, NeoX style.
+    HalfSplit,
+}
+
+/// One program rotates one head of one row.
+#[cube(launch_unchecked)]
+fn rope_kernel<E: Numeric>(
+    x: &[E],
+    cos: &[f32],
+    sin: &[f32],
+    positions: &[i32],
+    out: &mut [E],
+    rows: u32,
+    heads: u32,
+    table: u32,
+    x_row: u32,
+    x_head: u32,
+    out_row: u32,
+    out_head: u32,
+    #[comptime] dim: usize,
+    #[comptime] pairing: Pairing,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let program = program_id(machine);
+    if program >= rows as usize * heads as usize {
+        terminate!();
+    }
+    let row = program / heads as usize;
+    let head = program % heads as usize;
+    let position = clamp(positions[row], 0i32, table as i32 - 1) as usize;
+    let pairs = comptime![dim / 2];
+    for step in 0..comptime![pairs.div_ceil(machine.team)] {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if i < pairs {
+            let (a, b) = if comptime![pairing == Pairing::Interleaved] {
+                (2 * i, 2 * i + 1)
+            } else {
+                (i, i + pairs)
+            };
+            let from = row * x_row as usize + head * x_head as usize;
+            let to = row * out_row as usize + head * out_head as usize;
+            let c = cos[position * pairs + i];
+            let s = sin[position * pairs + i];
+            let xa = f32::cast_from(x[from + a]);
+            let xb = f32::cast_from(x[from + b]);
+            out[to + a] = E::cast_from(xa * c - xb * s);
+            out[to + b] = E::cast_from(xa * s + xb * c);
+        }
+    }
+}
+
+/// Rotates every head of every row into `out`, which may be `x` itself.
+///
+/// - `x`, `out`: `[n, heads, dim]` of one float type, last stride 1, dim even;
+/// - `cos`, `sin`: `[positions, dim/2]` f32, contiguous;
+/// - `positions`: `[n]` i32, the row's line of the tables (clamped to them).
+pub fn rope(
+    device: &Device,
+    x: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Tensor,
+    out: &Tensor,
+    pairing: Pairing,
+) -> Result<()> {
+    x.expect_rank("x", &["n", "heads", "dim"])?;
+    x.expect_dtype("x", &DType::FLOATS)?;
+    x.expect_rows("x")?;
+    let (rows, heads, dim) = (x.shape()[0], x.shape()[1], x.shape()[2]);
+    if dim == 0 || dim % 2 != 0 {
+        return Err(KernelError::Shape {
+            tensor: "x",
+            got: x.shape().to_vec(),
+            expected: "an even dim".to_string(),
+        });
+    }
+    out.expect_shape("out", &[("n", rows), ("heads", heads), ("dim", dim)])?;
+    out.expect_dtype("out", &[x.dtype()])?;
+    out.expect_rows("out")?;
+    cos.expect_rank("cos", &["positions", "dim/2"])?;
+    let table = cos.shape()[0];
+    for (name, tensor) in [("cos", cos), ("sin", sin)] {
+        tensor.expect_shape(name, &[("positions", table), ("dim/2", dim / 2)])?;
+        tensor.expect_dtype(name, &[DType::F32])?;
+        tensor.expect_contiguous(name)?;
+    }
+    if table == 0 {
+        return Err(KernelError::Shape {
+            tensor: "cos",
+            got: cos.shape().to_vec(),
+            expected: "at least one position".to_string(),
+        });
+    }
+    positions.expect_shape("positions", &[("n", rows)])?;
+    positions.expect_dtype("positions", &[DType::I32])?;
+    positions.expect_contiguous("positions")?;
+    if rows * heads == 0 {
+        return Ok(());
+    }
+    let machine = device.machine(32);
+    // SAFETY: rows, heads and dim are those of x and out; positions are clamped to the tables; a pair is
+    // read whole before it is written, so x and out may be the same.
+    unsafe {
+        rope_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(rows * heads),
+            machine.cube_dim(),
+            x.arg(1),
+            cos.arg(1),
+            sin.arg(1),
+            positions.arg(1),
+            out.arg(1),
+            rows as u32,
+            heads as u32,
+            table as u32,
+            x.strides()[0] as u32,
+            x.strides()[1] as u32,
+            out.strides()[0] as u32,
+            out.strides()[1] as u32,
+            dim,
+            pairing,
+            machine,
+            x.dtype().elem(),
+        );
+    }
+    Ok(())
+}
