@@ -1,1 +1,31 @@
-//! Being written.
+//! Result rows in, pictures out.
+//!
+//! A bench measures, builds a [`Row`] and appends it to a JSONL file with [`append`]. Everything
+//! here starts from such rows: [`compare()`](compare::compare) sets two files side by side,
+//! [`draw`] makes the pictures, [`cost`] turns seconds into US dollars. Nothing here measures.
+//!
+//! Read in this order: [`gate`] and [`timing`] (why a row can be believed), [`row`] (what is in
+//! one), [`store`] (the file), [`curve`] (knees and crossovers), [`cost`] (the cost model),
+//! [`plot`] (the pictures).
+
+#![forbid(unsafe_code)]
+
+pub mod compare;
+pub mod cost;
+pub mod curve;
+pub mod dimensions;
+pub mod error;
+pub mod findings;
+pub mod gate;
+pub mod official;
+pub mod plot;
+pub mod row;
+pub mod store;
+pub mod timing;
+
+pub use error::Error;
+pub use gate::{Gate, GateFailed, PassedGate};
+pub use plot::{Options, draw};
+pub use row::{Device, DeviceKind, Key, Origin, Peak, Row, Stage, Variant, What, Work};
+pub use store::{append, find, latest, read, read_or_empty};
+pub use timing::Timing;

@@ -1,0 +1,170 @@
+//! Picture: each kernel's share of what the device was measured to be capable of.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use super::panel::{BODY, SMALL, Swatch, TITLE, colors, footer, footer_height, legend};
+use super::scene::{Align, Scene};
+use super::{Options, mixture, provenance};
+use crate::row::{COST_BENCH, Peak};
+use crate::{Error, Row};
+
+const NAME: &str = "roofline";
+const BAR: f64 = 58.0;
+const LEFT: f64 = 600.0;
+const RIGHT: f64 = 1290.0;
+const TOP: f64 = 150.0;
+
+/// One bar.
+struct Bar<'a> {
+    row: &'a Row,
+    fraction: f64,
+    by_bytes: bool,
+}
+
+/// Draws the picture into the folder as `roofline`.{svg,png,csv}: one bar for each row that has a
+/// measured peak and a count of its work, except the rows of the cost curve.
+pub fn roofline(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<PathBuf>, Error> {
+    let bars: Vec<Bar> =
+        rows.iter().filter(|row| row.what().bench != COST_BENCH).filter_map(bar).collect();
+    let used: Vec<&Row> = bars.iter().map(|bar| bar.row).collect();
+    if bars.is_empty() {
+        let expected = "rows with a measured peak and FLOP or bytes";
+        return Err(Error::Nothing { picture: NAME, expected });
+    }
+    let mixed = mixture(NAME, &used, options.allow_mixed)?;
+    let mut foot = provenance(&used, mixed);
+    foot.insert(0, peaks(&used));
+
+    let bottom = TOP + BAR * bars.len() as f64;
+    let height = bottom + 110.0 + footer_height(1600.0, &foot);
+    let mut scene = Scene::new(1600, height as u32);
+    let title = "Share of the measured peak, kernel by kernel";
+    scene.text((30.0, 38.0), TITLE, colors::BLACK, Align::Left, title);
+    let entry = |color, text: &str| (Swatch::Fill { color, hatched: false }, text.to_string());
+    let entries = [
+        entry(colors::BLUE, "limited by arithmetic"),
+        entry(colors::ORANGE, "limited by memory bandwidth"),
+    ];
+    legend(&mut scene, (30.0, 92.0), 1570.0, &entries);
+    let most = bars.iter().map(|bar| bar.fraction).fold(1.0, f64::max);
+    let x = |fraction: f64| LEFT + (RIGHT - LEFT) * fraction / most;
+    axis(&mut scene, bottom, most, &x);
+    let mut csv = String::from(
+        "bench,stage,variant,case,dtype,shape,median_s,fraction_of_peak,limit,tflops,gb_per_s\n",
+    );
+    for (i, bar) in bars.iter().enumerate() {
+        draw_bar(&mut scene, TOP + BAR * i as f64, bar, x(bar.fraction));
+        csv_line(&mut csv, bar);
+    }
+    footer(&mut scene, bottom + 100.0, &foot);
+    scene.write(folder, NAME, &csv)
+}
+
+fn bar(row: &Row) -> Option<Bar<'_>> {
+    let fraction = row.fraction_of_peak()?;
+    let work = row.work();
+    let peak = work.peak.as_ref()?;
+    let by_bytes = work.bytes as f64 / peak.bytes_per_s > work.flop as f64 / peak.flops;
+    Some(Bar { row, fraction, by_bytes })
+}
+
+/// FLOP per second in TFLOP/s, bytes per second in GB/s.
+fn achieved(row: &Row) -> (f64, f64) {
+    let per_second = |count: u64| count as f64 / row.timing().median_s();
+    (per_second(row.work().flop) / 1e12, per_second(row.work().bytes) / 1e9)
+}
+
+fn axis(scene: &mut Scene, bottom: f64, most: f64, x: &dyn Fn(f64) -> f64) {
+    let step = if most > 2.0 { most.ceil() / 4.0 } else { 0.25 };
+    let mut share = 0.0;
+    while share <= most + 1e-9 {
+        scene.line(&[(x(share), TOP - 10.0), (x(share), bottom)], colors::PALE, 1);
+        let label = format!("{:.0} %", 100.0 * share);
+        scene.text((x(share), bottom + 20.0), SMALL, colors::BLACK, Align::Middle, &label);
+        share += step;
+    }
+    scene.line(&[(x(1.0), TOP - 10.0), (x(1.0), bottom)], colors::BLACK, 1);
+    let label = "time the measured peak allows, over the median time";
+    scene.text((x(most / 2.0), bottom + 48.0), SMALL, colors::BLACK, Align::Middle, label);
+}
+
+fn draw_bar(scene: &mut Scene, top: f64, bar: &Bar, end: f64) {
+    let what = bar.row.what();
+    let words = [&what.bench, what.stage.name(), what.variant.name(), &what.case, &what.dtype];
+    let name: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    let (name, sizes) = (clipped(&name.join(" ")), clipped(&sizes(bar.row)));
+    scene.text((LEFT - 14.0, top + 16.0), BODY, colors::BLACK, Align::Right, &name);
+    scene.text((LEFT - 14.0, top + 40.0), SMALL - 2, colors::GREY, Align::Right, &sizes);
+    let color = if bar.by_bytes { colors::ORANGE } else { colors::BLUE };
+    scene.rectangle((LEFT, top + 6.0), (end.max(LEFT + 1.0), top + BAR - 10.0), color, 0.9);
+    let (tflops, gb_per_s) = achieved(bar.row);
+    let rate = if bar.by_bytes {
+        format!("{} GB/s", digits(gb_per_s))
+    } else if tflops < 1.0 {
+        format!("{} GFLOP/s", digits(1e3 * tflops))
+    } else {
+        format!("{} TFLOP/s", digits(tflops))
+    };
+    let text = format!("{:.1} %, {rate}", 100.0 * bar.fraction);
+    scene.text((end + 10.0, top + 27.0), BODY, colors::BLACK, Align::Left, &text);
+}
+
+/// Keeps a name inside its margin.
+fn clipped(text: &str) -> String {
+    const MOST: usize = 54;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    text.chars().take(MOST - 3).chain("...".chars()).collect()
+}
+
+fn sizes(row: &Row) -> String {
+    let sizes: Vec<String> = row.what().shape.iter().map(|(n, size)| format!("{n} {size}")).collect();
+    sizes.join(", ")
+}
+
+/// About three digits.
+fn digits(value: f64) -> String {
+    match value {
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+/// The peaks the bars refer to, one for each number type.
+fn peaks(rows: &[&Row]) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for row in rows {
+        let Some(Peak { flops, bytes_per_s, how }) = &row.work().peak else { continue };
+        let (tflops, gb) = (digits(flops / 1e12), digits(bytes_per_s / 1e9));
+        let text = format!("{} {tflops} TFLOP/s and {gb} GB/s ({how})", row.what().dtype);
+        if !said.contains(&text) {
+            said.push(text);
+        }
+    }
+    format!("Measured peaks: {}", said.join("; "))
+}
+
+fn csv_line(csv: &mut String, bar: &Bar) {
+    let what = bar.row.what();
+    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    let limit = if bar.by_bytes { "bytes" } else { "flop" };
+    let (tflops, gb_per_s) = achieved(bar.row);
+    let cells = [
+        quoted(&what.bench),
+        what.stage.name().into(),
+        what.variant.name().into(),
+        quoted(&what.case),
+        quoted(&what.dtype),
+        quoted(&sizes(bar.row)),
+        bar.row.timing().median_s().to_string(),
+        bar.fraction.to_string(),
+        limit.into(),
+        tflops.to_string(),
+        gb_per_s.to_string(),
+    ];
+    // Writing to a String cannot fail.
+    let _ = writeln!(csv, "{}", cells.join(","));
+}

@@ -1,0 +1,271 @@
+//! A picture as a list of shapes in pixels, and the one function that paints it.
+//!
+//! Pictures are laid out here by pixel, not by plotters' chart builder: it cannot put ticks on
+//! multiples of 32K, nor a legend outside the axes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use plotters::coord::Shift;
+use plotters::element::{Circle, PathElement, Polygon, Text};
+use plotters::prelude::{
+    BitMapBackend, DrawingArea, DrawingBackend, IntoDrawingArea, RGBAColor, RGBColor, SVGBackend,
+};
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::{
+    Color, FontStyle, FontTransform, IntoFont, ShapeStyle, TextStyle, register_font,
+};
+
+use crate::Error;
+
+/// Where a text's anchor is, sideways; it is always in the middle up and down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Align {
+    Left,
+    Middle,
+    Right,
+}
+
+/// How a curve is drawn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stroke {
+    pub color: RGBColor,
+    pub width: u32,
+    /// Pixels drawn and pixels left out, in turn; None for a solid line.
+    pub dash: Option<(f64, f64)>,
+    pub marker: Option<Marker>,
+}
+
+/// What marks the points of a curve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marker {
+    Disc,
+    Square,
+    Cross,
+    Ring,
+    Triangle,
+}
+
+#[derive(Debug)]
+enum Shape {
+    Line(Vec<(i32, i32)>, RGBAColor, u32),
+    Polygon(Vec<(i32, i32)>, RGBAColor),
+    Circle((i32, i32), i32, RGBAColor, u32),
+    Text((i32, i32), String, TextLook),
+}
+
+#[derive(Debug)]
+struct TextLook {
+    size: u32,
+    color: RGBColor,
+    align: Align,
+    turned: bool,
+}
+
+/// A picture being put together. Pixels count from the top left.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    width: u32,
+    height: u32,
+    shapes: Vec<Shape>,
+}
+
+pub(crate) type At = (f64, f64);
+
+impl Scene {
+    pub fn new(width: u32, height: u32) -> Self {
+        Scene { width, height, shapes: Vec::new() }
+    }
+
+    pub fn width(&self) -> f64 {
+        f64::from(self.width)
+    }
+
+    pub fn text(&mut self, at: At, size: u32, color: RGBColor, align: Align, text: &str) {
+        let look = TextLook { size, color, align, turned: false };
+        self.shapes.push(Shape::Text(pixel(at), text.to_owned(), look));
+    }
+
+    /// Text that reads from the bottom up, its middle at `at`.
+    pub fn turned_text(&mut self, at: At, size: u32, color: RGBColor, text: &str) {
+        let look = TextLook { size, color, align: Align::Middle, turned: true };
+        self.shapes.push(Shape::Text(pixel(at), text.to_owned(), look));
+    }
+
+    pub fn line(&mut self, points: &[At], color: RGBColor, width: u32) {
+        let points = points.iter().copied().map(pixel).collect();
+        self.shapes.push(Shape::Line(points, color.to_rgba(), width));
+    }
+
+    pub fn polygon(&mut self, points: &[At], color: RGBColor, opacity: f64) {
+        let points = points.iter().copied().map(pixel).collect();
+        self.shapes.push(Shape::Polygon(points, color.mix(opacity)));
+    }
+
+    pub fn rectangle(&mut self, from: At, to: At, color: RGBColor, opacity: f64) {
+        self.polygon(&[from, (to.0, from.1), to, (from.0, to.1)], color, opacity);
+    }
+
+    pub fn ring(&mut self, at: At, radius: i32, color: RGBColor) {
+        self.shapes.push(Shape::Circle(pixel(at), radius, color.to_rgba(), 2));
+    }
+
+    /// A curve through the points, dashed if the stroke says so, and then its markers.
+    pub fn curve(&mut self, points: &[At], stroke: Stroke) {
+        match stroke.dash {
+            None => self.line(points, stroke.color, stroke.width),
+            Some((on, off)) => {
+                for piece in dashes(points, on, off) {
+                    self.line(&piece, stroke.color, stroke.width);
+                }
+            }
+        }
+        if let Some(marker) = stroke.marker {
+            for at in points {
+                self.marker(*at, marker, stroke.color);
+            }
+        }
+    }
+
+    pub fn marker(&mut self, (x, y): At, marker: Marker, color: RGBColor) {
+        let r = 6.0;
+        match marker {
+            Marker::Disc => {
+                self.shapes.push(Shape::Circle(pixel((x, y)), 6, color.to_rgba(), 0));
+            }
+            Marker::Square => self.rectangle((x - r, y - r), (x + r, y + r), color, 1.0),
+            Marker::Ring => self.ring((x, y), 7, color),
+            Marker::Cross => {
+                self.line(&[(x - r, y - r), (x + r, y + r)], color, 2);
+                self.line(&[(x - r, y + r), (x + r, y - r)], color, 2);
+            }
+            Marker::Triangle => {
+                self.polygon(&[(x - 7.0, y + r), (x, y - 7.0), (x + 7.0, y + r)], color, 1.0);
+            }
+        }
+    }
+
+    /// Writes `stem`.svg, `stem`.png and `stem`.csv into the folder, which is made if needed.
+    pub fn write(&self, folder: &Path, stem: &str, csv: &str) -> Result<Vec<PathBuf>, Error> {
+        let path = |ending: &str| folder.join(format!("{stem}.{ending}"));
+        fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+        let size = (self.width, self.height);
+        let mut text = String::new();
+        self.paint(&SVGBackend::with_string(&mut text, size).into_drawing_area())?;
+        for (ending, text) in [("svg", text.as_str()), ("csv", csv)] {
+            fs::write(path(ending), text).map_err(|source| Error::io(&path(ending), source))?;
+        }
+        let png = path("png");
+        self.paint(&BitMapBackend::new(&png, size).into_drawing_area())?;
+        Ok(vec![path("svg"), png, path("csv")])
+    }
+
+    fn paint<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), Error> {
+        register()?;
+        area.fill(&plotters::style::WHITE)?;
+        for shape in &self.shapes {
+            match shape {
+                Shape::Line(points, color, width) => {
+                    let style = ShapeStyle::from(color).stroke_width(*width);
+                    area.draw(&PathElement::new(points.clone(), style))?;
+                }
+                Shape::Polygon(points, color) => area.draw(&Polygon::new(points.clone(), color))?,
+                Shape::Circle(at, radius, color, width) => {
+                    let style = match width {
+                        0 => ShapeStyle::from(color).filled(),
+                        width => ShapeStyle::from(color).stroke_width(*width),
+                    };
+                    area.draw(&Circle::new(*at, *radius, style))?;
+                }
+                Shape::Text(at, text, look) => {
+                    area.draw(&Text::new(text.clone(), *at, look.style()))?;
+                }
+            }
+        }
+        area.present()?;
+        Ok(())
+    }
+}
+
+impl TextLook {
+    fn style(&self) -> TextStyle<'static> {
+        let side = match self.align {
+            Align::Left => HPos::Left,
+            Align::Middle => HPos::Center,
+            Align::Right => HPos::Right,
+        };
+        let mut font = ("sans-serif", self.size).into_font();
+        if self.turned {
+            font = font.transform(FontTransform::Rotate270);
+        }
+        TextStyle::from(font).color(&self.color).pos(Pos::new(side, VPos::Center))
+    }
+}
+
+/// About how wide a text comes out, in pixels; a little too wide rather than too narrow, because
+/// an SVG is shown with the reader's own sans-serif font.
+pub(crate) fn text_width(text: &str, size: u32) -> f64 {
+    0.5 * f64::from(size) * text.chars().count() as f64
+}
+
+/// Ubuntu Light, which ships inside epaint_default_fonts 0.37, so that a bare machine can draw.
+fn register() -> Result<(), Error> {
+    static DONE: OnceLock<bool> = OnceLock::new();
+    let font = epaint_default_fonts::UBUNTU_LIGHT;
+    let done =
+        DONE.get_or_init(|| register_font("sans-serif", FontStyle::Normal, font).is_ok());
+    if *done { Ok(()) } else { Err(Error::Draw("the font of the pictures is unreadable".into())) }
+}
+
+fn pixel((x, y): At) -> (i32, i32) {
+    (x.round() as i32, y.round() as i32)
+}
+
+/// Cuts a line into pieces of `on` pixels with gaps of `off` pixels, around its corners too.
+fn dashes(points: &[At], on: f64, off: f64) -> Vec<Vec<At>> {
+    let mut pieces = Vec::new();
+    let mut piece: Vec<At> = points.first().copied().into_iter().collect();
+    let (mut drawing, mut left) = (true, on);
+    for pair in points.windows(2) {
+        let (mut from, to) = (pair[0], pair[1]);
+        loop {
+            let (dx, dy) = (to.0 - from.0, to.1 - from.1);
+            let length = dx.hypot(dy);
+            if length <= left {
+                left -= length;
+                break;
+            }
+            from = (from.0 + dx * left / length, from.1 + dy * left / length);
+            if drawing {
+                piece.push(from);
+                pieces.push(std::mem::take(&mut piece));
+            } else {
+                piece = vec![from];
+            }
+            drawing = !drawing;
+            left = if drawing { on } else { off };
+        }
+        if drawing {
+            piece.push(to);
+        }
+    }
+    if piece.len() > 1 {
+        pieces.push(piece);
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dashes_cover_their_share() {
+        let pieces = dashes(&[(0.0, 0.0), (95.0, 0.0), (95.0, 105.0)], 10.0, 10.0);
+        assert_eq!(pieces.len(), 10);
+        assert_eq!(pieces[1], [(20.0, 0.0), (30.0, 0.0)]);
+        let length = |p: &Vec<At>| p.windows(2).map(|w| (w[1].0 - w[0].0) + (w[1].1 - w[0].1)).sum::<f64>();
+        assert!((pieces.iter().map(length).sum::<f64>() - 100.0).abs() < 1e-9);
+    }
+}

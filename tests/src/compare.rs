@@ -1,0 +1,144 @@
+//! Comparison of a kernel's outputs with the reference's.
+
+use crate::case::{HostTensor, Outputs};
+use crate::tolerance::{Tolerance, tolerance};
+
+/// How close one output is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Closeness {
+    /// The output.
+    pub output: String,
+    /// The largest error as a share of what the tolerance allows: at most 1 passes.
+    pub worst: f64,
+    /// Where it is: row-major index in the output.
+    pub worst_at: Vec<usize>,
+    /// The kernel's value there.
+    pub got: f64,
+    /// The reference's value there.
+    pub expected: f64,
+    /// The whole tensor's `1 - 2 Σxy / Σ(x² + y²)`.
+    pub cos: f64,
+    /// What is allowed.
+    pub tolerance: Tolerance,
+}
+
+impl std::fmt::Display for Closeness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}{:?} is {} where {} is expected: {:.3} of what is allowed (abs {:e}{}, rel {:e}); \
+             difference of the whole {:.2e}, allowed {:.0e}; {}",
+            self.output,
+            self.worst_at,
+            self.got,
+            self.expected,
+            self.worst,
+            self.tolerance.abs,
+            if self.tolerance.of_row { " of the row's largest" } else { "" },
+            self.tolerance.rel,
+            self.cos,
+            self.tolerance.cos,
+            self.tolerance.source,
+        )
+    }
+}
+
+/// Why outputs do not agree.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Mismatch {
+    /// An output is missing, or has another shape or type.
+    #[error("output {output} is {got}, expected {expected}")]
+    Form {
+        /// The output.
+        output: String,
+        /// Its type and shape.
+        got: String,
+        /// The reference's.
+        expected: String,
+    },
+    /// An output's values are too far off.
+    #[error("{0}")]
+    Values(Box<Closeness>),
+}
+
+/// Compares `got` with `expected` by the table's tolerances. Returns how close each output is.
+pub fn compare(
+    kernel: &str,
+    got: &Outputs,
+    expected: &Outputs,
+) -> Result<Vec<Closeness>, Mismatch> {
+    let mut all = Vec::new();
+    for (output, want) in expected {
+        let form = |got: String| Mismatch::Form {
+            output: output.to_string(),
+            got,
+            expected: format!("{want:?}"),
+        };
+        let have = got.get(output).ok_or_else(|| form("missing".to_string()))?;
+        if have.shape != want.shape || have.dtype != want.dtype {
+            return Err(form(format!("{have:?}")));
+        }
+        let closeness = close(output, have, want, tolerance(kernel, output, want.dtype));
+        if closeness.worst > 1.0 || closeness.cos > closeness.tolerance.cos {
+            return Err(Mismatch::Values(Box::new(closeness)));
+        }
+        all.push(closeness);
+    }
+    Ok(all)
+}
+
+/// How close `got` is to `want`, which has the same shape.
+pub fn close(output: &str, got: &HostTensor, want: &HostTensor, by: Tolerance) -> Closeness {
+    let (x, y) = (got.to_f32(), want.to_f32());
+    let cols = want.shape.last().copied().unwrap_or(1).max(1);
+    let mut result = Closeness {
+        output: output.to_string(),
+        worst: 0.0,
+        worst_at: vec![],
+        got: 0.0,
+        expected: 0.0,
+        cos: 0.0,
+        tolerance: by,
+    };
+    let (mut xy, mut squares) = (0.0f64, 0.0f64);
+    for (row, (x, y)) in x.chunks(cols).zip(y.chunks(cols)).enumerate() {
+        let largest =
+            y.iter().filter(|y| y.is_finite()).fold(0.0f64, |m, y| m.max(f64::from(*y).abs()));
+        for (col, (x, y)) in x.iter().zip(y).enumerate() {
+            let (x, y) = (f64::from(*x), f64::from(*y));
+            if x.is_finite() && y.is_finite() {
+                xy += x * y;
+                squares += x * x + y * y;
+            }
+            let share = share(x, y, if by.of_row { by.abs * largest } else { by.abs }, by.rel);
+            if share > result.worst || (share == 0.0 && result.worst_at.is_empty()) {
+                result.worst = share;
+                result.worst_at = unravel(row * cols + col, &want.shape);
+                (result.got, result.expected) = (x, y);
+            }
+        }
+    }
+    if squares > 0.0 {
+        result.cos = 1.0 - 2.0 * xy / squares;
+    }
+    result
+}
+
+/// The error of one element as a share of what is allowed.
+fn share(x: f64, y: f64, abs: f64, rel: f64) -> f64 {
+    if x.is_nan() && y.is_nan() || x == y {
+        return 0.0;
+    }
+    let error = (x - y).abs();
+    let allowed = abs + rel * y.abs();
+    if !error.is_finite() || allowed == 0.0 { f64::INFINITY } else { error / allowed }
+}
+
+fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (i, size) in shape.iter().enumerate().rev() {
+        index[i] = at % size.max(&1);
+        at /= size.max(&1);
+    }
+    index
+}

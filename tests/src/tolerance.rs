@@ -1,0 +1,73 @@
+//! The one table of tolerances: per kernel, output and element type, each with its source.
+
+use dsa_kernels::DType;
+
+/// How far a kernel's output may be from the reference's.
+///
+/// An element passes if it and its expected value are the same infinity, both NaN, or
+/// `|x - y| <= abs + rel · |y|`; the whole tensor passes if also `1 - 2 Σxy / Σ(x² + y²) <= cos`
+/// over its finite elements, in f64 (DeepGEMM's calc_diff).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Absolute part.
+    pub abs: f64,
+    /// Relative part.
+    pub rel: f64,
+    /// Bound of the whole tensor's difference.
+    pub cos: f64,
+    /// `abs` is meant relative to the largest finite expected element of the same row.
+    pub of_row: bool,
+    /// Where the numbers come from.
+    pub source: &'static str,
+}
+
+/// Bit for bit.
+pub const EXACT: Tolerance = Tolerance {
+    abs: 0.0,
+    rel: 0.0,
+    cos: 0.0,
+    of_row: false,
+    source: "exact: the operations are the same, one by one",
+};
+
+/// The tolerance of `kernel`'s `output`, whose elements are of type `dtype`.
+pub fn tolerance(kernel: &str, output: &str, dtype: DType) -> Tolerance {
+    match (kernel, output) {
+        ("act_quant" | "store_kv" | "store_index_keys" | "round_trip" | "top_k", _) => EXACT,
+        ("indexer_logits" | "indexer_logits_paged", _) => Tolerance {
+            // Scores are sums of signed shares: what is left after they cancel carries the rounding of
+            // the largest, so an element is held against its row.
+            abs: 2e-5,
+            rel: 0.0,
+            cos: 5e-6,
+            of_row: true,
+            source: "DeepGEMM test_attention.py: calc_diff < 5e-6 against the same fp8 inputs; \
+                     2e-5 of the row: f32 sums of 64 x 128 products",
+        },
+        (_, "lse" | "max_logits") => Tolerance {
+            abs: 4e-6,
+            rel: 2.01 / 65536.0,
+            cos: 1e-9,
+            of_row: false,
+            source: "FlashMLA tests: lse and max_logits 1e-6 / 2.01/65536; 4e-6 absolute, since \
+                     ours also takes inputs of larger magnitude whose scores cancel to near 0",
+        },
+        _ => rounded(dtype),
+    }
+}
+
+/// f32 arithmetic rounded once to the output's type.
+fn rounded(dtype: DType) -> Tolerance {
+    let (abs, rel, cos, source) = match dtype {
+        DType::Bf16 => (
+            1e-4,
+            1.01 / 128.0,
+            7e-6,
+            "one step of bf16 (2^-7 relative), FlashMLA's cosine 7e-6; FlashMLA itself allows \
+             8e-4 and 3.01/128",
+        ),
+        DType::F16 => (2e-5, 1.01 / 1024.0, 1e-6, "one step of f16 (2^-10 relative)"),
+        _ => (2e-5, 2e-5, 1e-9, "PyTorch assert_close for f32 (1e-5), doubled for long sums"),
+    };
+    Tolerance { abs, rel, cos, of_row: false, source }
+}
