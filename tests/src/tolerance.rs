@@ -60,14 +60,16 @@ pub fn tolerance(kernel: &str, output: &str, dtype: DType) -> Tolerance {
 fn rounded(dtype: DType) -> Tolerance {
     let (abs, rel, cos, source) = match dtype {
         DType::Bf16 => (
-            1e-4,
+            2e-5,
             1.01 / 128.0,
             7e-6,
             "one step of bf16 (2^-7 relative), FlashMLA's cosine 7e-6; FlashMLA itself allows \
              8e-4 and 3.01/128",
         ),
-        DType::F16 => (2e-5, 1.01 / 1024.0, 1e-6, "one step of f16 (2^-10 relative)"),
-        _ => (2e-5, 2e-5, 1e-9, "PyTorch assert_close for f32 (1e-5), doubled for long sums"),
+        DType::F16 => (5e-6, 1.01 / 1024.0, 1e-6, "one step of f16 (2^-10 relative)"),
+        _ => (5e-6, 2e-5, 1e-9, "PyTorch assert_close for f32 (1e-5), doubled for long sums"),
     };
-    Tolerance { abs, rel, cos, of_row: false, source }
+    // An element that is what large terms left after they cancelled carries their rounding, so the
+    // absolute part is held against the row.
+    Tolerance { abs, rel, cos, of_row: true, source }
 }
