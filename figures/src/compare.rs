@@ -188,11 +188,8 @@ mod tests {
     #[test]
     fn rows_are_paired_by_place() {
         let base = [row("a", 'a', vec![1.0; 5]), row("b", 'a', vec![1.0; 5])];
-        let new = [
-            row("a", 'b', vec![9.0; 5]),
-            row("a", 'b', vec![2.0; 5]),
-            row("c", 'b', vec![1.0; 5]),
-        ];
+        let new =
+            [row("a", 'b', vec![9.0; 5]), row("a", 'b', vec![2.0; 5]), row("c", 'b', vec![1.0; 5])];
         let found = compare(&base, &new, THRESHOLD).unwrap();
         assert_eq!((found.changes.len(), found.gone.len(), found.added.len()), (1, 1, 1));
         let worst = found.worst().unwrap();

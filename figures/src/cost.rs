@@ -109,9 +109,7 @@ fn fit(variant: Variant, stage: Stage) -> Result<Fit, Error> {
         (Variant::V32Exp, Stage::Prefill) => Ok(fit(110.0, 791.6, 549.7, 567.0)),
         (Variant::V31Terminus, Stage::Decode) => Ok(fit(126.9, 1.0, 593.7, 593.7)),
         (Variant::V32Exp, Stage::Decode) => Ok(fit(171.3, 692.7, 593.7, 401.5)),
-        (Variant::Neither, _) => {
-            Err(Error::value("variant", "\"\"", "V3.1-Terminus or V3.2-Exp"))
-        }
+        (Variant::Neither, _) => Err(Error::value("variant", "\"\"", "V3.1-Terminus or V3.2-Exp")),
     }
 }
 
@@ -166,8 +164,7 @@ pub fn project(
         .map(|form| attention(*form))
         .min_by(|a, b| a.0.total_cmp(&b.0))
         .unwrap_or((0.0, AttentionForm::DenseMqa));
-    let basis =
-        if *device == Peaks::H800 { Basis::FittedToFigure } else { Basis::ScaledByPeaks };
+    let basis = if *device == Peaks::H800 { Basis::FittedToFigure } else { Basis::ScaledByPeaks };
     Ok(Projection { basis, constant_s, indexer_s, attention_s, form })
 }
 

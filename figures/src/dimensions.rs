@@ -274,10 +274,7 @@ mod tests {
         assert_eq!(v32.mqa_flop_per_key(), 278_528);
         assert_eq!(v32.index_flop_per_key(), 16_384);
         assert_eq!(v32.index_vector_flop_per_key(), 192);
-        assert_eq!(
-            (v32.kv_bytes_fp8(), v32.kv_bytes_bf16(), v32.index_bytes()),
-            (656, 1152, 132)
-        );
+        assert_eq!((v32.kv_bytes_fp8(), v32.kv_bytes_bf16(), v32.index_bytes()), (656, 1152, 132));
         assert_eq!(v32.projection_weights() / 100_000, 1871);
         assert_eq!(2 * v32.index_weights() / 100_000, 279);
     }

@@ -77,11 +77,7 @@ pub enum Error {
 
 impl Error {
     /// A [`Error::Value`] with the value printed.
-    pub(crate) fn value(
-        field: &'static str,
-        value: impl ToString,
-        expected: &'static str,
-    ) -> Self {
+    pub(crate) fn value(field: &'static str, value: impl ToString, expected: &'static str) -> Self {
         Error::Value { field, value: value.to_string(), expected }
     }
 

@@ -38,7 +38,8 @@ impl Official {
                 _ => None,
             };
             let expected = "prefill|decode,V3.1-Terminus|V3.2-Exp,position,US$ per million tokens";
-            let (which, at) = point.ok_or_else(|| Error::value("official curve", line, expected))?;
+            let (which, at) =
+                point.ok_or_else(|| Error::value("official curve", line, expected))?;
             points.entry(which).or_default().push(at);
         }
         let curve = |(which, points)| Ok((which, Curve::new(points)?));

@@ -68,10 +68,13 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
 
     let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.queries, tiling.out_cols)];
-    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.d_qk)]);
+    let mut q_tile =
+        Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.d_qk)]);
     let mut k_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.d_qk)]);
-    let mut v_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.out_cols)]);
-    let mut p_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.keys)]);
+    let mut v_tile =
+        Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.out_cols)]);
+    let mut p_tile =
+        Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.keys)]);
 
     let q_at = t0 * q_row as usize + head * q_head as usize;
     load_rows::<E, N, S>(&mut q_tile, q, q_at, q_row as usize, queries, comptime![tiling.d_qk]);
@@ -94,8 +97,22 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         let n0 = lowest + tile * tiling.keys;
         let k_at = n0 * k_row as usize + head * k_head as usize;
         let v_at = n0 * v_row as usize + head * v_head as usize;
-        load_rows::<E, N, S>(&mut k_tile, k, k_at, k_row as usize, highest - n0, comptime![tiling.d_qk]);
-        load_rows::<E, N, S>(&mut v_tile, v, v_at, v_row as usize, highest - n0, comptime![tiling.d_v]);
+        load_rows::<E, N, S>(
+            &mut k_tile,
+            k,
+            k_at,
+            k_row as usize,
+            highest - n0,
+            comptime![tiling.d_qk],
+        );
+        load_rows::<E, N, S>(
+            &mut v_tile,
+            v,
+            v_at,
+            v_row as usize,
+            highest - n0,
+            comptime![tiling.d_v],
+        );
         sync_team(machine);
 
         scores.clear();
@@ -153,6 +170,12 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
+    device.machine(64)
+}
+
 /// Attention of each head over the keys of each token's range.
 ///
 /// - `q`: `[s, h, d_qk]` f32, bf16 or f16, last stride 1, h from 1 to 128;
@@ -194,7 +217,7 @@ pub fn dense_mha(
         return Ok(Attention { out, lse, max_logits });
     }
 
-    let machine = device.machine(256);
+    let machine = machine(device);
     let queries = s.next_multiple_of(4).min(16);
     let lanes = Share::new(machine, queries, LANES).lanes();
     let tiling = Tiling {

@@ -1,9 +1,9 @@
 //! The devices kernels run on.
 
+use crate::Result;
 use crate::error::KernelError;
 use crate::tensor::{DType, Tensor};
 use crate::tile::{Machine, MatrixUnit};
-use crate::Result;
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
@@ -54,9 +54,8 @@ impl Device {
     pub fn named(name: &str) -> Result<Self> {
         let unknown = |reason: String| KernelError::Device { name: name.to_string(), reason };
         let (runtime, index) = name.split_once(':').unwrap_or((name, "0"));
-        let index: usize = index
-            .parse()
-            .map_err(|_| unknown(format!("the index {index:?} is not a number")))?;
+        let index: usize =
+            index.parse().map_err(|_| unknown(format!("the index {index:?} is not a number")))?;
         let kind = match runtime {
             "cuda" => DeviceKind::Cuda,
             "hip" | "rocm" => DeviceKind::Hip,
@@ -110,7 +109,12 @@ impl Device {
         if self.kind == DeviceKind::Cpu {
             Machine { matrix: MatrixUnit::Plain, team: 1, plane: 1, teams: self.cores() }
         } else {
-            Machine { matrix: MatrixUnit::Plain, team: team.next_multiple_of(plane), plane, teams: 1 }
+            Machine {
+                matrix: MatrixUnit::Plain,
+                team: team.next_multiple_of(plane),
+                plane,
+                teams: 1,
+            }
         }
     }
 
@@ -119,7 +123,8 @@ impl Device {
     pub fn matrix_machine(&self, elem: ElemType) -> Machine {
         let f32_type = f32::elem_type_native();
         let wgmma = &self.client.properties().features.matmul.wgmma;
-        let fits = |c: &WgmmaConfig| c.elems.a == elem && c.elems.b == elem && c.elems.cd == f32_type;
+        let fits =
+            |c: &WgmmaConfig| c.elems.a == elem && c.elems.b == elem && c.elems.cd == f32_type;
         if wgmma.iter().any(fits) {
             Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 }
         } else {

@@ -89,6 +89,11 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    device.machine(256)
+}
+
 /// `out[b, m, n] = Σ_k x[b, m, k] · w[b, n, k]`, accumulated in f32.
 ///
 /// - `x`: `[b, m, k]`, f32, bf16 or f16, last stride 1;
@@ -120,9 +125,13 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
         return Ok(());
     }
     if k == 0 {
-        return Err(KernelError::Value { name: "k", got: "0".into(), expected: "at least 1".into() });
+        return Err(KernelError::Value {
+            name: "k",
+            got: "0".into(),
+            expected: "at least 1".into(),
+        });
     }
-    let machine = device.machine(256);
+    let machine = machine(device);
     let tiling = Tiling { m: if m <= 4 { 4 } else { 32 }, n: 64, k: 128 };
     let programs = b * m.div_ceil(tiling.m) * n.div_ceil(tiling.n);
     let width = if x.in_vectors() && w.in_vectors() { LANES } else { 1 };

@@ -65,6 +65,11 @@ fn hadamard_kernel<E: Numeric>(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    device.machine(64)
+}
+
 /// Rotates every row.
 ///
 /// `x`: `[rows, n]` f32, bf16 or f16, last stride 1, n a power of two up to 1024. Returns `[rows, n]` of
@@ -83,7 +88,7 @@ pub fn hadamard(device: &Device, x: &Tensor) -> Result<Tensor> {
     }
     let out = device.empty(&[rows, n], x.dtype());
     if rows > 0 {
-        let machine = device.machine(64);
+        let machine = machine(device);
         // SAFETY: the kernel reads and writes n elements of each of `rows` rows.
         unsafe {
             hadamard_kernel::launch_unchecked(

@@ -56,6 +56,8 @@ struct Tiling {
     keys: usize,
     /// Elements of a head.
     dim: usize,
+    /// The same, padded to what the matrix unit multiplies.
+    tile_dim: usize,
     /// Whether keys live in the paged cache (decode) or in rows (prefill).
     paged: bool,
     score_fn: ScoreFn,
@@ -114,8 +116,10 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
     // The heads of all queries of the tile stand side by side: row t · heads + h of the q tile, and
     // column t · heads + h of the products.
     let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
-    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tiling.dim)]);
-    let mut k_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.dim)]);
+    let mut q_tile =
+        Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tiling.tile_dim)]);
+    let mut k_tile =
+        Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)]);
     let mut w_tile = team_memory::<Vector<f32, W>>(comptime![share.cols], 64usize, machine);
     let mut slots = team_memory::<i32>(comptime![tiling.keys], 16usize, machine);
 
@@ -126,8 +130,17 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         let at = (t0 + t) * q_row as usize;
         let of_query = select(t < queries, heads as usize, 0usize);
         load_heads::<E, N, S>(&mut q_tile, q, at, q_head as usize, of_query, tiling, t);
-        load_weights::<W>(&mut w_tile, weights, (t0 + t) * w_row as usize, of_query, tiling, machine, t);
-        let range = key_range(starts, ends, request, t0 + t, first + t, rows as usize, s_kv, tiling);
+        load_weights::<W>(
+            &mut w_tile,
+            weights,
+            (t0 + t) * w_row as usize,
+            of_query,
+            tiling,
+            machine,
+            t,
+        );
+        let range =
+            key_range(starts, ends, request, t0 + t, first + t, rows as usize, s_kv, tiling);
         if t < queries && range.start < range.end {
             lowest = min(lowest, range.start);
             highest = max(highest, range.end);
@@ -143,10 +156,26 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         // A tile that no query of this program may see is not even read.
         if s0 < highest && s0 + tiling.keys > lowest {
             sync_team(machine);
-            locate_keys(&mut slots, block_table, request * max_pages as usize, s0, highest, n_pages, page_size, tiling, machine);
+            locate_keys(
+                &mut slots,
+                block_table,
+                request * max_pages as usize,
+                s0,
+                highest,
+                n_pages,
+                page_size,
+                tiling,
+                machine,
+            );
             sync_team(machine);
             gather_rows::<E, N, S>(
-                &mut k_tile, k, &slots, k_row as usize, page_size as usize, page_stride as usize, comptime![tiling.dim],
+                &mut k_tile,
+                k,
+                &slots,
+                k_row as usize,
+                page_size as usize,
+                page_stride as usize,
+                comptime![tiling.dim],
             );
             sync_team(machine);
             multiply_nt::<S, W>(&mut scores, &k_tile, &q_tile, share);
@@ -158,7 +187,13 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
             let key = s0 + row;
             let mut scale = 0.0f32.runtime();
             if key >= lowest && key < highest {
-                scale = read_scale(k_scale, slots[row], page_size as usize, page_stride as usize, tiling);
+                scale = read_scale(
+                    k_scale,
+                    slots[row],
+                    page_size as usize,
+                    page_stride as usize,
+                    tiling,
+                );
             }
             #[unroll]
             for t in 0..comptime![tiling.queries] {
@@ -171,7 +206,16 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
                 }
                 let sum = sum_lanes(sum_cell(sum), share);
                 if t < queries && key < span_end && lane_of(share) == 0 {
-                    let range = key_range(starts, ends, request, t0 + t, first + t, rows as usize, s_kv, tiling);
+                    let range = key_range(
+                        starts,
+                        ends,
+                        request,
+                        t0 + t,
+                        first + t,
+                        rows as usize,
+                        s_kv,
+                        tiling,
+                    );
                     let mut logit = f32::NEG_INFINITY.runtime();
                     if key >= range.start && key < range.end && slots[row] >= 0 {
                         logit = sum * scale;
@@ -539,8 +583,8 @@ fn launch(
         return Ok(());
     }
 
-    let machine = device.matrix_machine(q.dtype().elem());
-    let tiling = tiling(machine, heads, dim, keys.paged, score_fn);
+    let machine = machine(device, q.dtype());
+    let tiling = tiling(machine, heads, dim, q.dtype().size(), keys.paged, score_fn);
     // Enough programs to fill the device, few enough that a tile of queries is loaded seldom.
     let row_tiles = requests * rows.div_ceil(tiling.queries);
     let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
@@ -588,8 +632,20 @@ fn launch(
     Ok(())
 }
 
+/// How the indexer of keys of type `dtype` runs on `device`.
+pub fn machine(device: &Device, dtype: DType) -> Machine {
+    device.matrix_machine(dtype.elem())
+}
+
 /// The tile sizes that suit `machine`.
-fn tiling(machine: Machine, heads: usize, dim: usize, paged: bool, score_fn: ScoreFn) -> Tiling {
+fn tiling(
+    machine: Machine,
+    heads: usize,
+    dim: usize,
+    elem_size: usize,
+    paged: bool,
+    score_fn: ScoreFn,
+) -> Tiling {
     let (keys, queries, heads) = match machine.matrix {
         MatrixUnit::Plain => {
             let keys = 32;
@@ -602,5 +658,60 @@ fn tiling(machine: Machine, heads: usize, dim: usize, paged: bool, score_fn: Sco
             (64, (128 / heads).max(1), heads)
         }
     };
-    Tiling { queries, heads, keys, dim, paged, score_fn }
+    // The swizzled layout cuts rows into panels of 128 bytes.
+    let tile_dim = match machine.matrix {
+        MatrixUnit::Plain => dim,
+        MatrixUnit::Wgmma => dim.next_multiple_of(128 / elem_size),
+    };
+    Tiling { queries, heads, keys, dim, tile_dim, paged, score_fn }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{compile_ptx, hopper};
+    use cubecl::prelude::BufferCompilationArg;
+
+    #[test]
+    fn the_body_compiles_to_warpgroup_mma_for_sm_90a() {
+        let machine = Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 };
+        let tiling = tiling(machine, 64, 128, 1, false, ScoreFn::ReluWeighted);
+        let e4m3 = DType::E4m3.elem();
+        let buffer = || BufferCompilationArg { inplace: None };
+        let (settings, properties, target) = hopper(machine, e4m3);
+        let kernel = indexer_kernel::IndexerKernel::new(
+            settings,
+            properties,
+            target,
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            (),
+            8,
+            1,
+            tiling,
+            machine,
+            [e4m3, e4m3],
+        );
+        let ptx = compile_ptx(kernel.define()).unwrap();
+        assert!(ptx.contains("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"), "{ptx}");
+    }
 }

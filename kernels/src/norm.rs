@@ -76,6 +76,11 @@ fn norm_kernel<E: Numeric>(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    device.machine(256)
+}
+
 /// `weight · x / sqrt(mean(x²) + eps)`.
 ///
 /// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1;
@@ -134,7 +139,7 @@ fn norm(
     if rows * cols == 0 {
         return Ok(());
     }
-    let machine = device.machine(256);
+    let machine = machine(device);
     // SAFETY: all accesses are below rows and cols, the shape of x and out; weight and bias hold cols.
     unsafe {
         norm_kernel::launch_unchecked(

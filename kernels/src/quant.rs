@@ -246,6 +246,11 @@ fn store_index_key_kernel(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    device.machine(32)
+}
+
 /// What [`act_quant`] returns.
 #[derive(Clone, Debug)]
 pub struct Quantised {
@@ -266,7 +271,7 @@ pub fn act_quant(device: &Device, x: &Tensor, fmt: ScaleFmt) -> Result<Quantised
     let codes = device.empty(&[rows, cols], DType::E4m3);
     let scale = device.empty(&[rows, blocks], DType::F32);
     if rows * cols > 0 {
-        let machine = device.machine(32);
+        let machine = machine(device);
         // SAFETY: every access is below rows and cols, which are the shapes of all three tensors.
         unsafe {
             act_quant_kernel::launch_unchecked(
@@ -300,7 +305,7 @@ pub fn round_trip(device: &Device, x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> R
     if rows * cols == 0 {
         return Ok(());
     }
-    let machine = device.machine(32);
+    let machine = machine(device);
     // SAFETY: every access is below rows and cols, the shape of both tensors; a block is read whole
     // before it is written.
     unsafe {
@@ -360,7 +365,7 @@ pub fn store_kv(
     if n == 0 {
         return Ok(());
     }
-    let machine = device.machine(128);
+    let machine = machine(device);
     // SAFETY: rows and columns are those of c and k_pe; slots are compared with the number of slots of
     // the cache before anything is written.
     unsafe {
@@ -407,7 +412,7 @@ pub fn store_index_keys(
     if n == 0 {
         return Ok(());
     }
-    let machine = device.machine(128);
+    let machine = machine(device);
     // SAFETY: codes hold n · dim elements, scales n; slots are compared with the number of slots.
     unsafe {
         store_index_key_kernel::launch_unchecked(

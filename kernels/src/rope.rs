@@ -74,6 +74,11 @@ fn rope_kernel<E: Numeric>(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    device.machine(32)
+}
+
 /// Rotates every head of every row into `out`, which may be `x` itself.
 ///
 /// - `x`, `out`: `[n, heads, dim]` of one float type, last stride 1, dim even;
@@ -122,7 +127,7 @@ pub fn rope(
     if rows * heads == 0 {
         return Ok(());
     }
-    let machine = device.machine(32);
+    let machine = machine(device);
     // SAFETY: rows, heads and dim are those of x and out; positions are clamped to the tables; a pair is
     // read whole before it is written, so x and out may be the same.
     unsafe {

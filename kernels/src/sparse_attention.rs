@@ -97,7 +97,11 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let split = program % splits as usize;
 
     let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
-    let out_share = comptime![Share::new(machine, tiling.heads, padded_cols(tiling.d_v, machine, tiling.heads))];
+    let out_share = comptime![Share::new(
+        machine,
+        tiling.heads,
+        padded_cols(tiling.d_v, machine, tiling.heads)
+    )];
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
     let kv_cols = comptime![max_of(tiling.d_qk, out_share.cols)];
     let mut kv_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, kv_cols)]);
@@ -106,7 +110,14 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let mut bias = team_memory::<Vector<f32, W>>(comptime![tiling.keys], 64usize, machine);
 
     let q_at = t * q_row as usize + h0 * q_head as usize;
-    load_rows::<E, N, S>(&mut q_tile, q, q_at, q_head as usize, heads as usize - h0, comptime![tiling.d_qk]);
+    load_rows::<E, N, S>(
+        &mut q_tile,
+        q,
+        q_at,
+        q_head as usize,
+        heads as usize - h0,
+        comptime![tiling.d_qk],
+    );
 
     let limit = select(comptime![tiling.key_set == KeySet::Listed], topk, n_rows) as i32;
     let start = clamp(starts[t], 0i32, limit) as usize;
@@ -121,14 +132,36 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let mut scores = Fragment::<W>::zeroed(score_share);
     for tile in first_tile..last_tile {
         let j0 = start + tile * tiling.keys;
-        list_keys::<W>(&mut slots, &mut bias, indices, t * indices_row as usize, j0, end, n_rows, tiling, machine);
+        list_keys::<W>(
+            &mut slots,
+            &mut bias,
+            indices,
+            t * indices_row as usize,
+            j0,
+            end,
+            n_rows,
+            tiling,
+            machine,
+        );
         sync_team(machine);
         match comptime![tiling.rows] {
             RowFormat::Elements => gather_rows::<E, N, S>(
-                &mut kv_tile, kv, &slots, kv_row as usize, page_size as usize, page_stride as usize, comptime![tiling.d_qk],
+                &mut kv_tile,
+                kv,
+                &slots,
+                kv_row as usize,
+                page_size as usize,
+                page_stride as usize,
+                comptime![tiling.d_qk],
             ),
             RowFormat::Record { kv_lora_rank } => gather_records::<S>(
-                &mut kv_tile, records, &slots, page_size as usize, page_stride as usize, kv_lora_rank, comptime![tiling.d_qk],
+                &mut kv_tile,
+                records,
+                &slots,
+                page_size as usize,
+                page_stride as usize,
+                kv_lora_rank,
+                comptime![tiling.d_qk],
             ),
         }
         sync_team(machine);
@@ -260,7 +293,10 @@ fn gather_records<S: Numeric>(
                     let col = v * LANES + e;
                     if col < kv_lora_rank {
                         let code = e4m3::reinterpret(records[at + col]);
-                        let scale = read_f32(records, at + kv_lora_rank + col / comptime![crate::quant::BLOCK] * 4);
+                        let scale = read_f32(
+                            records,
+                            at + kv_lora_rank + col / comptime![crate::quant::BLOCK] * 4,
+                        );
                         out.insert(e, f32::cast_from(code) * scale);
                     } else if col < d_qk {
                         let from = at + kv_lora_rank + 4 * blocks + 2 * (col - kv_lora_rank);
@@ -339,6 +375,12 @@ fn merge_kernel<O: Numeric>(
         lse[row] = merged;
         max_logits[row] = max_logit;
     }
+}
+
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
+    device.machine(64)
 }
 
 /// What attention returns.
@@ -508,7 +550,12 @@ struct List {
 }
 
 impl List {
-    fn indices(device: &Device, indices: &Tensor, q: &Tensor, args: &AttentionArgs) -> Result<Self> {
+    fn indices(
+        device: &Device,
+        indices: &Tensor,
+        q: &Tensor,
+        args: &AttentionArgs,
+    ) -> Result<Self> {
         let s = q.shape()[0];
         indices.expect_rank("indices", &["s", "topk"])?;
         let topk = indices.shape()[1];
@@ -562,7 +609,7 @@ fn attend(
         return Ok(Attention { out, lse, max_logits });
     }
 
-    let machine = device.machine(256);
+    let machine = machine(device);
     let tile_heads = heads.next_multiple_of(4).min(16);
     let lanes = Share::new(machine, tile_heads, LANES).lanes();
     let tile_keys = (LANES * lanes).max(32);
@@ -681,7 +728,12 @@ pub(crate) fn check_args(
     }
     let positive = args.softmax_scale.is_finite() && args.softmax_scale > 0.0;
     for (name, ok, got, expected) in [
-        ("softmax_scale", positive, args.softmax_scale.to_string(), "finite and positive".to_string()),
+        (
+            "softmax_scale",
+            positive,
+            args.softmax_scale.to_string(),
+            "finite and positive".to_string(),
+        ),
         ("d_v", (1..=1024).contains(&args.d_v), args.d_v.to_string(), "1 to 1024".to_string()),
         (
             "splits",

@@ -75,7 +75,9 @@ impl DType {
                 bytes.chunks_exact(2).map(|c| f16::from_le_bytes(two(c)).to_f32()).collect()
             }
             Self::E4m3 => bytes.iter().map(|b| e4m3::from_bits(*b).to_f32()).collect(),
-            Self::I32 => bytes.chunks_exact(4).map(|c| i32::from_le_bytes(four(c)) as f32).collect(),
+            Self::I32 => {
+                bytes.chunks_exact(4).map(|c| i32::from_le_bytes(four(c)) as f32).collect()
+            }
             Self::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
         }
     }
@@ -254,11 +256,7 @@ impl Tensor {
         Err(self.wrong_shape(tensor, names.iter().map(|n| n.to_string())))
     }
 
-    fn wrong_shape(
-        &self,
-        tensor: &'static str,
-        axes: impl Iterator<Item = String>,
-    ) -> KernelError {
+    fn wrong_shape(&self, tensor: &'static str, axes: impl Iterator<Item = String>) -> KernelError {
         let expected = format!("[{}]", axes.collect::<Vec<_>>().join(", "));
         KernelError::Shape { tensor, got: self.shape.clone(), expected }
     }

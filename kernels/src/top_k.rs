@@ -183,6 +183,11 @@ fn top_k_kernel(
     }
 }
 
+/// How these kernels run on `device`.
+pub fn machine(device: &Device) -> Machine {
+    device.machine(1024)
+}
+
 /// The `topk` best columns of each row of `logits`.
 ///
 /// - `logits`: `[rows, length]` f32, last stride 1;
@@ -215,7 +220,9 @@ pub fn top_k(
     }
     let bad = match policy {
         Policy::Fixed => None,
-        Policy::Fraction { per_mille, .. } => (per_mille > 1000).then_some(("per_mille", per_mille)),
+        Policy::Fraction { per_mille, .. } => {
+            (per_mille > 1000).then_some(("per_mille", per_mille))
+        }
         // The keys above +inf's are 2^23 - 1: as many positions can be told apart.
         Policy::Window { window, .. } => (window >= 1 << 22).then_some(("window", window)),
     };
@@ -227,7 +234,7 @@ pub fn top_k(
     if rows == 0 {
         return Ok(indices);
     }
-    let machine = device.machine(1024);
+    let machine = machine(device);
     // SAFETY: the kernel reads columns below `length` of rows below `rows`, clamps the ranges, and writes
     // at most `topk` entries a row.
     unsafe {

@@ -252,8 +252,7 @@ impl Case {
     pub fn load(path: &Path) -> Result<Self, CaseError> {
         let failed = |reason: String| file_error(path, reason);
         let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
         let mut case = Case::new("");
         for (name, view) in file.iter() {

@@ -5,9 +5,7 @@ use crate::compare::{Closeness, compare};
 use crate::generate::strategy;
 use crate::kernels::Kernel;
 use dsa_kernels::Device;
-use proptest::test_runner::{
-    Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner,
-};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::path::PathBuf;

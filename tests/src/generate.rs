@@ -113,7 +113,9 @@ fn ranges(rng: &mut Rng, rows: usize, n: usize) -> (HostTensor, HostTensor) {
             0 => (0, n as i64),
             1 => (0, (n + row + 1) as i64 - rows as i64),
             2 => (rng.below(n + 1) as i64, rng.below(n + 1) as i64),
-            _ => (rng.below(2 * n + 2) as i64 - 1 - (n / 2) as i64, rng.below(3 * n + 2) as i64 - 1),
+            _ => {
+                (rng.below(2 * n + 2) as i64 - 1 - (n / 2) as i64, rng.below(3 * n + 2) as i64 - 1)
+            }
         };
         let extreme = rng.below(40);
         ks.push(if extreme == 0 { i32::MIN } else { start as i32 });
@@ -222,7 +224,16 @@ fn slots(rng: &mut Rng, n: usize, n_slots: usize) -> HostTensor {
 }
 
 fn store_kv_cases() -> impl Strategy<Value = Case> {
-    (0usize..9, 1usize..200, 0usize..20, 1usize..4, 1usize..70, float(), any::<bool>(), any::<u64>())
+    (
+        0usize..9,
+        1usize..200,
+        0usize..20,
+        1usize..4,
+        1usize..70,
+        float(),
+        any::<bool>(),
+        any::<u64>(),
+    )
         .prop_map(|(n, rank, half_rope, pages, page_size, dtype, strided, seed)| {
             let mut rng = Rng::new(seed);
             let rope_dim = 2 * half_rope;
@@ -302,7 +313,16 @@ fn norm_cases(kernel: String) -> impl Strategy<Value = Case> {
 
 fn gemm_cases() -> impl Strategy<Value = Case> {
     const FILLS: [Fill; 3] = [Fill::Normal, Fill::Tenth, Fill::Ties];
-    (1usize..4, 0usize..40, 1usize..80, 1usize..200, float(), fill(&FILLS), any::<bool>(), any::<u64>())
+    (
+        1usize..4,
+        0usize..40,
+        1usize..80,
+        1usize..200,
+        float(),
+        fill(&FILLS),
+        any::<bool>(),
+        any::<u64>(),
+    )
         .prop_map(|(b, m, n, k, dtype, fill, strided, seed)| {
             let mut rng = Rng::new(seed);
             let scale = 1.0 / (k as f32).sqrt();
@@ -328,7 +348,14 @@ fn indexer_cases() -> impl Strategy<Value = Case> {
     const TYPES: [DType; 4] = [DType::E4m3, DType::Bf16, DType::F16, DType::F32];
     const FILLS: [Fill; 4] = [Fill::Normal, Fill::Ties, Fill::Zeros, Fill::Outliers];
     let size = (0usize..7, 0usize..90, 1usize..=128, 1usize..=160);
-    (size, proptest::sample::select(&TYPES[..]), fill(&FILLS), any::<bool>(), any::<bool>(), any::<u64>())
+    (
+        size,
+        proptest::sample::select(&TYPES[..]),
+        fill(&FILLS),
+        any::<bool>(),
+        any::<bool>(),
+        any::<u64>(),
+    )
         .prop_map(|((s, s_kv, heads, dim), dtype, fill, sigmoid, strided, seed)| {
             let mut rng = Rng::new(seed);
             let (ks, ke) = ranges(&mut rng, s, s_kv);
@@ -498,9 +525,8 @@ fn sparse_paged_cases() -> impl Strategy<Value = Case> {
             let record = KvRecord { kv_lora_rank: rank, rope_dim };
             let n_pages = 1 + rng.below(if page_size < 8 { 40 } else { 2 });
             let n = n_pages * page_size;
-            let array = |rng: &mut Rng, cols: usize| {
-                Array2::from_shape_fn((n, cols), |_| rng.normal())
-            };
+            let array =
+                |rng: &mut Rng, cols: usize| Array2::from_shape_fn((n, cols), |_| rng.normal());
             let (c, k_pe) = (array(&mut rng, rank), array(&mut rng, rope_dim));
             let records = record.quantise_kv(c.view(), k_pe.view());
             let indices = index_lists(&mut rng, s, topk, n);

@@ -2,6 +2,7 @@
 
 use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
 use dsa_kernels::sparse_attention::{Attention, AttentionArgs};
+use dsa_kernels::tile::Machine;
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{
     dense_attention, gemm, hadamard, indexer, norm, quant, rope, sparse_attention, top_k,
@@ -21,6 +22,8 @@ pub struct Kernel {
     pub scalars: &'static [&'static str],
     /// Outputs, as `name: shape dtype`.
     pub outputs: &'static [&'static str],
+    /// How the kernel runs on a device.
+    pub machine: fn(&Device) -> Machine,
     /// Runs the kernel.
     pub run: fn(&Device, &Case) -> Result<Outputs, CaseError>,
     /// Runs the reference.
@@ -41,6 +44,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["x: [rows, cols] f32|bf16|f16"],
         scalars: &["fmt: plain|ue8m0", "strided: true|false (false)"],
         outputs: &["codes: [rows, cols] e4m3", "scale: [rows, ceil(cols/128)] f32"],
+        machine: quant::machine,
         run: run_act_quant,
         reference: reference_act_quant,
     },
@@ -50,6 +54,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["x: [rows, cols] f32|bf16|f16"],
         scalars: &["fmt: plain|ue8m0", "strided: true|false (false)"],
         outputs: &["out: [rows, cols] as x"],
+        machine: quant::machine,
         run: run_round_trip,
         reference: reference_round_trip,
     },
@@ -64,6 +69,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: &["page_size: integer", "strided: true|false (false)"],
         outputs: &["cache: [n_pages, page_size * record] u8"],
+        machine: quant::machine,
         run: run_store_kv,
         reference: reference_store_kv,
     },
@@ -77,6 +83,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: &["page_size: integer"],
         outputs: &["cache: [n_pages, page_size * (D + 4)] u8"],
+        machine: quant::machine,
         run: run_store_index_keys,
         reference: reference_store_index_keys,
     },
@@ -86,6 +93,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["x: [rows, n] f32|bf16|f16"],
         scalars: &["strided: true|false (false)"],
         outputs: &["out: [rows, n] as x"],
+        machine: hadamard::machine,
         run: run_hadamard,
         reference: reference_hadamard,
     },
@@ -100,6 +108,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: &["pairing: interleaved|half_split", "strided: true|false (false)"],
         outputs: &["out: [n, heads, dim] as x"],
+        machine: rope::machine,
         run: run_rope,
         reference: reference_rope,
     },
@@ -109,6 +118,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["x: [rows, cols] f32|bf16|f16", "weight: [cols] f32"],
         scalars: &["eps: number", "strided: true|false (false)"],
         outputs: &["out: [rows, cols] as x"],
+        machine: norm::machine,
         run: run_rms_norm,
         reference: reference_rms_norm,
     },
@@ -118,6 +128,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["x: [rows, cols] f32|bf16|f16", "weight: [cols] f32", "bias: [cols] f32"],
         scalars: &["eps: number", "strided: true|false (false)"],
         outputs: &["out: [rows, cols] as x"],
+        machine: norm::machine,
         run: run_layer_norm,
         reference: reference_layer_norm,
     },
@@ -127,6 +138,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["x: [b, m, k] f32|bf16|f16", "w: [b, n, k] as x"],
         scalars: &["strided: true|false (false)"],
         outputs: &["out: [b, m, n] f32"],
+        machine: gemm::machine,
         run: run_gemm,
         reference: reference_gemm,
     },
@@ -136,6 +148,7 @@ pub const ALL: &[Kernel] = &[
         tensors: &["weights: [s, H] f32", "q_scale: [s, H] f32"],
         scalars: &["factor: number"],
         outputs: &["out: [s, H] f32"],
+        machine: |d| indexer::machine(d, DType::E4m3),
         run: run_fold_scales,
         reference: reference_fold_scales,
     },
@@ -152,6 +165,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: &["score_fn: relu|sigmoid (relu)", "strided: true|false (false)"],
         outputs: &["logits: [s, s_kv] f32"],
+        machine: |d| indexer::machine(d, DType::E4m3),
         run: run_indexer_logits,
         reference: reference_indexer_logits,
     },
@@ -172,6 +186,7 @@ pub const ALL: &[Kernel] = &[
             "strided: true|false (false)",
         ],
         outputs: &["logits: [b * next_n, max_context] f32"],
+        machine: |d| indexer::machine(d, DType::E4m3),
         run: run_indexer_logits_paged,
         reference: reference_indexer_logits_paged,
     },
@@ -187,6 +202,7 @@ pub const ALL: &[Kernel] = &[
             "strided: true|false (false)",
         ],
         outputs: &["indices: [rows, topk] i32"],
+        machine: top_k::machine,
         run: run_top_k,
         reference: reference_top_k,
     },
@@ -202,6 +218,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: ATTENTION_SCALARS,
         outputs: ATTENTION_OUTPUTS,
+        machine: sparse_attention::machine,
         run: run_sparse_mla,
         reference: reference_sparse_mla,
     },
@@ -223,6 +240,7 @@ pub const ALL: &[Kernel] = &[
             "strided: true|false (false)",
         ],
         outputs: ATTENTION_OUTPUTS,
+        machine: sparse_attention::machine,
         run: run_sparse_mla_paged,
         reference: reference_sparse_mla_paged,
     },
@@ -238,6 +256,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: &["softmax_scale: number", "strided: true|false (false)"],
         outputs: ATTENTION_OUTPUTS,
+        machine: dense_attention::machine,
         run: run_dense_mha,
         reference: reference_dense_mha,
     },
@@ -252,6 +271,7 @@ pub const ALL: &[Kernel] = &[
         ],
         scalars: ATTENTION_SCALARS,
         outputs: ATTENTION_OUTPUTS,
+        machine: dense_attention::machine,
         run: run_dense_mla,
         reference: reference_dense_mla,
     },
@@ -459,8 +479,7 @@ fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
     let (x, w): (Cuboid, Cuboid) = (case.array("x")?, case.array("w")?);
     let mut out = Cuboid::zeros((x.dim().0, x.dim().1, w.dim().1));
     for b in 0..x.dim().0 {
-        let product =
-            reference::linear::linear(x.index_axis(Axis(0), b), w.index_axis(Axis(0), b));
+        let product = reference::linear::linear(x.index_axis(Axis(0), b), w.index_axis(Axis(0), b));
         out.index_axis_mut(Axis(0), b).assign(&product);
     }
     Ok(outputs([("out", HostTensor::of(&out))]))
@@ -490,7 +509,8 @@ fn reference_score_fn(case: &Case) -> Result<reference::indexer::ScoreFn, CaseEr
 
 fn run_indexer_logits(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (q, k) = (case.upload_rows(device, "q")?, case.upload_rows(device, "k")?);
-    let (k_scale, weights) = (case.upload(device, "k_scale")?, case.upload_rows(device, "weights")?);
+    let (k_scale, weights) =
+        (case.upload(device, "k_scale")?, case.upload_rows(device, "weights")?);
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let score = score_fn(case)?;
     let logits = indexer::indexer_logits(device, &q, &k, &k_scale, &weights, &ks, &ke, score)?;
@@ -573,17 +593,15 @@ fn reference_top_k(case: &Case) -> Result<Outputs, CaseError> {
     };
     let logits: Matrix = case.array("logits")?;
     let (ks, ke) = (case.vec_i32("ks")?, case.vec_i32("ke")?);
-    let indices =
-        reference::top_k::top_k(logits.view(), &ks, &ke, case.scalar("topk")?, policy);
+    let indices = reference::top_k::top_k(logits.view(), &ks, &ke, case.scalar("topk")?, policy);
     let values: Vec<i32> = indices.iter().copied().collect();
     Ok(outputs([("indices", HostTensor::i32(indices.shape(), &values))]))
 }
 
 /// The optional arguments of attention.
 fn attention_args(device: &Device, case: &Case, d_v: usize) -> Result<AttentionArgs, CaseError> {
-    let optional = |name: &str| {
-        case.tensors.contains_key(name).then(|| case.upload(device, name)).transpose()
-    };
+    let optional =
+        |name: &str| case.tensors.contains_key(name).then(|| case.upload(device, name)).transpose();
     let splits = match case.scalars.get("splits") {
         Some(_) => Some(case.scalar("splits")?),
         None => None,

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use plotters::style::RGBColor;
 
-use super::panel::{
-    Flag, HEAD, Panel, Swatch, TITLE, colors, footer, footer_height, legend,
-};
+use super::panel::{Flag, HEAD, Panel, Swatch, TITLE, colors, footer, footer_height, legend};
 use super::scene::{Align, Marker, Scene, Stroke};
 use super::{Options, mixture, provenance, spoken};
 use crate::cost::{Batch, Peaks, project, usd_per_mtok};
@@ -116,11 +114,18 @@ pub fn cost_vs_context(
     let official = Official::load()?;
     let mut foot = provenance(&used, mixed);
     let price = options.price_per_hour;
-    foot.insert(0, format!("Upper row at {price} US$ per hour of the measured device; lines are \
-        medians, bands run from the fastest to the slowest sample."));
-    foot.push(format!("Official: DeepSeek-V3.2-Exp paper, its cost figure, H800 at \
+    foot.insert(
+        0,
+        format!(
+            "Upper row at {price} US$ per hour of the measured device; lines are \
+        medians, bands run from the fastest to the slowest sample."
+        ),
+    );
+    foot.push(format!(
+        "Official: DeepSeek-V3.2-Exp paper, its cost figure, H800 at \
         {PRICE_PER_HOUR} US$ per GPU-hour. Projections: rates fitted to that figure, scaled by \
-        data-sheet peaks at the same price; nobody measured them."));
+        data-sheet peaks at the same price; nobody measured them."
+    ));
 
     let width = 1600.0;
     let height = 1290.0 + footer_height(width, &foot);

@@ -134,7 +134,13 @@ pub(crate) fn legend(
             }
             Swatch::Fill { color, hatched } => {
                 let (from, to) = ((x + 10.0, y - 10.0), (x + 48.0, y + 10.0));
-                fill(scene, &[(from.0, to.1), (to.0, to.1)], &[from, (to.0, from.1)], *color, *hatched);
+                fill(
+                    scene,
+                    &[(from.0, to.1), (to.0, to.1)],
+                    &[from, (to.0, from.1)],
+                    *color,
+                    *hatched,
+                );
             }
         }
         scene.text((x + 58.0, y), SMALL, BLACK, Align::Left, text);

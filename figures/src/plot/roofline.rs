@@ -120,7 +120,8 @@ fn clipped(text: &str) -> String {
 }
 
 fn sizes(row: &Row) -> String {
-    let sizes: Vec<String> = row.what().shape.iter().map(|(n, size)| format!("{n} {size}")).collect();
+    let sizes: Vec<String> =
+        row.what().shape.iter().map(|(n, size)| format!("{n} {size}")).collect();
     sizes.join(", ")
 }
 

@@ -213,8 +213,7 @@ pub(crate) fn text_width(text: &str, size: u32) -> f64 {
 fn register() -> Result<(), Error> {
     static DONE: OnceLock<bool> = OnceLock::new();
     let font = epaint_default_fonts::UBUNTU_LIGHT;
-    let done =
-        DONE.get_or_init(|| register_font("sans-serif", FontStyle::Normal, font).is_ok());
+    let done = DONE.get_or_init(|| register_font("sans-serif", FontStyle::Normal, font).is_ok());
     if *done { Ok(()) } else { Err(Error::Draw("the font of the pictures is unreadable".into())) }
 }
 
@@ -265,7 +264,8 @@ mod tests {
         let pieces = dashes(&[(0.0, 0.0), (95.0, 0.0), (95.0, 105.0)], 10.0, 10.0);
         assert_eq!(pieces.len(), 10);
         assert_eq!(pieces[1], [(20.0, 0.0), (30.0, 0.0)]);
-        let length = |p: &Vec<At>| p.windows(2).map(|w| (w[1].0 - w[0].0) + (w[1].1 - w[0].1)).sum::<f64>();
+        let length =
+            |p: &Vec<At>| p.windows(2).map(|w| (w[1].0 - w[0].0) + (w[1].1 - w[0].1)).sum::<f64>();
         assert!((pieces.iter().map(length).sum::<f64>() - 100.0).abs() < 1e-9);
     }
 }

@@ -45,12 +45,8 @@ fn build(
     samples: Vec<f64>,
     peak: Option<Peak>,
 ) -> Row {
-    let device = Device {
-        name: device.into(),
-        kind: DeviceKind::Cpu,
-        driver: "LLVM 20".into(),
-        cores: 16,
-    };
+    let device =
+        Device { name: device.into(), kind: DeviceKind::Cpu, driver: "LLVM 20".into(), cores: 16 };
     let what = What {
         bench: bench.into(),
         stage,
@@ -87,9 +83,8 @@ fn cost_rows(device: &str, hash: char) -> Vec<Row> {
 }
 
 fn kernel_rows() -> Vec<Row> {
-    let peak = || {
-        Some(Peak { flops: 1.2e12, bytes_per_s: 4e10, how: "largest of 20 probes".into() })
-    };
+    let peak =
+        || Some(Peak { flops: 1.2e12, bytes_per_s: 4e10, how: "largest of 20 probes".into() });
     let shape = || [("s_q".to_string(), 256), ("s_kv".into(), 65536), ("heads".into(), 64)].into();
     let kernels = [("indexer", 0.4), ("top_k", 0.3), ("sparse_attention", 0.2), ("gemm", 1.7)];
     kernels

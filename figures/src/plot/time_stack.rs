@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use plotters::style::RGBColor;
 
 use super::cost_vs_context::{cost_rows, size};
-use super::panel::{
-    Panel, Swatch, TITLE, colors, fill, footer, footer_height, legend,
-};
+use super::panel::{Panel, Swatch, TITLE, colors, fill, footer, footer_height, legend};
 use super::scene::{Align, Scene};
 use super::{Options, mixture, provenance, spoken};
 use crate::findings::tokens;
@@ -58,8 +56,12 @@ pub fn time_stack(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<
 
     let names = names(&stacks);
     let mut foot = provenance(&used, mixed);
-    foot.insert(0, "Each panel has its own vertical axis. Hatched: not measured, an operation \
-        count over a rate.".into());
+    foot.insert(
+        0,
+        "Each panel has its own vertical axis. Hatched: not measured, an operation \
+        count over a rate."
+            .into(),
+    );
     let width = 1600.0;
     let height = 1230.0 + footer_height(width, &foot);
     let mut scene = Scene::new(width as u32, height as u32);

@@ -69,11 +69,7 @@ pub fn program_id(#[comptime] machine: Machine) -> usize {
 /// The position of this unit in its team.
 #[cube]
 pub fn unit_id(#[comptime] machine: Machine) -> usize {
-    if comptime![machine.team == 1] {
-        0usize.runtime()
-    } else {
-        UNIT_POS as usize
-    }
+    if comptime![machine.team == 1] { 0usize.runtime() } else { UNIT_POS as usize }
 }
 
 /// Waits until every unit of the team is here and sees what the others wrote to team memory, with

@@ -33,11 +33,7 @@ impl OnlineSoftmax {
     ///
     /// The maximum starts at -inf, so that any finite score counts, however low; a row that has seen
     /// no key subtracts 0 instead, since -inf - -inf is NaN.
-    pub fn step<W: Size>(
-        &mut self,
-        scores: &mut Fragment<W>,
-        acc: &mut Fragment<W>,
-    ) {
+    pub fn step<W: Size>(&mut self, scores: &mut Fragment<W>, acc: &mut Fragment<W>) {
         let share = comptime![self.share];
         #[unroll(share.unrolled())]
         for slot in 0..comptime![share.slots()] {
@@ -78,10 +74,6 @@ impl OnlineSoftmax {
     /// The natural logarithm of the sum of exponentials of `slot`'s row; +inf if it has seen no key
     /// (FlashMLA's convention).
     pub fn lse(&self, slot: usize) -> f32 {
-        select(
-            self.sum[slot] == 0.0f32,
-            f32::INFINITY,
-            self.top[slot] + self.sum[slot].ln(),
-        )
+        select(self.sum[slot] == 0.0f32, f32::INFINITY, self.top[slot] + self.sum[slot].ln())
     }
 }

@@ -184,7 +184,11 @@ pub fn load_rows<E: Numeric, N: Size, S: Numeric>(
             let row = i / comptime![shape.vectors()];
             let v = i % comptime![shape.vectors()];
             let valid = select(row < rows, left_of(cols, v), 0usize);
-            tile.put(row, v, read_vector::<E, N, S>(source, start + row * stride + v * LANES, valid));
+            tile.put(
+                row,
+                v,
+                read_vector::<E, N, S>(source, start + row * stride + v * LANES, valid),
+            );
         }
     }
 }

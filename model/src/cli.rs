@@ -1,0 +1,251 @@
+//! The command line `dsa`, as a function, so that tests call it without another binary.
+
+use crate::config::Config;
+use crate::verify;
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use dsa_kernels::{Device, DeviceKind};
+use dsa_tests::case::{Case, save_outputs};
+use dsa_tests::gate::{DEFAULT_SEED, gate};
+use dsa_tests::kernels::{ALL, Kernel, find};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// A workbench for DeepSeek Sparse Attention.
+#[derive(Parser, Debug)]
+#[command(name = "dsa", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// What this machine can do: devices, matrix units, the lowering every kernel will take, LLVM.
+    Doctor,
+    /// Runs a kernel's gate: random cases against the reference. The heart of the edit loop.
+    Check {
+        /// Kernels, or source files (`indexer`, `top_k`, `quant`, ...); all if none is named.
+        kernels: Vec<String>,
+        /// cpu, cuda, hip or with an index, cuda:1.
+        #[arg(long, env = "DSA_DEVICE")]
+        device: Option<String>,
+        /// Cases of each kernel.
+        #[arg(long, env = "DSA_CASES", default_value_t = 32)]
+        cases: u32,
+        /// Seed of the cases.
+        #[arg(long, env = "DSA_SEED", default_value_t = DEFAULT_SEED)]
+        seed: u64,
+    },
+    /// Runs one kernel on tensors read from a safetensors file and writes its outputs.
+    #[command(after_long_help = kernels_help())]
+    Run {
+        /// The kernel.
+        kernel: String,
+        /// The case: tensors by the names below, scalars as metadata.
+        #[arg(long)]
+        inputs: PathBuf,
+        /// Where the outputs go.
+        #[arg(long)]
+        out: PathBuf,
+        /// cpu, cuda, hip or with an index, cuda:1.
+        #[arg(long, env = "DSA_DEVICE")]
+        device: Option<String>,
+        /// Runs the ndarray reference instead.
+        #[arg(long)]
+        reference: bool,
+        /// A scalar that the file lacks, or in its place: NAME=VALUE.
+        #[arg(long = "set", value_name = "NAME=VALUE")]
+        scalars: Vec<String>,
+    },
+    /// Compares sparse with dense attention and with the reference; fails if they disagree.
+    Verify {
+        /// A checkpoint folder; random weights if none is given.
+        #[arg(long)]
+        checkpoint: Option<PathBuf>,
+        /// A config.json; a small random layer if neither this nor a checkpoint is given.
+        #[arg(long, conflicts_with = "checkpoint")]
+        config: Option<PathBuf>,
+        /// Tokens of the random prompt.
+        #[arg(long, default_value_t = 192)]
+        tokens: usize,
+        /// cpu, cuda, hip or with an index, cuda:1.
+        #[arg(long, env = "DSA_DEVICE")]
+        device: Option<String>,
+        /// Seed of random weights and inputs.
+        #[arg(long, env = "DSA_SEED", default_value_t = DEFAULT_SEED)]
+        seed: u64,
+    },
+}
+
+/// What every kernel takes, for `dsa run --help`.
+fn kernels_help() -> String {
+    let mut text = String::from("Kernels, their tensors, scalars (metadata) and outputs:\n");
+    for kernel in ALL {
+        text.push_str(&describe(kernel));
+    }
+    text
+}
+
+fn describe(kernel: &Kernel) -> String {
+    let mut text = format!("\n  {}  (kernels/src/{})\n", kernel.name, kernel.file);
+    for (title, lines) in
+        [("tensor", kernel.tensors), ("scalar", kernel.scalars), ("output", kernel.outputs)]
+    {
+        for line in lines {
+            text.push_str(&format!("    {title}  {line}\n"));
+        }
+    }
+    text
+}
+
+/// Runs the command line `args` (with the program's name first), printing to `out`.
+pub fn run(
+    args: impl IntoIterator<Item = OsString>,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            write!(out, "{}", error.render())?;
+            return Ok(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS });
+        }
+    };
+    match cli.command {
+        Command::Doctor => doctor(out),
+        Command::Check { kernels, device, cases, seed } => {
+            check(out, &kernels, &open(device.as_deref())?, cases, seed)
+        }
+        Command::Run { kernel, inputs, out: to, device, reference, scalars } => {
+            let kernel = find(&kernel)?;
+            let mut case = Case::load(&inputs)?;
+            if !case.kernel.is_empty() && case.kernel != kernel.name {
+                bail!("{} is a case of {}, not of {}", inputs.display(), case.kernel, kernel.name);
+            }
+            case.kernel = kernel.name.to_string();
+            for scalar in &scalars {
+                let (name, value) = scalar
+                    .split_once('=')
+                    .with_context(|| format!("--set {scalar:?}, expected NAME=VALUE"))?;
+                case = case.set(name, value);
+            }
+            let (outputs, by) = if reference {
+                ((kernel.reference)(&case)?, "the reference".to_string())
+            } else {
+                let device = open(device.as_deref())?;
+                ((kernel.run)(&device, &case)?, format!("{} ({})", device.kind(), device.name()))
+            };
+            save_outputs(&to, &outputs)?;
+            let list: Vec<_> = outputs.iter().map(|(n, t)| format!("{n}: {t:?}")).collect();
+            writeln!(out, "{} on {by}: {} -> {}", kernel.name, list.join(", "), to.display())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify { checkpoint, config, tokens, device, seed } => {
+            let device = open(device.as_deref())?;
+            let report = match checkpoint {
+                Some(folder) => verify::verify_checkpoint(&device, &folder)?,
+                None => {
+                    let config = match config {
+                        Some(path) => Config::read(&path)?,
+                        None => Config::scaled(32)?,
+                    };
+                    verify::verify_random(&device, &config, tokens, seed)?
+                }
+            };
+            writeln!(out, "{report}")?;
+            Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
+}
+
+/// The device named, or the best there is.
+fn open(name: Option<&str>) -> anyhow::Result<Device> {
+    Ok(match name {
+        Some(name) => Device::named(name)?,
+        None => Device::best()?,
+    })
+}
+
+fn check(
+    out: &mut dyn Write,
+    names: &[String],
+    device: &Device,
+    cases: u32,
+    seed: u64,
+) -> anyhow::Result<ExitCode> {
+    let mut chosen = Vec::new();
+    for name in names {
+        let file = format!("{}.rs", name.trim_end_matches(".rs").rsplit('/').next().unwrap_or(name));
+        let found: Vec<_> = ALL.iter().filter(|k| k.name == name || k.file == file).collect();
+        if found.is_empty() {
+            let known: Vec<_> = ALL.iter().map(|k| k.name).collect();
+            bail!("no kernel or source file {name:?}; kernels: {}", known.join(", "));
+        }
+        chosen.extend(found);
+    }
+    if names.is_empty() {
+        chosen.extend(ALL);
+    }
+    let mut failed = 0;
+    for kernel in chosen {
+        let start = Instant::now();
+        match gate(kernel, device, cases, seed) {
+            Ok(report) => {
+                writeln!(out, "PASS {report}\n  on {} in {:.1?}", device.kind(), start.elapsed())?;
+            }
+            Err(failure) => {
+                failed += 1;
+                writeln!(out, "FAIL {failure}")?;
+            }
+        }
+        out.flush()?;
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn doctor(out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    writeln!(out, "dsa {}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(out, "LLVM linked: {}", dsa_kernels::llvm_version())?;
+    for name in ["cuda", "hip", "cpu"] {
+        match Device::named(name) {
+            Ok(device) => describe_device(out, &device)?,
+            Err(error) => writeln!(out, "\n{name}: not here ({error})")?,
+        }
+    }
+    match Device::best() {
+        Ok(device) => writeln!(out, "\nused unless told otherwise: {}", device.kind())?,
+        Err(error) => writeln!(out, "\nno device can be used: {error}")?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_device(out: &mut dyn Write, device: &Device) -> anyhow::Result<()> {
+    let properties = device.client().properties();
+    let hardware = &properties.hardware;
+    writeln!(out, "\n{}: {}", device.kind(), device.name())?;
+    writeln!(out, "  plane size {}", hardware.plane_size_max)?;
+    let cores = if device.kind() == DeviceKind::Cpu { "cores" } else { "multiprocessors" };
+    writeln!(out, "  {cores} {}", device.cores())?;
+    writeln!(out, "  shared memory {} KiB a cube", hardware.max_shared_memory_size / 1024)?;
+    let wgmma: Vec<_> = properties.features.matmul.wgmma.iter().collect();
+    writeln!(out, "  warpgroup MMA: {}", if wgmma.is_empty() { "none" } else { "yes" })?;
+    for form in &wgmma {
+        writeln!(out, "    {:?} x {:?} -> {:?}", form.elems.a, form.elems.b, form.elems.cd)?;
+    }
+    let fp8 = wgmma.iter().any(|form| form.elems.a == dsa_kernels::DType::E4m3.elem());
+    let fp8 = if fp8 { "multiplied by the matrix unit" } else { "widened as it is loaded" };
+    writeln!(out, "  fp8 (e4m3): {fp8}")?;
+    writeln!(out, "  lowerings:")?;
+    for kernel in ALL {
+        let machine = (kernel.machine)(device);
+        writeln!(
+            out,
+            "    {:<22} {:?}, teams of {} units, {} a cube",
+            kernel.name, machine.matrix, machine.team, machine.teams
+        )?;
+    }
+    Ok(())
+}
