@@ -297,9 +297,8 @@ mod tests {
         let work = v32.layer_work(Variant::V32Exp, Stage::Decode, 0, 1).unwrap();
         let layer = work.projections.flop + work.indexer.flop + work.moe.flop;
         let head = 2.0 * 7168.0 * 129_280.0;
-        let embedding_row_counted_as_weights = 2.0 * 7168.0 * 129_280.0;
-        let total = 61.0 * layer + head + embedding_row_counted_as_weights;
-        assert!((total / 74.95e9 - 1.0).abs() < 0.02, "{total}");
+        let total = 61.0 * layer + head;
+        assert!((total / 74.95e9 - 1.0).abs() < 1e-3, "{total}");
         assert!(v32.layer_work(Variant::V32Exp, Stage::Decode, 0, 0).is_err());
     }
 }

@@ -68,8 +68,12 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             // Rows of kernels alone have pictures, but no curve to look at.
             if let Ok(figure) = CostFigure::new(&rows, price) {
-                Stage::ALL.map(|stage| println!("measured {}", figure.findings(stage)));
-                official_findings()?.iter().for_each(|found| println!("official {found}"));
+                for stage in Stage::ALL {
+                    println!("measured {}", figure.findings(stage));
+                }
+                for found in official_findings()? {
+                    println!("official {found}");
+                }
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -218,7 +218,7 @@ pub fn dense_mha(
     }
 
     let machine = machine(device);
-    let queries = s.next_multiple_of(4).min(16);
+    let queries = s.next_power_of_two().clamp(4, 16);
     let lanes = Share::new(machine, queries, LANES).lanes();
     let tiling = Tiling {
         queries,

@@ -132,7 +132,14 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
         });
     }
     let machine = machine(device);
-    let tiling = Tiling { m: if m <= 4 { 4 } else { 32 }, n: 64, k: 128 };
+    // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.
+    let rows = match m {
+        0..=4 if machine.team == 1 => 4,
+        0..=8 => 8,
+        _ => 32,
+    };
+    let lanes = Share::new(machine, rows, LANES).lanes();
+    let tiling = Tiling { m: rows, n: (LANES * lanes).max(64), k: 128 };
     let programs = b * m.div_ceil(tiling.m) * n.div_ceil(tiling.n);
     let width = if x.in_vectors() && w.in_vectors() { LANES } else { 1 };
     // SAFETY: shapes and strides are checked above, and the kernel compares every row and column with

@@ -3,6 +3,7 @@
 // The `cube` macro makes a module beside each kernel that no doc comment can reach.
 #![allow(missing_docs)]
 
+pub mod copy;
 pub mod dense_attention;
 pub mod device;
 pub mod error;
@@ -21,6 +22,43 @@ pub mod top_k;
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;
 pub use tensor::{DType, Tensor};
+
+use sha2::{Digest, Sha256};
+
+/// Every source file of the kernels.
+const SOURCES: &[(&str, &str)] = &[
+    ("copy.rs", include_str!("copy.rs")),
+    ("dense_attention.rs", include_str!("dense_attention.rs")),
+    ("gemm.rs", include_str!("gemm.rs")),
+    ("hadamard.rs", include_str!("hadamard.rs")),
+    ("indexer.rs", include_str!("indexer.rs")),
+    ("norm.rs", include_str!("norm.rs")),
+    ("quant.rs", include_str!("quant.rs")),
+    ("rope.rs", include_str!("rope.rs")),
+    ("sparse_attention.rs", include_str!("sparse_attention.rs")),
+    ("top_k.rs", include_str!("top_k.rs")),
+    ("tile/fragment.rs", include_str!("tile/fragment.rs")),
+    ("tile/machine.rs", include_str!("tile/machine.rs")),
+    ("tile/multiply.rs", include_str!("tile/multiply.rs")),
+    ("tile/reduce.rs", include_str!("tile/reduce.rs")),
+    ("tile/softmax.rs", include_str!("tile/softmax.rs")),
+    ("tile/tiles.rs", include_str!("tile/tiles.rs")),
+];
+
+/// SHA-256 of the source of the kernels in `file` and of the vocabulary they are written in, or of all
+/// kernels if `file` is `None`: what tells measurements of different kernels apart. 64 hex digits.
+pub fn source_hash(file: Option<&str>) -> String {
+    let mut hash = Sha256::new();
+    for (name, text) in SOURCES {
+        // The dense form over a range is the body of sparse attention.
+        let shared = name.starts_with("tile/") || *name == "sparse_attention.rs";
+        if shared || file.is_none_or(|file| file == *name) {
+            hash.update(name);
+            hash.update(text);
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Version of the LLVM that is linked in and compiles the kernels.
 pub fn llvm_version() -> &'static str {

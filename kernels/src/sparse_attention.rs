@@ -610,7 +610,7 @@ fn attend(
     }
 
     let machine = machine(device);
-    let tile_heads = heads.next_multiple_of(4).min(16);
+    let tile_heads = heads.next_power_of_two().clamp(4, 16);
     let lanes = Share::new(machine, tile_heads, LANES).lanes();
     let tile_keys = (LANES * lanes).max(32);
     let programs = s * heads.div_ceil(tile_heads);

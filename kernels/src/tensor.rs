@@ -284,6 +284,15 @@ impl Tensor {
             && self.extent % 8 == 0
     }
 
+    /// Refuses a tensor whose rows are no whole vectors of eight elements.
+    pub(crate) fn expect_vectors(&self, tensor: &'static str) -> Result<()> {
+        if self.in_vectors() {
+            return Ok(());
+        }
+        let expected = "rows of a multiple of 8 elements".to_string();
+        Err(KernelError::Shape { tensor, got: self.shape.clone(), expected })
+    }
+
     /// The argument that binds this tensor as a buffer of vectors of `width` elements.
     pub(crate) fn arg(&self, width: usize) -> BufferArg {
         let len = (self.extent / width).max(1);

@@ -12,7 +12,7 @@ use thiserror::Error;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can be wrong with a configuration or a checkpoint.
+/// What can be wrong with a configuration, a checkpoint, or a step of the layer.
 #[derive(Debug, Error)]
 pub enum Error {
     /// A file could not be opened, read or mapped.
@@ -134,9 +134,41 @@ pub enum Error {
         /// The element types accepted.
         expected: &'static str,
     },
+
+    /// An argument of a function is out of bounds.
+    #[error("{name} is {value}, expected {expected}")]
+    Argument {
+        /// The argument.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What would have been accepted.
+        expected: String,
+    },
+
+    /// A kernel refused its arguments, or failed.
+    #[error(transparent)]
+    Kernel(#[from] dsa_kernels::KernelError),
+
+    /// The reference refused its arguments.
+    #[error("the reference: {0}")]
+    Reference(#[from] dsa_reference::Error),
 }
 
 impl Error {
+    /// An argument error, as the result of a check: `Ok` if `right`.
+    pub(crate) fn check(
+        right: bool,
+        name: &'static str,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Result<()> {
+        if right {
+            return Ok(());
+        }
+        Err(Error::Argument { name, value: value.to_string(), expected: expected.into() })
+    }
+
     /// Makes the adapter that puts `path` into an input/output error.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();

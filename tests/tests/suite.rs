@@ -1,3 +1,13 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
+mod determinism;
+mod edges_attention;
+mod edges_indexer;
+mod edges_quant;
+mod edges_top_k;
+mod equivalence;
+mod equivalence_cache;
+mod harness;
 mod properties;
+mod samples;
+mod support;

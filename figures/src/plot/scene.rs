@@ -189,7 +189,7 @@ impl Scene {
 }
 
 impl TextLook {
-    fn style(&self) -> TextStyle<'static> {
+    fn style(&self) -> TextStyle<'_> {
         let side = match self.align {
             Align::Left => HPos::Left,
             Align::Middle => HPos::Center,

@@ -20,8 +20,12 @@ pub struct Share {
 }
 
 impl Share {
-    /// The share of a `rows x cols` tile.
+    /// The share of a `rows x cols` tile. `rows` is a power of two, and a plain team has no more than a
+    /// plane of units for each row.
     pub fn new(machine: Machine, rows: usize, cols: usize) -> Self {
+        // A launcher that breaks this has a bug, which the runtime reports as a refused kernel.
+        let fits = machine.matrix != MatrixUnit::Plain || machine.team <= rows * machine.plane;
+        assert!(rows.is_power_of_two() && fits, "{rows} rows do not suit {machine:?}");
         Self { rows, cols, machine }
     }
 

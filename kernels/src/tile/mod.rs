@@ -10,6 +10,16 @@
 //! | [`multiply_nt`], [`multiply_nn`] | blocks of vector arithmetic | warpgroup MMAs |
 //! | [`Fragment`], [`Share`] | cells of [`LANES`] columns | cells of the accumulator registers |
 //! | [`sum_lanes`], [`max_lanes`] | within a unit, then shuffles | shuffles of a quad |
+//!
+//! To add a matrix unit (MFMA on gfx950 is the next): a variant of [`MatrixUnit`], its accumulator's layout
+//! in `fragment.rs` (`lanes`, `slots`, `row_of`, `col_of`, `cell_index`), its product in `multiply.rs`, and
+//! `Device::matrix_machine` to choose it. No body changes.
+//!
+//! Why not `cubecl::tile` (cubecl-tile 0.12.0-pre.1), which has tiles, stages and an online softmax too: its
+//! warpgroup accumulator can only be drained through shared memory, so neither the flash rescale nor a
+//! function of each score can be applied to it; its gathers cannot feed a warpgroup product, and an index of
+//! -1 reads the last row; its own attention is one body per holder of the scores. What was learnt from it:
+//! an instruction chosen by a comptime value, and a softmax whose empty rows stay finite.
 
 mod fragment;
 mod machine;

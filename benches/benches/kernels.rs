@@ -1,0 +1,34 @@
+//! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes.
+
+use clap::Parser;
+use dsa_benches::args::{Args, Axes};
+use dsa_benches::session::Session;
+use dsa_benches::{peaks, specs};
+use std::process::ExitCode;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let device = args.open()?;
+    let axes = Axes::new(&args, &device)?;
+    eprintln!("{} ({}), {axes:?}", device.kind(), device.name());
+    let peak = peaks::measure(&device)?;
+    eprintln!(
+        "measured ceilings: {:.1} GFLOP/s, {:.1} GB/s ({})",
+        peak.flops / 1e9,
+        peak.bytes_per_s / 1e9,
+        peak.how
+    );
+    let figures = args.figures_of(&device);
+    let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
+    let mut chosen = specs::all(&device, &axes, args.seed)?;
+    if let Some(only) = &args.only {
+        chosen.retain(|spec| spec.kernel.contains(only.as_str()));
+    }
+    let mut session = Session::new("kernels", args, device, peak)?;
+    session.kernels(chosen)?;
+    let newest = dsa_figures::latest(session.rows());
+    for file in dsa_figures::draw(&newest, &figures, &options)? {
+        println!("{}", file.display());
+    }
+    session.verdict()
+}

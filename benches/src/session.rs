@@ -1,0 +1,279 @@
+//! From a measurement's description to its row: gate, time, write.
+
+use crate::args::Args;
+use anyhow::{Context, bail};
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use dsa_figures::compare::{THRESHOLD, Verdict, compare};
+use dsa_figures::{
+    Gate, Origin, PassedGate, Peak, Row, Stage, Timing, Variant, What, Work, append, find, read,
+    read_or_empty,
+};
+use dsa_kernels::{Device, DeviceKind};
+use dsa_tests::gate::{gate, judge};
+use dsa_tests::{Case, kernels};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// Samples of each measurement.
+pub const SAMPLES: usize = 10;
+
+/// One measurement.
+pub struct Spec {
+    /// The kernel in `dsa_tests::kernels`.
+    pub kernel: &'static str,
+    /// Prefill or decode.
+    pub stage: Stage,
+    /// What sets it apart from others of the same kernel and stage.
+    pub case: String,
+    /// Sizes by name.
+    pub shape: BTreeMap<String, u64>,
+    /// Type of the inputs.
+    pub dtype: String,
+    /// Operations of one call.
+    pub flop: u64,
+    /// Bytes that one call must move.
+    pub bytes: u64,
+    /// A small case that runs the same compiled kernel: gated before anything is timed.
+    pub gate: Case,
+    /// One call.
+    pub work: Box<dyn Fn(&Device) -> dsa_kernels::Result<()> + Send + Sync>,
+}
+
+/// A run of a bench.
+pub struct Session {
+    args: Args,
+    device: Device,
+    path: PathBuf,
+    rows: Vec<Row>,
+    peak: Peak,
+    gates: HashMap<&'static str, PassedGate>,
+}
+
+impl Session {
+    /// Opens the file of rows of `bench`; `peak`: the device's ceilings, measured just now.
+    pub fn new(bench: &str, args: Args, device: Device, peak: Peak) -> anyhow::Result<Self> {
+        let path = args.rows_of(bench, &device);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("{} cannot be made", folder.display()))?;
+        }
+        let rows = if args.fresh { Vec::new() } else { read_or_empty(&path)? };
+        if args.fresh && path.exists() {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("{} cannot be replaced", path.display()))?;
+        }
+        Ok(Self { args, device, path, rows, peak, gates: HashMap::new() })
+    }
+
+    /// The file of rows.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Measures `specs` with criterion; what the file of rows already has is left out.
+    pub fn kernels(&mut self, specs: Vec<Spec>) -> anyhow::Result<()> {
+        let seconds = Duration::from_secs_f64(self.args.seconds);
+        let mut criterion = Criterion::default()
+            .sample_size(SAMPLES)
+            .measurement_time(seconds)
+            .warm_up_time(seconds.div_f64(4.0).max(Duration::from_millis(50)))
+            .without_plots();
+        let n = specs.len();
+        for (i, spec) in specs.into_iter().enumerate() {
+            let hash = dsa_kernels::source_hash(Some(kernels::find(spec.kernel)?.file));
+            let what = self.what(spec.kernel, spec.stage, Variant::Neither, &spec, hash);
+            if find(&self.rows, &what.key()).is_some() {
+                eprintln!("[{}/{n}] {}: measured before", i + 1, what.place());
+                continue;
+            }
+            eprintln!("[{}/{n}] {}", i + 1, what.place());
+            let passed = self.gate(&spec)?;
+            let mut group =
+                criterion.benchmark_group(format!("{}/{}", spec.kernel, spec.stage.name()));
+            let samples = time(&mut group, &self.device, &spec)?;
+            group.finish();
+            let work = Work { flop: spec.flop, bytes: spec.bytes, peak: Some(self.peak.clone()) };
+            let row = Row::new(what, passed, Timing::from_samples(samples)?, work, self.origin())?;
+            report(&row);
+            self.keep(row)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a row to the file.
+    pub fn keep(&mut self, row: Row) -> anyhow::Result<()> {
+        append(&self.path, &row)?;
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Whether a row of this key is there already.
+    pub fn has(&self, what: &What) -> bool {
+        find(&self.rows, &what.key()).is_some()
+    }
+
+    /// The rows, old and new.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The measured ceilings.
+    pub fn peak(&self) -> &Peak {
+        &self.peak
+    }
+
+    fn what(
+        &self,
+        bench: &str,
+        stage: Stage,
+        variant: Variant,
+        spec: &Spec,
+        kernel_hash: String,
+    ) -> What {
+        What {
+            bench: bench.to_string(),
+            stage,
+            variant,
+            case: spec.case.clone(),
+            shape: spec.shape.clone(),
+            dtype: spec.dtype.clone(),
+            seed: self.args.seed,
+            device: describe(&self.device),
+            kernel_hash,
+        }
+    }
+
+    /// The kernel's random cases, once a run, and the measured variant's own case.
+    fn gate(&mut self, spec: &Spec) -> anyhow::Result<PassedGate> {
+        let kernel = kernels::find(spec.kernel)?;
+        let device = &self.device;
+        let own =
+            judge(kernel, &|case| (kernel.run)(device, case), &spec.gate).map_err(|reason| {
+                anyhow::anyhow!("{} fell before it was timed: {reason}", kernel.name)
+            })?;
+        let own = own.iter().map(|c| c.worst).fold(0.0, f64::max);
+        if let Some(passed) = self.gates.get(spec.kernel) {
+            let worst = own.max(passed.worst_error());
+            let at = if own > passed.worst_error() { "its own shape" } else { passed.worst_at() };
+            return Ok(Gate::judge(passed.against(), worst, 1.0, at, passed.cases() + 1)?);
+        }
+        let report = gate(kernel, device, self.args.gate_cases, self.args.seed)
+            .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        let worst = report.worst_error().max(own);
+        let at = report.worst_case.first().cloned().unwrap_or_default();
+        let against = "dsa-reference; errors as a share of the tolerance table";
+        let passed = Gate::judge(against, worst, 1.0, at, u64::from(report.cases) + 1)?;
+        self.gates.insert(spec.kernel, passed.clone());
+        Ok(passed)
+    }
+
+    /// Where the rows of this run come from.
+    pub fn origin(&self) -> Origin {
+        origin()
+    }
+
+    /// Compares with the baseline, if one was asked for.
+    pub fn verdict(&self) -> anyhow::Result<ExitCode> {
+        let Some(base) = &self.args.baseline else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let found = compare(&read(base)?, &self.rows, THRESHOLD)?;
+        print!("{found}");
+        let slower = found.worst().is_some_and(|worst| worst.verdict == Verdict::Slower);
+        Ok(if slower && self.args.fail_on_slower { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Times one call with criterion on the device's own clock; returns seconds a call, sample by sample.
+fn time(
+    group: &mut BenchmarkGroup<WallTime>,
+    device: &Device,
+    spec: &Spec,
+) -> anyhow::Result<Vec<f64>> {
+    let mut samples = Vec::new();
+    let mut failed = None;
+    let name: Vec<String> = spec.shape.iter().map(|(name, n)| format!("{name}={n}")).collect();
+    group.bench_function(format!("{} {}", spec.dtype, name.join(" ")), |bencher| {
+        bencher.iter_custom(|calls| {
+            let timed = device.time(|| (0..calls).try_for_each(|_| (spec.work)(device)));
+            match timed {
+                Ok(time) => {
+                    samples.push(time.as_secs_f64() / calls as f64);
+                    time
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    Duration::from_nanos(1)
+                }
+            }
+        });
+    });
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    if samples.len() < SAMPLES {
+        bail!("criterion took {} samples, expected {SAMPLES}", samples.len());
+    }
+    // The first calls were criterion's warm-up.
+    Ok(samples.split_off(samples.len() - SAMPLES))
+}
+
+fn report(row: &Row) {
+    let median = row.timing().median_s();
+    let rate = |n: u64, unit: &str| format!("{:.2} G{unit}/s", n as f64 / median / 1e9);
+    eprintln!(
+        "    {:.3} ms, {}, {}, {:.1} % of the measured ceiling, gate {:.3} of what is allowed",
+        median * 1e3,
+        rate(row.work().flop, "FLOP"),
+        rate(row.work().bytes, "B"),
+        100.0 * row.fraction_of_peak().unwrap_or(0.0),
+        row.gate().worst_error(),
+    );
+}
+
+/// The device as rows name it.
+pub fn describe(device: &Device) -> dsa_figures::Device {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let first_line = |text: String| text.lines().next().unwrap_or("").trim().to_string();
+    let (kind, driver) = match device.kind() {
+        DeviceKind::Cpu => {
+            (dsa_figures::DeviceKind::Cpu, Some(format!("LLVM {}", dsa_kernels::llvm_version())))
+        }
+        DeviceKind::Cuda => {
+            (dsa_figures::DeviceKind::Cuda, read("/proc/driver/nvidia/version").map(first_line))
+        }
+        DeviceKind::Hip => {
+            (dsa_figures::DeviceKind::Hip, read("/sys/module/amdgpu/version").map(first_line))
+        }
+    };
+    dsa_figures::Device {
+        name: device.name().to_string(),
+        kind,
+        driver: driver.unwrap_or_else(|| "unknown".to_string()),
+        cores: device.cores() as u64,
+    }
+}
+
+/// Commit (of the repository, or `DSA_COMMIT` where there is none), time and command.
+fn origin() -> Origin {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    let carried = std::env::var("DSA_COMMIT").ok();
+    let commit = carried.clone().or_else(|| git(&["rev-parse", "HEAD"]));
+    // Rows and pictures of the run itself do not make the kernels dirty.
+    let changes = git(&["status", "--porcelain", "--", ":!figures/rows", ":!figures/cpu"]);
+    let bench = std::env::args().next().unwrap_or_default();
+    let stem = Path::new(&bench).file_stem().map(|s| s.to_string_lossy().into_owned());
+    let name = stem.as_deref().and_then(|s| s.rsplit_once('-')).map_or("", |(name, _)| name);
+    let given: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    Origin {
+        commit: commit.unwrap_or_else(|| "unknown".to_string()),
+        dirty: carried.is_none() && changes.is_none_or(|c| !c.is_empty()),
+        created: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+        command: format!("cargo bench --bench {name} -- {}", given.join(" ")).trim().to_string(),
+    }
+}

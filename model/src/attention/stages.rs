@@ -1,0 +1,102 @@
+//! The stages that a step's time is divided into.
+
+use dsa_kernels::{Device, KernelError, Result};
+
+/// A part of a step. What both modes do is in [`Projections`](Stage::Projections), so that their
+/// difference is in the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// The new tokens' own products, norms and rotations, the cache writes, `o_proj`; absorbing
+    /// W_UK and W_UV where the form is absorbed.
+    Projections,
+    /// Keys and values of each head from all latents of the context: expanded form only. Work that
+    /// a prefill of the whole prompt in one chunk does once a token, a chunked one once a chunk.
+    Expansion,
+    /// The indexer: its own projections, its keys into the cache, the logits. Sparse mode only.
+    Indexer,
+    /// The selection. Sparse mode only.
+    TopK,
+    /// The attention kernel.
+    Attention,
+}
+
+impl Stage {
+    /// All stages, in the order in which they first run.
+    pub const ALL: [Stage; 5] =
+        [Self::Projections, Self::Indexer, Self::TopK, Self::Expansion, Self::Attention];
+
+    /// The name in results: `projections`, `expansion`, `indexer`, `top_k`, `attention`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Projections => "projections",
+            Self::Expansion => "expansion",
+            Self::Indexer => "indexer",
+            Self::TopK => "top_k",
+            Self::Attention => "attention",
+        }
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Runs the stages of steps and, if asked to, adds up the device time of each.
+///
+/// Measuring waits for the device after every stage: the sum is the time of the kernels, not of the
+/// step, whose launches then no longer overlap with anything.
+#[derive(Clone, Default)]
+pub struct Stages {
+    device: Option<Device>,
+    seconds: [f64; Stage::ALL.len()],
+}
+
+impl Stages {
+    /// Only runs them.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs them and measures on `device`.
+    pub fn measuring(device: &Device) -> Self {
+        Self { device: Some(device.clone()), ..Self::default() }
+    }
+
+    /// Device time spent in `stage` so far, in seconds; 0 if not measuring.
+    pub fn seconds(&self, stage: Stage) -> f64 {
+        self.seconds[stage as usize]
+    }
+
+    /// Device time of all stages so far, in seconds.
+    pub fn total(&self) -> f64 {
+        self.seconds.iter().sum()
+    }
+
+    /// Forgets the times.
+    pub fn reset(&mut self) {
+        self.seconds = Default::default();
+    }
+
+    /// Runs `work` as a part of `stage`.
+    pub(crate) fn run<T: Send>(
+        &mut self,
+        stage: Stage,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        let Some(device) = &self.device else {
+            return work();
+        };
+        let mut made = None;
+        let time = device.time(|| {
+            made = Some(work()?);
+            Ok(())
+        })?;
+        self.seconds[stage as usize] += time.as_secs_f64();
+        made.ok_or_else(|| KernelError::Launch {
+            device: device.name().to_string(),
+            reason: format!("the profiler did not run the stage {stage}"),
+        })
+    }
+}
