@@ -16,8 +16,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::row::Place;
-use crate::{Error, Row, Timing};
+use crate::{Error, Place, Row, Timing};
 
 /// Fewest samples of a measurement that is judged.
 pub const FEWEST_SAMPLES: usize = 3;

@@ -219,7 +219,6 @@ fn solve(mut m: [[f64; 4]; 3]) -> Option<[f64; 3]> {
         }
         let top = m[column];
         for (i, row) in m.iter_mut().enumerate().filter(|(i, _)| *i != column) {
-            debug_assert_ne!(i, column);
             let factor = row[column] / top[column];
             for (value, above) in row.iter_mut().zip(top) {
                 *value -= factor * above;

@@ -25,6 +25,8 @@ pub struct Findings {
     pub slope_ratio: Option<f64>,
     /// R² of a straight line through the dense curve.
     pub dense_r2: Option<f64>,
+    /// Smallest context that both curves have, and dense over sparse there.
+    pub at_the_start: Option<(f64, f64)>,
     /// Largest context that both curves have, and dense over sparse there.
     pub at_the_end: Option<(f64, f64)>,
 }
@@ -34,10 +36,9 @@ impl Findings {
     pub fn new(stage: Stage, dense: Option<&Curve>, sparse: Option<&Curve>) -> Self {
         let both = dense.zip(sparse);
         let crossover = both.and_then(|(d, s)| s.crossovers(d).last().copied());
-        let at_the_end = both.and_then(|(d, s)| {
-            let end = d.end().min(s.end());
-            Some((end, d.at(end)? / s.at(end)?))
-        });
+        let at_the = |x: fn(&Curve, &Curve) -> f64| {
+            both.and_then(|(d, s)| Some((x(d, s), d.at(x(d, s))? / s.at(x(d, s))?)))
+        };
         Findings {
             stage,
             knee: sparse.and_then(Curve::knee),
@@ -45,7 +46,8 @@ impl Findings {
             crossover_y: crossover.zip(sparse).and_then(|(x, s)| s.at(x)),
             slope_ratio: both.and_then(|(d, s)| slope_ratio(d, s)),
             dense_r2: dense.map(|d| d.line().r2),
-            at_the_end,
+            at_the_start: at_the(|d, s| d.start().max(s.start())),
+            at_the_end: at_the(|d, s| d.end().min(s.end())),
         }
     }
 
@@ -59,11 +61,7 @@ impl Findings {
     /// Ratios in one short line, for the head of a panel. Empty when there is nothing to say.
     pub fn summary(&self) -> String {
         let mut parts = Vec::new();
-        if let Some((end, ratio)) = self.at_the_end {
-            let (word, ratio) =
-                if ratio >= 1.0 { ("cheaper", ratio) } else { ("dearer", 1.0 / ratio) };
-            parts.push(format!("sparse {ratio:.2}x {word} at {}", tokens(end)));
-        }
+        parts.extend(self.at_the_end.map(advantage));
         if let Some(ratio) = self.slope_ratio {
             parts.push(format!("slopes {ratio:.1} : 1"));
         }
@@ -80,9 +78,18 @@ impl fmt::Display for Findings {
         if let Some(r2) = self.dense_r2 {
             write!(f, ", dense R2 {r2:.4}")?;
         }
+        if let Some(start) = self.at_the_start {
+            write!(f, ", {}", advantage(start))?;
+        }
         let summary = self.summary();
         if summary.is_empty() { Ok(()) } else { write!(f, ", {summary}") }
     }
+}
+
+/// "sparse 3.56x cheaper at 128K", of a context and dense over sparse there.
+pub(crate) fn advantage((context, ratio): (f64, f64)) -> String {
+    let (word, ratio) = if ratio >= 1.0 { ("cheaper", ratio) } else { ("dearer", 1.0 / ratio) };
+    format!("sparse {ratio:.2}x {word} at {}", tokens(context))
 }
 
 /// A number of tokens with a K for 1024, one decimal where it is needed: "128K", "4.8K", "512".

@@ -4,8 +4,8 @@
 //! here starts from such rows: [`compare()`](compare::compare) sets two files side by side,
 //! [`draw`] makes the pictures, [`cost`] turns seconds into US dollars. Nothing here measures.
 //!
-//! Read in this order: [`gate`] and [`timing`] (why a row can be believed), [`row`] (what is in
-//! one), [`store`] (the file), [`curve`] (knees and crossovers), [`cost`] (the cost model),
+//! Read in this order: [`gate`] and [`timing`] (why a row can be believed), [`what`] and [`row`] (what
+//! is in one), [`store`] (the file), [`curve`] (knees and crossovers), [`cost`] (the cost model),
 //! [`plot`] (the pictures).
 
 #![forbid(unsafe_code)]
@@ -22,10 +22,12 @@ pub mod plot;
 pub mod row;
 pub mod store;
 pub mod timing;
+pub mod what;
 
 pub use error::Error;
 pub use gate::{Gate, GateFailed, PassedGate};
 pub use plot::{Options, draw};
-pub use row::{Device, DeviceKind, Key, Origin, Peak, Row, Stage, Variant, What, Work};
+pub use row::{Origin, Peak, Row, Work};
 pub use store::{append, find, latest, read, read_or_empty};
 pub use timing::Timing;
+pub use what::{Device, DeviceKind, Key, Place, Stage, Variant, What};

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod verify;

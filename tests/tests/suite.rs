@@ -1,5 +1,6 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
+mod cheats;
 mod determinism;
 mod edges_attention;
 mod edges_indexer;
@@ -9,5 +10,9 @@ mod equivalence;
 mod equivalence_cache;
 mod harness;
 mod properties;
+mod refusals;
+mod refusals_of_files;
+mod refusals_of_numbers;
+mod replay;
 mod samples;
 mod support;

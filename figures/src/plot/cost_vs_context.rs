@@ -13,13 +13,12 @@ use super::scene::{Align, Marker, Scene, Stroke};
 use super::{Options, mixture, provenance, spoken};
 use crate::cost::{Batch, Peaks, project, usd_per_mtok};
 use crate::curve::Curve;
-use crate::findings::{Findings, tokens};
+use crate::findings::{Findings, advantage};
 use crate::official::{Official, PRICE_PER_HOUR};
-use crate::row::COST_BENCH;
+use crate::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use crate::{Error, Row, Stage, Variant};
 
 const NAME: &str = "cost_vs_context";
-const CONTEXTS: u64 = 8;
 
 /// The measured curves of a picture, before it is drawn.
 #[derive(Debug, Clone, PartialEq)]
@@ -121,10 +120,14 @@ pub fn cost_vs_context(
         medians, bands run from the fastest to the slowest sample."
         ),
     );
+    if used.iter().any(|row| counts_operations(row)) {
+        let text = "Stages known only by an operation count (MoE) are not in the measured cost.";
+        foot.push(text.into());
+    }
     foot.push(format!(
         "Official: DeepSeek-V3.2-Exp paper, its cost figure, H800 at \
         {PRICE_PER_HOUR} US$ per GPU-hour. Projections: rates fitted to that figure, scaled by \
-        data-sheet peaks at the same price; nobody measured them."
+        data-sheet peaks at the same price, large batches; nobody measured them."
     ));
 
     let width = 1600.0;
@@ -157,6 +160,10 @@ pub fn cost_vs_context(
     scene.write(folder, NAME, &csv)
 }
 
+fn counts_operations(row: &Row) -> bool {
+    row.stages_s().into_iter().flatten().any(|(name, _)| name.ends_with(OP_COUNT_SUFFIX))
+}
+
 fn color(variant: Variant) -> RGBColor {
     if variant == Variant::V32Exp { colors::BLUE } else { colors::VERMILION }
 }
@@ -171,14 +178,16 @@ fn official_stroke(variant: Variant) -> Stroke {
     Stroke { color: color(variant), width: 3, dash: Some((18.0, 9.0)), marker: None }
 }
 
-/// Projections are dotted; the marker tells the device, the colour the model.
+/// Projections are dotted; the marker tells the device, the colour the model. A device with the
+/// arithmetic of the H800 lies on the official curve, where dots would fill the gaps of the dashes.
 fn projected_stroke(device: &Peaks, variant: Variant) -> Stroke {
     let marker = match device.name {
         "H800" => Marker::Cross,
         "H200" => Marker::Ring,
         _ => Marker::Triangle,
     };
-    Stroke { color: color(variant), width: 2, dash: Some((3.0, 7.0)), marker: Some(marker) }
+    let width = if device.bf16_flops == Peaks::H800.bf16_flops { 0 } else { 2 };
+    Stroke { color: color(variant), width, dash: Some((3.0, 7.0)), marker: Some(marker) }
 }
 
 fn measured_legend() -> Vec<(Swatch, String)> {
@@ -260,14 +269,17 @@ fn draw_official(
             csv_line(csv, stage, &format!("{} official", variant.name()), *point, None);
         }
         // The devices take turns along the axis, so that markers on one line stay apart.
-        for (turn, device) in [Peaks::H800, Peaks::H200, Peaks::MI355X].iter().enumerate() {
+        for (turn, device) in [Peaks::MI355X, Peaks::H800, Peaks::H200].iter().enumerate() {
             let mut points = Vec::new();
-            for i in 0..CONTEXTS {
-                let context = (131_072 * (3 * i + turn as u64 + 1)) / (3 * CONTEXTS);
+            for context in (0..=131_072).step_by(2048) {
                 let cost = project(device, variant, stage, context, Batch::Production)?;
                 points.push((context as f64, cost.usd_per_mtok(PRICE_PER_HOUR)));
             }
-            scene.curve(&panel.all(&points), projected_stroke(device, variant));
+            let stroke = projected_stroke(device, variant);
+            let points_px = panel.all(&points);
+            scene.curve(&points_px, Stroke { marker: None, ..stroke });
+            let marked: Vec<_> = points_px.into_iter().skip(3 * turn).step_by(9).collect();
+            scene.curve(&marked, Stroke { width: 0, ..stroke });
             for point in points {
                 let curve = format!("{} projection {}", variant.name(), device.name);
                 csv_line(csv, stage, &curve, point, None);
@@ -281,12 +293,13 @@ fn draw_official(
 fn flags(scene: &mut Scene, panel: &Panel, findings: &Findings, of: &str, csv: &mut String) {
     let mut flags = Vec::new();
     if let Some(knee) = findings.knee {
-        let text = format!("knee of V3.2-Exp at {}", tokens(knee.x));
+        let text = format!("knee of V3.2-Exp at {:.0} tokens", knee.x);
         flags.push(Flag { x: knee.x, y: knee.y, text });
         csv_line(csv, findings.stage, &format!("knee {of}"), (knee.x, knee.y), None);
     }
     if let Some((x, y)) = findings.crossover.zip(findings.crossover_y) {
-        let text = format!("crossover at {}", tokens(x));
+        let start = findings.at_the_start.map_or(String::new(), |at| format!("; {}", advantage(at)));
+        let text = format!("crossover at {x:.0}{start}");
         flags.push(Flag { x, y, text });
         csv_line(csv, findings.stage, &format!("crossover {of}"), (x, y), None);
     }

@@ -17,7 +17,7 @@ pub(crate) mod colors {
     pub const BLUE: RGBColor = RGBColor(0, 114, 178);
     pub const VERMILION: RGBColor = RGBColor(213, 94, 0);
     pub const PURPLE: RGBColor = RGBColor(204, 121, 167);
-    pub const GREY: RGBColor = RGBColor(110, 110, 110);
+    pub const GREY: RGBColor = RGBColor(85, 85, 85);
     pub const PALE: RGBColor = RGBColor(225, 225, 225);
 }
 use colors::{BLACK, GREY, PALE};
@@ -209,6 +209,15 @@ fn wrapped(lines: &[String], room: f64) -> Vec<String> {
 fn ticks(max: f64, step: f64) -> impl Iterator<Item = f64> {
     let count = (max * 1.001 / step).floor() as u32;
     (0..=count).map(move |i| f64::from(i) * step)
+}
+
+/// About three digits.
+pub(crate) fn digits(value: f64) -> String {
+    match value {
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
 }
 
 /// A power of two that gives three to six ticks.

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::panel::{BODY, SMALL, Swatch, TITLE, colors, footer, footer_height, legend};
-use super::scene::{Align, Scene};
+use super::panel::{BODY, SMALL, Swatch, TITLE, colors, digits, footer, footer_height, legend};
+use super::scene::{Align, Scene, text_width};
 use super::{Options, mixture, provenance};
 use crate::row::{COST_BENCH, Peak};
 use crate::{Error, Row};
@@ -107,6 +107,9 @@ fn draw_bar(scene: &mut Scene, top: f64, bar: &Bar, end: f64) {
         format!("{} TFLOP/s", digits(tflops))
     };
     let text = format!("{:.1} %, {rate}", 100.0 * bar.fraction);
+    let room = 0.8 * text_width(&text, BODY);
+    let (from, to) = ((end + 4.0, top + 12.0), (end + 12.0 + room, top + BAR - 16.0));
+    scene.rectangle(from, to, plotters::style::WHITE, 1.0);
     scene.text((end + 10.0, top + 27.0), BODY, colors::BLACK, Align::Left, &text);
 }
 
@@ -123,15 +126,6 @@ fn sizes(row: &Row) -> String {
     let sizes: Vec<String> =
         row.what().shape.iter().map(|(n, size)| format!("{n} {size}")).collect();
     sizes.join(", ")
-}
-
-/// About three digits.
-fn digits(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.2}"),
-        v if v < 100.0 => format!("{v:.1}"),
-        v => format!("{v:.0}"),
-    }
 }
 
 /// The peaks the bars refer to, one for each number type.

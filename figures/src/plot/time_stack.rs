@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use plotters::style::RGBColor;
 
 use super::cost_vs_context::{cost_rows, size};
-use super::panel::{Panel, Swatch, TITLE, colors, fill, footer, footer_height, legend};
+use super::panel::{Panel, Swatch, TITLE, colors, digits, fill, footer, footer_height, legend};
 use super::scene::{Align, Scene};
 use super::{Options, mixture, provenance, spoken};
 use crate::findings::tokens;
@@ -152,7 +152,7 @@ fn draw_stack(scene: &mut Scene, panel: Panel, head: &str, stack: &Stack, names:
     let x_max = stack.keys().copied().max().unwrap_or(1) as f64;
     let panel = Panel { x_max, y_max: 1.06 * top, ..panel };
     let note = stack.iter().next_back().map_or(String::new(), |(x, layers)| {
-        format!("{:.3} us at {}", total(layers), tokens(*x as f64))
+        format!("{} µs at {}", digits(total(layers)), tokens(*x as f64))
     });
     let mut low: Vec<(f64, f64)> = stack.keys().map(|x| (*x as f64, 0.0)).collect();
     let mut areas = Vec::new();

@@ -1,0 +1,300 @@
+//! What a launcher does not take, it refuses with the tensor's name and what it expects.
+
+use crate::samples::sample;
+use crate::support::*;
+use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt};
+use dsa_kernels::rope::Pairing;
+use dsa_kernels::sparse_attention::AttentionArgs;
+use dsa_kernels::{DType, Device, KernelError, Tensor};
+use dsa_kernels::{dense_attention, gemm, hadamard, indexer, norm, quant, rope, sparse_attention};
+use dsa_tests::kernels::ALL;
+use dsa_tests::{Case, CaseError, HostTensor};
+
+/// The kernel's own refusal of `case`.
+#[track_caller]
+pub fn refusal(case: &Case) -> String {
+    match (kernel_of(case).run)(&device(), case) {
+        Ok(outputs) => panic!("{case:?} was let through: {outputs:?}"),
+        Err(CaseError::Kernel(KernelError::Launch { reason, .. })) => {
+            panic!("{case:?} reached the device: {reason}")
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+/// `case` with `tensor` in another shape, filled with zeros.
+fn reshaped(case: Case, tensor: &str, shape: &[usize]) -> Case {
+    let dtype = case.tensors[tensor].dtype;
+    let bytes = vec![0; shape.iter().product::<usize>() * dtype.size()];
+    case.with(tensor, HostTensor { dtype, shape: shape.to_vec(), bytes })
+}
+
+/// The name a launcher has for a case's tensor, if it is another.
+fn launcher_name<'a>(kernel: &str, tensor: &'a str) -> &'a str {
+    if (kernel, tensor) == ("store_index_keys", "k") { "x" } else { tensor }
+}
+
+#[test]
+fn a_missing_tensor_is_refused_by_its_name() {
+    for kernel in ALL {
+        let whole = sample(kernel.name);
+        for name in whole.tensors.keys() {
+            let mut case = whole.clone();
+            case.tensors.remove(name);
+            let message = refusal(&case);
+            assert!(message.contains(&format!("has no tensor {name:?}")), "{message}");
+            let error = (kernel.reference)(&case).unwrap_err().to_string();
+            assert!(error.contains(&format!("has no tensor {name:?}")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_tensor_of_a_wrong_type_is_refused_by_its_name() {
+    for kernel in ALL {
+        let whole = sample(kernel.name);
+        for (name, tensor) in &whole.tensors {
+            let wrong = if tensor.dtype == DType::U8 { DType::F32 } else { DType::U8 };
+            let message = refusal(&whole.clone().with(name, tensor.cast(wrong)));
+            let name = launcher_name(kernel.name, name);
+            assert!(
+                message.starts_with(&format!("{name} holds {wrong}, expected ")),
+                "{name} of {}: {message}",
+                kernel.name
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tensor_of_a_wrong_rank_is_refused_by_its_name() {
+    for kernel in ALL {
+        let whole = sample(kernel.name);
+        for (name, tensor) in &whole.tensors {
+            let mut shape = vec![1, 1];
+            shape.extend(&tensor.shape);
+            for shape in [shape, vec![]] {
+                let message = refusal(&reshaped(whole.clone(), name, &shape));
+                let name = launcher_name(kernel.name, name);
+                assert!(
+                    message.starts_with(&format!("{name} has shape {shape:?}, expected ")),
+                    "{name} of {}: {message}",
+                    kernel.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tensor_of_a_wrong_size_is_refused_by_its_name() {
+    // The samples' shapes with one number changed.
+    let wrong: &[(&str, &str, &[usize])] = &[
+        ("store_kv", "k_pe", &[4, 8]),
+        ("store_kv", "k_pe", &[5, 6]),
+        ("store_kv", "slots", &[4]),
+        ("store_kv", "cache", &[2, 107]),
+        ("store_index_keys", "slots", &[6]),
+        ("store_index_keys", "cache", &[2, 107]),
+        ("hadamard", "x", &[3, 24]),
+        ("hadamard", "x", &[3, 0]),
+        ("hadamard", "x", &[3, 2048]),
+        ("rope", "x", &[3, 2, 7]),
+        ("rope", "x", &[3, 2, 0]),
+        ("rope", "cos", &[5, 3]),
+        ("rope", "cos", &[0, 4]),
+        ("rope", "sin", &[4, 4]),
+        ("rope", "positions", &[2]),
+        ("rms_norm", "weight", &[19]),
+        ("layer_norm", "weight", &[21]),
+        ("layer_norm", "bias", &[19]),
+        ("gemm", "w", &[1, 5, 16]),
+        ("gemm", "w", &[2, 5, 15]),
+        ("fold_scales", "q_scale", &[3, 5]),
+        ("fold_scales", "q_scale", &[2, 4]),
+        ("indexer_logits", "k", &[9, 31]),
+        ("indexer_logits", "k_scale", &[8]),
+        ("indexer_logits", "weights", &[3, 5]),
+        ("indexer_logits", "weights", &[2, 4]),
+        ("indexer_logits", "ks", &[2]),
+        ("indexer_logits", "ke", &[4]),
+        ("indexer_logits_paged", "cache", &[4, 107]),
+        ("indexer_logits_paged", "weights", &[2, 3]),
+        ("indexer_logits_paged", "context_lens", &[3]),
+        ("indexer_logits_paged", "block_table", &[1, 2]),
+        ("top_k", "ks", &[2]),
+        ("top_k", "ke", &[4]),
+        ("sparse_mla", "kv", &[9, 23]),
+        ("sparse_mla", "kv", &[3, 3, 25]),
+        ("sparse_mla", "indices", &[3, 5]),
+        ("sparse_mla_paged", "cache", &[3, 107]),
+        ("sparse_mla_paged", "indices", &[1, 5]),
+        ("dense_mha", "k", &[9, 3, 24]),
+        ("dense_mha", "k", &[9, 4, 23]),
+        ("dense_mha", "v", &[8, 4, 16]),
+        ("dense_mha", "v", &[9, 5, 16]),
+        ("dense_mha", "ks", &[1]),
+        ("dense_mha", "ke", &[3]),
+        ("dense_mla", "kv", &[9, 25]),
+        ("dense_mla", "ks", &[1]),
+        ("dense_mla", "ke", &[3]),
+    ];
+    for (kernel, tensor, shape) in wrong {
+        let case = reshaped(sample(kernel), tensor, shape);
+        let message = refusal(&case);
+        assert!(
+            message.starts_with(&format!("{tensor} has shape {shape:?}, expected ")),
+            "{tensor} of {kernel}: {message}"
+        );
+        // The reference refuses too, or computes: it does not panic.
+        let _ = (kernel_of(&case).reference)(&case);
+    }
+}
+
+#[test]
+fn more_heads_or_wider_rows_than_the_kernels_hold_are_refused() {
+    for heads in [0, 129] {
+        for (kernel, dim) in [("sparse_mla", D_QK), ("sparse_mla_paged", D_QK), ("dense_mla", D_QK)]
+        {
+            let message = refusal(&reshaped(sample(kernel), "q", &[2, heads, dim]));
+            assert!(message.contains("expected h from 1 to 128"), "{kernel}: {message}");
+        }
+        let mha = reshaped(sample("dense_mha"), "k", &[9, heads, D_QK]);
+        let mha = reshaped(reshaped(mha, "v", &[9, heads, D_V]), "q", &[2, heads, D_QK]);
+        assert!(refusal(&mha).contains("expected h from 1 to 128"));
+        let index = reshaped(sample("indexer_logits"), "q", &[3, heads, DIM]);
+        assert!(refusal(&reshaped(index, "weights", &[3, heads])).contains("H from 1 to 128"));
+        let paged = reshaped(sample("indexer_logits_paged"), "q", &[2, 1, heads, DIM]);
+        assert!(refusal(&reshaped(paged, "weights", &[2, heads])).contains("H from 1 to 128"));
+    }
+    for dim in [0, 257] {
+        let index = reshaped(sample("indexer_logits"), "q", &[3, 4, dim]);
+        assert!(refusal(&reshaped(index, "k", &[9, dim])).contains("D from 1 to 256"));
+    }
+    for d_qk in [0, 1025] {
+        let wide = reshaped(sample("sparse_mla"), "q", &[2, 4, d_qk]);
+        let wide = reshaped(wide, "kv", &[9, d_qk]);
+        assert!(refusal(&wide).contains("d_qk from 1 to 1024"));
+    }
+    let wide = reshaped(sample("store_index_keys"), "k", &[5, 129]);
+    assert!(refusal(&reshaped(wide, "cache", &[2, 3 * 133])).contains("D is at most 128"));
+}
+
+#[test]
+fn an_optional_tensor_that_does_not_fit_is_refused_by_its_name() {
+    for kernel in ["sparse_mla", "sparse_mla_paged"] {
+        for (tensor, wrong) in [
+            ("topk_length", ints(&[1, 2, 3])),
+            ("topk_length", f32s(&[2], &[1.0, 2.0])),
+            ("attn_sink", f32s(&[3], &[0.0; 3])),
+            ("attn_sink", ints(&[0; 4])),
+        ] {
+            let message = refusal(&sample(kernel).with(tensor, wrong));
+            assert!(message.starts_with(tensor) && message.contains(", expected "), "{message}");
+        }
+    }
+}
+
+/// A tensor of `shape` whose last two axes lie in memory the other way round.
+fn turned(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
+    let axis = shape.len() - 1;
+    let mut stored = shape.to_vec();
+    stored.swap(axis - 1, axis);
+    let bytes = vec![0; shape.iter().product::<usize>() * dtype.size()];
+    device.upload(&bytes, &stored, dtype).unwrap().transpose(axis - 1, axis).unwrap()
+}
+
+#[test]
+fn a_tensor_with_gaps_in_its_rows_is_refused_by_its_name() {
+    let device = &device();
+    let plain = |dtype: DType, shape: &[usize]| device.empty(shape, dtype);
+    let turned = |dtype: DType, shape: &[usize]| turned(device, dtype, shape);
+    let f = DType::F32;
+    let check = |tensor: &str, result: Result<(), KernelError>| {
+        let message = result.unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{tensor} has strides ")), "{tensor}: {message}");
+    };
+    let vector = |n: usize| plain(f, &[n]);
+    let numbers = |n: usize| plain(DType::I32, &[n]);
+
+    check("x", quant::act_quant(device, &turned(f, &[3, 8]), ScaleFmt::Plain).map(drop));
+    check("x", hadamard::hadamard(device, &turned(f, &[3, 8])).map(drop));
+    check("x", norm::rms_norm(device, &turned(f, &[3, 8]), &vector(8), 1e-6).map(drop));
+    let (x, out) = (plain(f, &[3, 8]), turned(f, &[3, 8]));
+    check("out", norm::rms_norm_into(device, &x, &vector(8), &out, 1e-6));
+    check("out", quant::round_trip(device, &x, &out, ScaleFmt::Plain));
+    let (a, b) = (plain(f, &[1, 3, 8]), plain(f, &[1, 4, 8]));
+    check("x", gemm::gemm(device, &turned(f, &[1, 3, 8]), &b, f).map(drop));
+    check("w", gemm::gemm(device, &a, &turned(f, &[1, 4, 8]), f).map(drop));
+    check("out", gemm::gemm_into(device, &a, &b, &turned(f, &[1, 3, 4])));
+    let (w, turned_w) = (plain(f, &[3, 4]), turned(f, &[3, 4]));
+    check("weights", indexer::fold_scales(device, &turned_w, &w, 1.0).map(drop));
+    check("q_scale", indexer::fold_scales(device, &w, &turned_w, 1.0).map(drop));
+
+    let rotate = |x: &Tensor, cos: &Tensor, sin: &Tensor, out: &Tensor| {
+        rope::rope(device, x, cos, sin, &numbers(3), out, Pairing::HalfSplit)
+    };
+    let (x, table) = (plain(f, &[3, 2, 8]), plain(f, &[5, 4]));
+    check("x", rotate(&turned(f, &[3, 2, 8]), &table, &table, &x));
+    check("out", rotate(&x, &table, &table, &turned(f, &[3, 2, 8])));
+    check("cos", rotate(&x, &turned(f, &[5, 4]), &table, &x));
+    check("sin", rotate(&x, &table, &turned(f, &[5, 4]), &x));
+
+    let index = |q: &Tensor, k: &Tensor, w: &Tensor| {
+        let (ks, ke, score) = (numbers(3), numbers(3), indexer::ScoreFn::ReluWeighted);
+        indexer::indexer_logits(device, q, k, &vector(9), w, &ks, &ke, score).map(drop)
+    };
+    let (q, k) = (plain(f, &[3, 4, 8]), plain(f, &[9, 8]));
+    check("q", index(&turned(f, &[3, 4, 8]), &k, &w));
+    check("k", index(&q, &turned(f, &[9, 8]), &w));
+    check("weights", index(&q, &k, &turned_w));
+
+    let args = AttentionArgs { softmax_scale: 1.0, d_v: 4, ..Default::default() };
+    let sparse = |q: &Tensor, kv: &Tensor, indices: &Tensor| {
+        sparse_attention::sparse_mla(device, q, kv, indices, &args).map(drop)
+    };
+    let list = plain(DType::I32, &[3, 5]);
+    check("q", sparse(&turned(f, &[3, 4, 8]), &k, &list));
+    check("kv", sparse(&q, &turned(f, &[9, 8]), &list));
+    check("indices", sparse(&q, &k, &turned(DType::I32, &[3, 5])));
+    let kv = turned(f, &[9, 8]);
+    check(
+        "kv",
+        dense_attention::dense_mla(device, &q, &kv, &numbers(3), &numbers(3), &args).map(drop),
+    );
+    let dense = |k: &Tensor, v: &Tensor| {
+        dense_attention::dense_mha(device, &q, k, v, &numbers(3), &numbers(3), 1.0).map(drop)
+    };
+    let k = plain(f, &[9, 4, 8]);
+    check("k", dense(&turned(f, &[9, 4, 8]), &k));
+    check("v", dense(&k, &turned(f, &[9, 4, 8])));
+
+    let record = KvRecord { kv_lora_rank: 4, rope_dim: 4 };
+    let pages = turned(DType::U8, &[2, 3 * record.bytes()]);
+    let slots = numbers(3);
+    let (c, k_pe) = (plain(f, &[3, 4]), plain(f, &[3, 4]));
+    check("c", quant::store_kv(device, &turned_w, &k_pe, &slots, &pages, 3));
+    check("k_pe", quant::store_kv(device, &c, &turned_w, &slots, &pages, 3));
+    check("cache", quant::store_kv(device, &c, &k_pe, &slots, &pages, 3));
+    let from = sparse_attention::sparse_mla_paged(device, &q, &pages, 3, record, &list, &args);
+    check("cache", from.map(drop));
+}
+
+#[test]
+fn index_keys_that_act_quant_did_not_make_are_refused_by_name() {
+    let device = &device();
+    let cache = device.empty(&[2, 3 * 12], DType::U8);
+    let slots = device.empty(&[5], DType::I32);
+    let store = |codes: Tensor, scale: Tensor| {
+        let keys = Quantised { codes, scale };
+        quant::store_index_keys(device, &keys, &slots, &cache, 3).unwrap_err().to_string()
+    };
+    let codes = || device.empty(&[5, 8], DType::E4m3);
+    let scale = || device.empty(&[5, 1], DType::F32);
+    assert!(store(device.empty(&[5, 8], DType::F32), scale()).starts_with("codes holds f32"));
+    assert!(store(turned(device, DType::E4m3, &[5, 8]), scale()).starts_with("codes has strides"));
+    assert!(store(codes(), device.empty(&[5, 1], DType::Bf16)).starts_with("scale holds bf16"));
+    assert!(store(codes(), device.empty(&[5, 2], DType::F32)).starts_with("scale has shape"));
+    let gaps = device.empty(&[5, 2], DType::F32).narrow(1, 0, 1).unwrap();
+    assert!(store(codes(), gaps).starts_with("scale has strides"));
+}

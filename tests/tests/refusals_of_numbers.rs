@@ -1,0 +1,206 @@
+//! Numbers out of range are refused by name, and nothing panics on a number a user can write.
+
+use crate::refusals::refusal;
+use crate::samples::sample;
+use crate::support::*;
+use dsa_kernels::sparse_attention::AttentionArgs;
+use dsa_kernels::{DType, dense_attention};
+use dsa_tests::kernels::{ALL, find};
+use dsa_tests::{Case, HostTensor};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a user may write where a number or a word is expected.
+const WORDS: [&str; 12] = [
+    "",
+    "0",
+    "-1",
+    "NaN",
+    "inf",
+    "-inf",
+    "1e400",
+    "4294967296",
+    "9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
+    "nonsense",
+];
+
+#[test]
+fn numbers_out_of_range_are_refused_by_name() {
+    let wrong = [
+        ("top_k", "topk", "0"),
+        ("top_k", "topk", "1048577"),
+        ("top_k", "topk", "-1"),
+        ("sparse_mla", "softmax_scale", "NaN"),
+        ("sparse_mla", "softmax_scale", "inf"),
+        ("sparse_mla", "softmax_scale", "0"),
+        ("sparse_mla", "softmax_scale", "-0.5"),
+        ("sparse_mla_paged", "softmax_scale", "NaN"),
+        ("dense_mha", "softmax_scale", "NaN"),
+        ("dense_mla", "softmax_scale", "-inf"),
+        ("sparse_mla", "d_v", "0"),
+        ("sparse_mla", "d_v", "25"),
+        ("sparse_mla", "d_v", "1025"),
+        ("dense_mla", "d_v", "25"),
+        ("sparse_mla", "splits", "0"),
+        ("sparse_mla", "splits", "1025"),
+        ("dense_mla", "splits", "0"),
+        ("sparse_mla_paged", "page_size", "0"),
+        ("sparse_mla_paged", "kv_lora_rank", "0"),
+        ("store_kv", "page_size", "0"),
+        ("store_index_keys", "page_size", "0"),
+        ("indexer_logits_paged", "page_size", "0"),
+        ("indexer_logits_paged", "max_context", "7"),
+        ("rms_norm", "eps", "NaN"),
+        ("rms_norm", "eps", "-1"),
+        ("layer_norm", "eps", "inf"),
+    ];
+    for (kernel, scalar, value) in wrong {
+        let message = refusal(&sample(kernel).set(scalar, value));
+        assert!(
+            message.contains(scalar) && message.contains(value) && message.contains("expected "),
+            "{scalar} = {value} of {kernel}: {message}"
+        );
+    }
+}
+
+#[test]
+fn policies_out_of_range_are_refused_by_name() {
+    let fraction = sample("top_k").set("policy", "fraction").set("min", 1);
+    assert!(refusal(&fraction.set("per_mille", 1001)).starts_with("per_mille is 1001, expected "));
+    let window = sample("top_k").set("policy", "window").set("sinks", 1);
+    assert!(refusal(&window.set("window", 1 << 22)).starts_with("window is 4194304, expected "));
+}
+
+#[test]
+fn a_word_that_is_no_choice_is_refused_with_the_choices() {
+    for (kernel, scalar, choices) in [
+        ("act_quant", "fmt", "ue8m0 or plain"),
+        ("rope", "pairing", "interleaved or half_split"),
+        ("indexer_logits", "score_fn", "relu or sigmoid"),
+        ("top_k", "policy", "fixed"),
+    ] {
+        let message = refusal(&sample(kernel).set(scalar, "nonsense"));
+        assert!(message.contains("nonsense") && message.contains(choices), "{message}");
+    }
+}
+
+#[test]
+fn a_missing_scalar_is_refused_by_its_name() {
+    for (kernel, scalar) in [
+        ("top_k", "topk"),
+        ("sparse_mla", "softmax_scale"),
+        ("sparse_mla", "d_v"),
+        ("sparse_mla_paged", "page_size"),
+        ("rms_norm", "eps"),
+        ("fold_scales", "factor"),
+    ] {
+        let mut case = sample(kernel);
+        case.scalars.remove(scalar);
+        assert!(refusal(&case).starts_with(&format!("scalar {scalar} of {kernel} is None")));
+    }
+}
+
+#[test]
+fn dense_attention_refuses_what_only_sparse_attention_has() {
+    let device = &device();
+    let q = device.empty(&[2, 4, D_QK], DType::F32);
+    let kv = device.empty(&[9, D_QK], DType::F32);
+    let range = device.empty(&[2], DType::I32);
+    let args = AttentionArgs {
+        softmax_scale: 1.0,
+        d_v: D_V,
+        topk_length: Some(range.clone()),
+        ..Default::default()
+    };
+    let error = dense_attention::dense_mla(device, &q, &kv, &range, &range, &args).unwrap_err();
+    assert!(error.to_string().starts_with("topk_length is "), "{error}");
+}
+
+#[test]
+fn a_view_beyond_its_tensor_is_refused() {
+    let tensor = device().empty(&[4, 6], DType::F32);
+    for (axis, start, length) in
+        [(0, 3, 2), (0, 5, 0), (2, 0, 1), (1, usize::MAX, 2), (1, 2, usize::MAX)]
+    {
+        let error = tensor.narrow(axis, start, length).unwrap_err().to_string();
+        assert!(error.contains("a range within shape [4, 6]"), "{error}");
+    }
+    assert!(tensor.transpose(0, 2).unwrap_err().to_string().contains("axes of shape [4, 6]"));
+    assert!(tensor.reshape(&[5, 5]).unwrap_err().to_string().contains("[5, 5]"));
+    assert!(tensor.transpose(0, 1).unwrap().reshape(&[24]).is_err(), "no copy behind the back");
+}
+
+#[test]
+fn an_upload_whose_bytes_do_not_fill_its_shape_is_refused() {
+    let device = device();
+    for (bytes, shape) in [
+        (15, &[2, 2][..]),
+        (17, &[2, 2]),
+        (0, &[1]),
+        (4, &[0]),
+        (0, &[1 << 62, 4]),
+        (0, &[1 << 62]),
+    ] {
+        let error = device.upload(&vec![0; bytes], shape, DType::F32).unwrap_err().to_string();
+        assert!(error.contains(&format!("{shape:?}")), "{error}");
+    }
+}
+
+/// Runs the case both ways; what comes out does not matter, that it comes out does.
+fn survives(case: &Case) {
+    let kernel = find(&case.kernel).unwrap();
+    let device = device();
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        let _ = (kernel.run)(&device, case);
+    }));
+    assert!(ran.is_ok(), "the kernel panicked on {case:?}");
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        let _ = (kernel.reference)(case);
+    }));
+    assert!(ran.is_ok(), "the reference panicked on {case:?}");
+}
+
+#[test]
+fn no_word_in_place_of_a_scalar_makes_anything_panic() {
+    for kernel in ALL {
+        for scalar in sample(kernel.name).scalars.keys() {
+            for word in WORDS {
+                survives(&sample(kernel.name).set(scalar, word));
+            }
+        }
+    }
+    for scalar in ["per_mille", "min"] {
+        let case = sample("top_k").set("policy", "fraction").set("per_mille", 5).set("min", 1);
+        WORDS.iter().for_each(|word| survives(&case.clone().set(scalar, word)));
+    }
+    for scalar in ["window", "sinks"] {
+        let case = sample("top_k").set("policy", "window").set("window", 5).set("sinks", 1);
+        WORDS.iter().for_each(|word| survives(&case.clone().set(scalar, word)));
+    }
+}
+
+#[test]
+fn no_shape_of_any_tensor_makes_anything_panic() {
+    for kernel in ALL {
+        let whole = sample(kernel.name);
+        for (name, tensor) in &whole.tensors {
+            let mut longer = tensor.shape.clone();
+            longer[0] += 1;
+            let mut shorter = tensor.shape.clone();
+            shorter[0] -= 1;
+            let mut wider = tensor.shape.clone();
+            *wider.last_mut().unwrap() += 1;
+            let mut none = tensor.shape.clone();
+            none[0] = 0;
+            let huge = [vec![1 << 60, 0], vec![0, 1 << 60]];
+            for shape in [longer, shorter, wider, none, vec![], vec![0]].into_iter().chain(huge) {
+                let bytes = shape.iter().product::<usize>() * tensor.dtype.size();
+                let (dtype, bytes) = (tensor.dtype, vec![0; bytes]);
+                let case = whole.clone().with(name, HostTensor { dtype, shape, bytes });
+                survives(&case);
+                survives(&case.set("strided", true));
+            }
+        }
+    }
+}
