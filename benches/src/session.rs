@@ -9,7 +9,7 @@ use dsa_figures::{
     read_or_empty,
 };
 use dsa_kernels::{Device, DeviceKind};
-use dsa_tests::gate::{gate, judge};
+use dsa_tests::gate::{gate, judge_on};
 use dsa_tests::{Case, kernels};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -149,10 +149,10 @@ impl Session {
     fn gate(&mut self, spec: &Spec) -> anyhow::Result<PassedGate> {
         let kernel = kernels::find(spec.kernel)?;
         let device = &self.device;
-        let own =
-            judge(kernel, &|case| (kernel.run)(device, case), &spec.gate).map_err(|reason| {
-                anyhow::anyhow!("{} fell before it was timed: {reason}", kernel.name)
-            })?;
+        let unit = (kernel.machine)(device).matrix;
+        let own = judge_on(unit, kernel, &|case| (kernel.run)(device, case), &spec.gate).map_err(
+            |reason| anyhow::anyhow!("{} fell before it was timed: {reason}", kernel.name),
+        )?;
         let own = own.iter().map(|c| c.worst).fold(0.0, f64::max);
         if let Some(passed) = self.gates.get(spec.kernel) {
             let worst = own.max(passed.worst_error());

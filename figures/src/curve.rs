@@ -218,7 +218,7 @@ fn solve(mut m: [[f64; 4]; 3]) -> Option<[f64; 3]> {
             return None;
         }
         let top = m[column];
-        for (i, row) in m.iter_mut().enumerate().filter(|(i, _)| *i != column) {
+        for (_, row) in m.iter_mut().enumerate().filter(|(i, _)| *i != column) {
             let factor = row[column] / top[column];
             for (value, above) in row.iter_mut().zip(top) {
                 *value -= factor * above;

@@ -167,7 +167,7 @@ impl Dimensions {
     }
 
     /// Attention of one token in one form. Sparse decode gathers fp8, sparse prefill bf16, and a
-    /// gather is never shared; dense forms share their keys between `sharing` queries.
+    /// gather is never shared; dense forms share their keys between `sharing` queries (1 or more).
     pub fn attention(
         &self,
         form: AttentionForm,
@@ -175,33 +175,33 @@ impl Dimensions {
         context: u64,
         sharing: u64,
     ) -> TokenWork {
-        let kept = context.min(self.index_topk);
         let per_head = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim;
-        let (flop, bytes, shared) = match form {
+        let gathered = match stage {
+            Stage::Prefill => self.kv_bytes_bf16(),
+            Stage::Decode => self.kv_bytes_fp8(),
+        };
+        let (keys, flop, bytes, shared) = match form {
             AttentionForm::DenseMha | AttentionForm::MaskedMha => {
-                (context * self.mha_flop_per_key(), context * 2 * self.heads * per_head, sharing)
+                (context, self.mha_flop_per_key(), 2 * self.heads * per_head, sharing)
             }
             AttentionForm::DenseMqa => {
-                (context * self.mqa_flop_per_key(), context * self.kv_bytes_fp8(), sharing)
+                (context, self.mqa_flop_per_key(), self.kv_bytes_fp8(), sharing)
             }
             AttentionForm::SparseMqa => {
-                let bytes = match stage {
-                    Stage::Prefill => self.kv_bytes_bf16(),
-                    Stage::Decode => self.kv_bytes_fp8(),
-                };
-                (kept * self.mqa_flop_per_key(), kept * bytes, 1)
+                (context.min(self.index_topk), self.mqa_flop_per_key(), gathered, 1)
             }
         };
-        TokenWork { flop: flop as f64, bytes: bytes as f64 / shared as f64 }
+        let keys = keys as f64;
+        TokenWork { flop: keys * flop as f64, bytes: keys * bytes as f64 / shared as f64 }
     }
 
     /// Scores of the indexer without its projections: 16,384·L FLOP, keys read once for `sharing`
     /// queries, one fp32 score written for each key.
     pub fn index_scores(&self, context: u64, sharing: u64) -> TokenWork {
-        let keys = (context * self.index_bytes()) as f64 / sharing as f64;
+        let keys = context as f64;
         TokenWork {
-            flop: (context * self.index_flop_per_key()) as f64,
-            bytes: keys + 4.0 * context as f64,
+            flop: keys * self.index_flop_per_key() as f64,
+            bytes: keys * (self.index_bytes() as f64 / sharing as f64 + 4.0),
         }
     }
 
@@ -237,7 +237,7 @@ impl Dimensions {
             indexer =
                 TokenWork { flop: scores.flop + fixed.flop, bytes: scores.bytes + fixed.bytes };
             // Two reads of the scores, one write of the chosen indices, four bytes each.
-            top_k.bytes = (8 * context + 4 * context.min(self.index_topk)) as f64;
+            top_k.bytes = 8.0 * context as f64 + 4.0 * context.min(self.index_topk) as f64;
         }
         let projections = weights(self.projection_weights());
         Ok(LayerWork { projections, indexer, top_k, attention, moe: self.moe(tokens) })

@@ -10,12 +10,12 @@ use crate::gate::GateFailed;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be opened, read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Io {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A line of a rows file is not a row.
     #[error("{path}, line {line}: {reason}")]
@@ -82,8 +82,8 @@ impl Error {
     }
 
     /// An [`Error::Io`] for this path.
-    pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
-        Error::Io { path: path.to_owned(), source }
+    pub(crate) fn io(path: &std::path::Path, reason: std::io::Error) -> Self {
+        Error::Io { path: path.to_owned(), reason }
     }
 }
 

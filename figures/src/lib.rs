@@ -4,9 +4,9 @@
 //! here starts from such rows: [`compare()`](compare::compare) sets two files side by side,
 //! [`draw`] makes the pictures, [`cost`] turns seconds into US dollars. Nothing here measures.
 //!
-//! Read in this order: [`gate`] and [`timing`] (why a row can be believed), [`what`] and [`row`] (what
-//! is in one), [`store`] (the file), [`curve`] (knees and crossovers), [`cost`] (the cost model),
-//! [`plot`] (the pictures).
+//! Read in this order: [`gate`] and [`timing`] (why a row can be believed), [`what`] and [`row`]
+//! (what is in one), [`store`] (the file), [`curve`] (knees and crossovers), [`cost`] (the cost
+//! model), [`plot`] (the pictures).
 
 #![forbid(unsafe_code)]
 

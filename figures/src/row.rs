@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, PassedGate, Timing, What};
+use crate::{Error, Key, PassedGate, Timing, What};
 
 /// Version of the row's schema. Rows of another version are refused, not guessed at.
 pub const SCHEMA: u32 = 1;

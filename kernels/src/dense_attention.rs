@@ -218,7 +218,9 @@ pub fn dense_mha(
     }
 
     let machine = machine(device);
-    let queries = s.next_power_of_two().clamp(4, 16);
+    // The more queries share a tile of keys the better; on a GPU shared memory is the limit.
+    let most = if machine.team == 1 { 64 } else { 16 };
+    let queries = s.next_power_of_two().clamp(4, most);
     let lanes = Share::new(machine, queries, LANES).lanes();
     let tiling = Tiling {
         queries,

@@ -610,7 +610,9 @@ fn attend(
     }
 
     let machine = machine(device);
-    let tile_heads = heads.next_power_of_two().clamp(4, 16);
+    // The more heads share a gathered tile the better; on a GPU shared memory is the limit.
+    let most = if machine.team == 1 { 32 } else { 16 };
+    let tile_heads = heads.next_power_of_two().clamp(4, most);
     let lanes = Share::new(machine, tile_heads, LANES).lanes();
     let tile_keys = (LANES * lanes).max(32);
     let programs = s * heads.div_ceil(tile_heads);

@@ -178,7 +178,8 @@ fn check(
 ) -> anyhow::Result<ExitCode> {
     let mut chosen = Vec::new();
     for name in names {
-        let file = format!("{}.rs", name.trim_end_matches(".rs").rsplit('/').next().unwrap_or(name));
+        let file =
+            format!("{}.rs", name.trim_end_matches(".rs").rsplit('/').next().unwrap_or(name));
         let found: Vec<_> = ALL.iter().filter(|k| k.name == name || k.file == file).collect();
         if found.is_empty() {
             let known: Vec<_> = ALL.iter().map(|k| k.name).collect();

@@ -1,7 +1,8 @@
 //! Comparison of a kernel's outputs with the reference's.
 
 use crate::case::{HostTensor, Outputs};
-use crate::tolerance::{Tolerance, tolerance};
+use crate::tolerance::{Tolerance, tolerance_on};
+use dsa_kernels::tile::MatrixUnit;
 
 /// How close one output is.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,8 +62,19 @@ pub enum Mismatch {
     Values(Box<Closeness>),
 }
 
-/// Compares `got` with `expected` by the table's tolerances. Returns how close each output is.
+/// Compares `got` with `expected` by the table's tolerances for plain arithmetic. Returns how close
+/// each output is.
 pub fn compare(
+    kernel: &str,
+    got: &Outputs,
+    expected: &Outputs,
+) -> Result<Vec<Closeness>, Mismatch> {
+    compare_on(MatrixUnit::Plain, kernel, got, expected)
+}
+
+/// [`compare`] by the tolerances of the matrix unit that multiplied.
+pub fn compare_on(
+    unit: MatrixUnit,
     kernel: &str,
     got: &Outputs,
     expected: &Outputs,
@@ -78,7 +90,7 @@ pub fn compare(
         if have.shape != want.shape || have.dtype != want.dtype {
             return Err(form(format!("{have:?}")));
         }
-        let closeness = close(output, have, want, tolerance(kernel, output, want.dtype));
+        let closeness = close(output, have, want, tolerance_on(unit, kernel, output, want.dtype));
         if closeness.worst > 1.0 || closeness.cos > closeness.tolerance.cos {
             return Err(Mismatch::Values(Box::new(closeness)));
         }

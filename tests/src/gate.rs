@@ -1,10 +1,11 @@
 //! The gate: a kernel against its reference on generated cases.
 
 use crate::case::{Case, Outputs};
-use crate::compare::{Closeness, compare};
+use crate::compare::{Closeness, compare_on};
 use crate::generate::strategy;
 use crate::kernels::Kernel;
 use dsa_kernels::Device;
+use dsa_kernels::tile::MatrixUnit;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
@@ -87,14 +88,27 @@ pub fn gate(
     cases: u32,
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
-    gate_of(kernel, &|case| (kernel.run)(device, case), &device.kind().to_string(), cases, seed)
+    let unit = (kernel.machine)(device).matrix;
+    let run = |case: &Case| (kernel.run)(device, case);
+    gate_with(kernel, &run, &device.kind().to_string(), unit, cases, seed)
 }
 
-/// [`gate`] of any way of computing the outputs.
+/// [`gate`] of any way of computing the outputs, by the tolerances of plain arithmetic.
 pub fn gate_of(
     kernel: &'static Kernel,
     run: &Run,
     device: &str,
+    cases: u32,
+    seed: u64,
+) -> Result<GateReport, Box<GateFailure>> {
+    gate_with(kernel, run, device, MatrixUnit::Plain, cases, seed)
+}
+
+fn gate_with(
+    kernel: &'static Kernel,
+    run: &Run,
+    device: &str,
+    unit: MatrixUnit,
     cases: u32,
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
@@ -104,7 +118,7 @@ pub fn gate_of(
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let worst: RefCell<Vec<(Closeness, String)>> = RefCell::new(Vec::new());
     let result = TestRunner::new_with_rng(config, rng).run(&strategy(kernel.name), |case| {
-        let close = judge(kernel, run, &case).map_err(TestCaseError::fail)?;
+        let close = judge_on(unit, kernel, run, &case).map_err(TestCaseError::fail)?;
         let mut worst = worst.borrow_mut();
         for c in close {
             match worst.iter_mut().find(|(w, _)| w.output == c.output) {
@@ -134,12 +148,22 @@ pub fn gate_of(
     }
 }
 
-/// Runs one case and compares it with the reference.
+/// Runs one case and compares it with the reference, by the tolerances of plain arithmetic.
 pub fn judge(kernel: &Kernel, run: &Run, case: &Case) -> Result<Vec<Closeness>, String> {
+    judge_on(MatrixUnit::Plain, kernel, run, case)
+}
+
+/// [`judge`] by the tolerances of the matrix unit that multiplied.
+pub fn judge_on(
+    unit: MatrixUnit,
+    kernel: &Kernel,
+    run: &Run,
+    case: &Case,
+) -> Result<Vec<Closeness>, String> {
     // The kernel goes first, so that no memory it is given can already hold the answer.
     let got = run(case).map_err(|e| e.to_string())?;
     let expected = (kernel.reference)(case).map_err(|e| e.to_string())?;
-    compare(kernel.name, &got, &expected).map_err(|e| e.to_string())
+    compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
 }
 
 /// Writes a failing case where `dsa run` can read it; returns the path, or why there is none.

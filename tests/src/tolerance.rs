@@ -1,6 +1,7 @@
 //! The one table of tolerances: per kernel, output and element type, each with its source.
 
 use dsa_kernels::DType;
+use dsa_kernels::tile::MatrixUnit;
 
 /// How far a kernel's output may be from the reference's.
 ///
@@ -30,9 +31,23 @@ pub const EXACT: Tolerance = Tolerance {
     source: "exact: the operations are the same, one by one",
 };
 
-/// The tolerance of `kernel`'s `output`, whose elements are of type `dtype`.
+/// The tolerance of `kernel`'s `output`, whose elements are of type `dtype`, for plain arithmetic.
 pub fn tolerance(kernel: &str, output: &str, dtype: DType) -> Tolerance {
+    tolerance_on(MatrixUnit::Plain, kernel, output, dtype)
+}
+
+/// [`tolerance`] where `unit` multiplies.
+pub fn tolerance_on(unit: MatrixUnit, kernel: &str, output: &str, dtype: DType) -> Tolerance {
     match (kernel, output) {
+        ("indexer_logits" | "indexer_logits_paged", _) if unit == MatrixUnit::Wgmma => Tolerance {
+            abs: 1e-3,
+            rel: 0.0,
+            cos: 5e-6,
+            of_row: true,
+            source: "DeepGEMM's calc_diff < 5e-6; Hopper's fp8 product accumulates in fewer bits \
+                     than f32: 1.7e-4 of a score was measured on an H200 (head sizes 15 and 27), \
+                     and sums of heads cancel",
+        },
         ("act_quant" | "store_kv" | "store_index_keys" | "round_trip" | "top_k", _) => EXACT,
         ("indexer_logits" | "indexer_logits_paged", _) => Tolerance {
             // Scores are sums of signed shares: what is left after they cancel carries the rounding of

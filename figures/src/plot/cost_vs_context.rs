@@ -2,7 +2,7 @@
 //!
 //! Upper row: what was measured, on its own axis. Lower row: the paper's figure, and projections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -136,7 +136,8 @@ pub fn cost_vs_context(
     let title = "Cost of a token against its position in the context";
     scene.text((30.0, 38.0), TITLE, colors::BLACK, Align::Left, title);
     let mut csv = String::from("panel,curve,context_tokens,usd_per_mtok,low,high\n");
-    let device = used.first().map_or("", |row| row.what().device.name.as_str());
+    let devices: BTreeSet<&str> = used.iter().map(|r| r.what().device.name.as_str()).collect();
+    let device = if devices.len() > 1 { "several" } else { devices.first().unwrap_or(&"") };
     let head = format!("Measured: this layer on this device ({device})");
     scene.text((30.0, 96.0), HEAD, colors::BLACK, Align::Left, &head);
     legend(&mut scene, (30.0, 132.0), 1570.0, &measured_legend());
@@ -298,7 +299,8 @@ fn flags(scene: &mut Scene, panel: &Panel, findings: &Findings, of: &str, csv: &
         csv_line(csv, findings.stage, &format!("knee {of}"), (knee.x, knee.y), None);
     }
     if let Some((x, y)) = findings.crossover.zip(findings.crossover_y) {
-        let start = findings.at_the_start.map_or(String::new(), |at| format!("; {}", advantage(at)));
+        let start =
+            findings.at_the_start.map_or(String::new(), |at| format!("; {}", advantage(at)));
         let text = format!("crossover at {x:.0}{start}");
         flags.push(Flag { x, y, text });
         csv_line(csv, findings.stage, &format!("crossover {of}"), (x, y), None);

@@ -238,7 +238,7 @@ pub(crate) fn nice_step(max: f64) -> f64 {
 
 /// A tick's number with as many decimals as its step needs; thousands of thousands as powers.
 fn number(value: f64, step: f64) -> String {
-    if step >= 1e5 || step < 1e-4 {
+    if !(1e-4..1e5).contains(&step) {
         return if value == 0.0 { "0".into() } else { format!("{value:.1e}") };
     }
     let decimals = (-step.log10().floor()).max(0.0) as usize;

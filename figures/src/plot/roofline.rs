@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::panel::{BODY, SMALL, Swatch, TITLE, colors, digits, footer, footer_height, legend};
+use super::panel::{
+    BODY, SMALL, Swatch, TITLE, colors, digits, footer, footer_height, legend, nice_step,
+};
 use super::scene::{Align, Scene, text_width};
 use super::{Options, mixture, provenance};
 use crate::row::{COST_BENCH, Peak};
@@ -76,7 +78,7 @@ fn achieved(row: &Row) -> (f64, f64) {
 }
 
 fn axis(scene: &mut Scene, bottom: f64, most: f64, x: &dyn Fn(f64) -> f64) {
-    let step = if most > 2.0 { most.ceil() / 4.0 } else { 0.25 };
+    let step = if most > 2.0 { nice_step(most) } else { 0.25 };
     let mut share = 0.0;
     while share <= most + 1e-9 {
         scene.line(&[(x(share), TOP - 10.0), (x(share), bottom)], colors::PALE, 1);
@@ -93,7 +95,7 @@ fn draw_bar(scene: &mut Scene, top: f64, bar: &Bar, end: f64) {
     let what = bar.row.what();
     let words = [&what.bench, what.stage.name(), what.variant.name(), &what.case, &what.dtype];
     let name: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
-    let (name, sizes) = (clipped(&name.join(" ")), clipped(&sizes(bar.row)));
+    let (name, sizes) = (clipped(&name.join(" "), 54), clipped(&sizes(bar.row), 66));
     scene.text((LEFT - 14.0, top + 16.0), BODY, colors::BLACK, Align::Right, &name);
     scene.text((LEFT - 14.0, top + 40.0), SMALL - 2, colors::GREY, Align::Right, &sizes);
     let color = if bar.by_bytes { colors::ORANGE } else { colors::BLUE };
@@ -113,13 +115,12 @@ fn draw_bar(scene: &mut Scene, top: f64, bar: &Bar, end: f64) {
     scene.text((end + 10.0, top + 27.0), BODY, colors::BLACK, Align::Left, &text);
 }
 
-/// Keeps a name inside its margin.
-fn clipped(text: &str) -> String {
-    const MOST: usize = 54;
-    if text.chars().count() <= MOST {
+/// Keeps a text inside its margin.
+fn clipped(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
         return text.to_owned();
     }
-    text.chars().take(MOST - 3).chain("...".chars()).collect()
+    text.chars().take(most - 3).chain("...".chars()).collect()
 }
 
 fn sizes(row: &Row) -> String {

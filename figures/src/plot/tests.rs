@@ -106,15 +106,25 @@ fn check(files: &[std::path::PathBuf]) {
 #[test]
 fn all_pictures_are_written() {
     let folder = tempfile::tempdir().unwrap();
+    // Set it to a folder to look at the pictures.
     let kept = std::env::var_os("DSA_FIGURES_KEEP");
     let out = kept.as_deref().map_or(folder.path(), Path::new);
     let mut rows = cost_rows("test processor", 'a');
     rows.extend(kernel_rows());
+    let file = out.join("rows.jsonl");
+    rows.iter().for_each(|row| append(&file, row).unwrap());
+    let keys = |rows: &[Row]| rows.iter().map(Row::key).collect::<Vec<_>>();
+    assert_eq!(keys(&latest(&read(&file).unwrap())), keys(&rows));
     let files = draw(&rows, out, &Options::default()).unwrap();
     assert_eq!(files.len(), 9);
     check(&files);
     let svg = fs::read_to_string(out.join("cost_vs_context.svg")).unwrap();
-    for words in ["MI355X (projection)", "crossover at 4871; sparse 1.35x dearer at 0", "0123abcdef+dirty", "2026-01-31"] {
+    for words in [
+        "MI355X (projection)",
+        "crossover at 4871; sparse 1.35x dearer at 0",
+        "0123abcdef+dirty",
+        "2026-01-31",
+    ] {
         assert!(svg.contains(words), "{words}");
     }
     let csv = fs::read_to_string(out.join("cost_vs_context.csv")).unwrap();

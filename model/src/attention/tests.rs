@@ -1,1 +1,229 @@
+//! The layer against the reference's, in every way in which tokens can come.
 
+use super::*;
+use crate::cache::{CacheSize, KvFormat};
+use crate::config::{AttentionOptions, Yarn};
+use crate::verify::thresholds::{LAYER, worst_row};
+use dsa_reference::attention_layer;
+use dsa_tests::generate::Rng;
+use ndarray::{Array2, s};
+
+const TOKENS: usize = 23;
+const SIZE: CacheSize = CacheSize { requests: 1, max_seq: 24, page_size: 5 };
+
+/// No width is a multiple of a tile.
+fn config(index_topk: usize, attention_options: AttentionOptions) -> Config {
+    let yarn = Yarn { original_max_position_embeddings: 8, ..Config::v32().rope_scaling.unwrap() };
+    let config = Config {
+        hidden_size: 40,
+        num_attention_heads: 3,
+        q_lora_rank: 24,
+        kv_lora_rank: 20,
+        qk_nope_head_dim: 10,
+        qk_rope_head_dim: 8,
+        v_head_dim: 6,
+        index_n_heads: 5,
+        index_head_dim: 32,
+        index_topk,
+        rope_scaling: Some(yarn),
+        quantization: None,
+        attention_options,
+        ..Config::scaled(64).unwrap()
+    };
+    config.validate().unwrap();
+    config
+}
+
+struct Case {
+    device: Device,
+    config: Config,
+    weights: AttentionWeights,
+    layer: Attention,
+    x: Array2<f32>,
+}
+
+impl Case {
+    fn new(config: Config) -> Self {
+        let device = Device::named("cpu").unwrap();
+        let weights = random_weights(&config, 1).unwrap();
+        let layer = Attention::from_weights(&device, &config, &weights, DType::F32).unwrap();
+        let mut rng = Rng::new(2);
+        let x = Array2::from_shape_simple_fn((TOKENS, config.hidden_size), || rng.normal());
+        Self { device, config, weights, layer, x }
+    }
+
+    fn cache(&self, size: CacheSize, format: KvFormat) -> Cache {
+        Cache::new(&self.device, &self.config, size, DType::F32, format).unwrap()
+    }
+
+    fn upload(&self, x: &Array2<f32>) -> Tensor {
+        let values: Vec<f32> = x.iter().copied().collect();
+        self.device.upload_f32(&values, x.shape(), DType::F32).unwrap()
+    }
+
+    fn download(&self, y: &Tensor) -> Array2<f32> {
+        let values = self.device.download_f32(y).unwrap();
+        Array2::from_shape_vec((y.shape()[0], y.shape()[1]), values).unwrap()
+    }
+
+    /// All tokens, in chunks of these lengths.
+    fn chunks(&self, cache: &mut Cache, lengths: &[usize], mode: Mode) -> Array2<f32> {
+        let mut out = Array2::zeros((0, self.config.hidden_size));
+        for length in lengths {
+            let start = out.nrows();
+            let x = self.upload(&self.x.slice(s![start..start + length, ..]).to_owned());
+            let y = self.layer.forward(&x, cache, 0, start, mode, &mut Stages::new()).unwrap();
+            out.append(ndarray::Axis(0), self.download(&y).view()).unwrap();
+        }
+        out
+    }
+
+    fn reference(&self, mode: Mode) -> Array2<f32> {
+        let mode = match mode {
+            Mode::Dense => attention_layer::Mode::Dense,
+            Mode::Sparse => attention_layer::Mode::Sparse,
+        };
+        let (config, options) = (self.config.reference_config(), self.config.reference_options());
+        attention_layer::attention(self.x.view(), &config, &self.weights, &options, mode).unwrap()
+    }
+
+    fn assert_near(&self, got: &Array2<f32>, want: &Array2<f32>, what: &str) {
+        let (worst, token) = worst_row(got.view(), want.view(), |_| true).unwrap();
+        let allowed = LAYER.of(DType::F32, self.config.attention_options);
+        assert!(worst <= allowed, "{what}: token {token} is off by {worst:e} of {allowed:e}");
+    }
+}
+
+#[test]
+fn whole_chunked_and_token_by_token_equal_the_reference() {
+    let case = Case::new(config(7, AttentionOptions::EXACT));
+    for mode in [Mode::Dense, Mode::Sparse] {
+        let want = case.reference(mode);
+        for lengths in [&[TOKENS][..], &[9, 1, 13], &[TOKENS - 3, 1, 1, 1]] {
+            let mut cache = case.cache(SIZE, KvFormat::Elements);
+            let got = case.chunks(&mut cache, lengths, mode);
+            case.assert_near(&got, &want, &format!("{mode:?} {lengths:?}"));
+            assert_eq!(cache.length(0), TOKENS);
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_contexts_of_different_lengths_equals_the_reference() {
+    for (options, formats) in [
+        (AttentionOptions::EXACT, &[KvFormat::Elements][..]),
+        (AttentionOptions::OFFICIAL, &[KvFormat::Elements, KvFormat::Fp8]),
+    ] {
+        let case = Case::new(config(7, options));
+        for (mode, format) in formats.iter().flat_map(|f| [(Mode::Dense, f), (Mode::Sparse, f)]) {
+            let want = case.reference(mode);
+            let mut cache = case.cache(CacheSize { requests: 3, ..SIZE }, *format);
+            // The prompts are parts of one text, so the reference of one serves all; the last two
+            // steps are at one position.
+            for (request, start) in [11, 4, 0].into_iter().enumerate().filter(|(_, n)| *n > 0) {
+                let x = case.upload(&case.x.slice(s![..start, ..]).to_owned());
+                let stages = &mut Stages::new();
+                case.layer.forward(&x, &mut cache, request, 0, mode, stages).unwrap();
+            }
+            for positions in [[11, 4, 0], [12, 5, 1], [2, 2, 2]] {
+                let x = case.x.select(ndarray::Axis(0), &positions);
+                let stages = &mut Stages::new();
+                let y = case.layer.decode(&case.upload(&x), &mut cache, &positions, mode, stages);
+                let want = want.select(ndarray::Axis(0), &positions);
+                let what = format!("{mode:?} {format:?} {positions:?}");
+                case.assert_near(&case.download(&y.unwrap()), &want, &what);
+            }
+            assert_eq!([0, 1, 2].map(|request| cache.length(request)), [3; 3]);
+        }
+    }
+}
+
+#[test]
+fn sparse_is_dense_while_every_key_is_kept() {
+    for (topk, short) in [(TOKENS, false), (100, false), (TOKENS, true)] {
+        let mut case = Case::new(config(topk, AttentionOptions::EXACT));
+        case.layer.expand_short_prefill = short;
+        let mut cache = case.cache(SIZE, KvFormat::Elements);
+        let dense = case.chunks(&mut cache, &[TOKENS], Mode::Dense);
+        let sparse = case.chunks(&mut cache, &[TOKENS - 1, 1], Mode::Sparse);
+        case.assert_near(&sparse, &dense, &format!("topk {topk}, expanded {short}"));
+    }
+}
+
+#[test]
+fn the_official_arithmetic_stays_close_to_the_reference() {
+    let case = Case::new(config(7, AttentionOptions::OFFICIAL));
+    for (mode, format) in [
+        (Mode::Dense, KvFormat::Elements),
+        (Mode::Sparse, KvFormat::Elements),
+        (Mode::Sparse, KvFormat::Fp8),
+    ] {
+        let mut cache = case.cache(SIZE, format);
+        let got = case.chunks(&mut cache, &[TOKENS - 2, 1, 1], mode);
+        case.assert_near(&got, &case.reference(mode), &format!("{mode:?} {format:?}"));
+    }
+}
+
+#[test]
+fn bf16_runs_in_both_modes_and_stages_are_measured() {
+    let case = Case::new(config(7, AttentionOptions::OFFICIAL));
+    let (device, dtype) = (&case.device, DType::Bf16);
+    let layer = Attention::from_weights(device, &case.config, &case.weights, dtype).unwrap();
+    let mut cache = Cache::new(device, &case.config, SIZE, dtype, KvFormat::Fp8).unwrap();
+    cache.fill_random(20, 3).unwrap();
+    let mut stages = Stages::measuring(device);
+    for mode in [Mode::Dense, Mode::Sparse] {
+        stages.reset();
+        let x = device.upload_f32(&vec![0.5; 3 * 40], &[3, 40], dtype).unwrap();
+        let y = layer.forward(&x, &mut cache, 0, 20, mode, &mut stages).unwrap();
+        assert!(device.download_f32(&y).unwrap().iter().all(|v| v.is_finite() && *v != 0.0));
+        let measured = Stage::ALL.map(|stage| stages.seconds(stage) > 0.0);
+        let sparse = mode == Mode::Sparse;
+        assert_eq!(measured, [true, sparse, sparse, !sparse, true], "{mode:?}");
+        assert!(stages.total() > 0.0);
+        // A step may be repeated: what the request held from there on is replaced.
+        assert_eq!(cache.length(0), 23);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let case = Case::new(config(7, AttentionOptions::EXACT));
+    let mut cache = case.cache(SIZE, KvFormat::Elements);
+    assert_eq!(cache.max_seq(), 25);
+    let x =
+        |rows, dtype| case.device.upload_f32(&vec![0.0; rows * 40], &[rows, 40], dtype).unwrap();
+    let stages = &mut Stages::new();
+    let mut forward = |x: &Tensor, request, start, mode| {
+        let error = case.layer.forward(x, &mut cache, request, start, mode, stages).unwrap_err();
+        let Error::Argument { name, .. } = error else { panic!("{error}") };
+        name
+    };
+    assert_eq!(forward(&x(2, DType::Bf16), 0, 0, Mode::Dense), "x");
+    assert_eq!(forward(&x(0, DType::F32), 0, 0, Mode::Dense), "x");
+    assert_eq!(forward(&x(2, DType::F32), 1, 0, Mode::Dense), "request");
+    assert_eq!(forward(&x(2, DType::F32), 0, 24, Mode::Dense), "start");
+    assert_eq!(forward(&x(2, DType::F32), 0, usize::MAX, Mode::Dense), "start");
+    assert_eq!(forward(&x(2, DType::F32), 0, 1, Mode::Dense), "position");
+    case.chunks(&mut cache, &[4], Mode::Dense);
+    let stages = &mut Stages::new();
+    let error = case.layer.forward(&x(1, DType::F32), &mut cache, 0, 4, Mode::Sparse, stages);
+    assert!(error.err().unwrap().to_string().contains("with index keys"));
+    for positions in [&[][..], &[4, 4], &[25]] {
+        let rows = x(positions.len(), DType::F32);
+        assert!(case.layer.decode(&rows, &mut cache, positions, Mode::Dense, stages).is_err());
+    }
+    for size in [
+        CacheSize { requests: 0, ..SIZE },
+        CacheSize { page_size: 0, ..SIZE },
+        CacheSize { requests: 1 << 30, max_seq: 1 << 30, page_size: 1 },
+    ] {
+        let cache = Cache::new(&case.device, &case.config, size, DType::F32, KvFormat::Fp8);
+        assert!(matches!(cache.err(), Some(Error::Argument { .. })));
+    }
+    let cache = Cache::new(&case.device, &case.config, SIZE, DType::E4m3, KvFormat::Fp8);
+    assert!(matches!(cache.err(), Some(Error::Argument { name: "dtype", .. })));
+    let short = AttentionWeights { o_proj: Array2::zeros((40, 17)), ..case.weights.clone() };
+    let layer = Attention::from_weights(&case.device, &case.config, &short, DType::F32);
+    assert!(matches!(layer.err(), Some(Error::Shape { .. })));
+}

@@ -1,0 +1,73 @@
+//! How far a layer may be from the reference. Kernels on their own have the table of `dsa_tests`.
+
+use crate::config::AttentionOptions;
+use dsa_kernels::DType;
+use ndarray::{ArrayView2, Axis};
+
+/// A bound for each arithmetic that a layer can have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Threshold {
+    /// f32 without lossy steps.
+    pub exact: f64,
+    /// f32 with any of [`AttentionOptions`].
+    pub lossy: f64,
+    /// bf16 without lossy steps.
+    pub bf16: f64,
+    /// bf16 with any of them.
+    pub bf16_lossy: f64,
+}
+
+/// Share of a token's selected keys that the reference selects too, mean of all tokens; at least.
+///
+/// Selection is a step function: where two scores are nearer than the rounding, their keys swap,
+/// and both sets are right. In f32 that takes scores equal to 1e-6. An fp8 code flips where f32 and
+/// f64 fall on two sides of a rounding boundary, 1 in 1e5, and then moves a score by up to a step
+/// of fp8. bf16 moves every score by about 2^-9, and flips one fp8 code in thirty.
+pub const RECALL: Threshold = Threshold { exact: 0.999, lossy: 0.99, bf16: 0.95, bf16_lossy: 0.9 };
+
+/// Relative error `|a - b| / |b|` of a token's output, counted from its hidden state on, in tokens
+/// whose keys the reference selects too; at most.
+///
+/// - exact: eight roundings of 6e-8 one after another, in sums of up to 16,384 products; measured
+///   7e-7 on the golden checkpoint;
+/// - lossy: a latent on a boundary of fp8 flips now and then, by a step of 2^-3 of its size, and an
+///   fp8 record rounds k_pe to bf16; measured 1e-3 with records, 5e-7 without;
+/// - bf16: eight roundings of 2^-9, those of the scores multiplied by the scores' size; measured
+///   1.3e-2;
+/// - bf16, lossy: one latent in thirty flips by a step of fp8; measured 5e-2 where a latent has but
+///   8 elements and 16 keys are kept, so that hardly anything averages out.
+pub const LAYER: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 1e-1 };
+
+/// Share of the kernel's tolerance that its largest error uses; at most.
+pub const KERNEL: f64 = 1.0;
+
+impl Threshold {
+    /// The bound for a layer of this type and these options.
+    pub fn of(&self, dtype: DType, options: AttentionOptions) -> f64 {
+        match (dtype, options == AttentionOptions::EXACT) {
+            (DType::F32, true) => self.exact,
+            (DType::F32, false) => self.lossy,
+            (_, true) => self.bf16,
+            (_, false) => self.bf16_lossy,
+        }
+    }
+}
+
+/// The largest relative error `|a - b| / |b|` of a row of `[s, n]`, and which row it is, among the
+/// rows that count; `None` if none does. NaN is the largest error there is.
+pub fn worst_row(
+    got: ArrayView2<f32>,
+    want: ArrayView2<f32>,
+    counts: impl Fn(usize) -> bool,
+) -> Option<(f64, usize)> {
+    let square = |v: f64| v * v;
+    let rows = got.axis_iter(Axis(0)).zip(want.axis_iter(Axis(0))).enumerate();
+    let errors = rows.filter(|(t, _)| counts(*t)).map(|(t, (got, want))| {
+        let pairs = || got.iter().zip(want.iter()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+        let error: f64 = pairs().map(|(a, b)| square(a - b)).sum();
+        let size: f64 = pairs().map(|(_, b)| square(b)).sum();
+        // 0 / 0: both rows are 0.
+        (if error == 0.0 { 0.0 } else { (error / size).sqrt() }, t)
+    });
+    errors.max_by(|a, b| a.0.total_cmp(&b.0))
+}
