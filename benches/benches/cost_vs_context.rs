@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Samples of each point: the fewest that a comparison judges, and some to spare.
-const SAMPLES: usize = 5;
+const SAMPLES: usize = 7;
 /// Tokens of a cache page, as FlashMLA and DeepGEMM have it.
 const PAGE: usize = 64;
 
@@ -55,9 +55,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let scale = args.scale.unwrap_or(if cpu { 4 } else { 1 });
     let config = Config::scaled(scale)?;
     let mut axes = Axes::new(&args, &device)?;
+    axes.batch = args.batch.unwrap_or(if cpu { 8 } else { 64 });
     axes.s_q = args.s_q.unwrap_or(if cpu { 64 } else { 1024 });
     let ladder = args.contexts.clone().unwrap_or_else(|| {
-        let longest = if cpu { 32 * 1024 } else { 256 * 1024 };
+        let longest = if cpu { 64 * 1024 } else { 256 * 1024 };
         let shortest = if cpu { 256 } else { 4096 };
         std::iter::successors(Some(shortest), |n| Some(2 * n))
             .take_while(|n| *n <= longest)

@@ -9,6 +9,7 @@ mod edges_top_k;
 mod equivalence;
 mod equivalence_cache;
 mod harness;
+mod cli;
 mod properties;
 mod refusals;
 mod refusals_of_files;

@@ -34,9 +34,9 @@ pub const RECALL: Threshold = Threshold { exact: 0.999, lossy: 0.99, bf16: 0.95,
 ///   fp8 record rounds k_pe to bf16; measured 1e-3 with records, 5e-7 without;
 /// - bf16: eight roundings of 2^-9, those of the scores multiplied by the scores' size; measured
 ///   1.3e-2;
-/// - bf16, lossy: one latent in thirty flips by a step of fp8; measured 5e-2 where a latent has but
-///   8 elements and 16 keys are kept, so that hardly anything averages out.
-pub const LAYER: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 1e-1 };
+/// - bf16, lossy: one latent in thirty flips by a step of fp8. With a rank of 16, where a few flips
+///   are not averaged out, 0.1 was measured; all of it with `kv_fp8` alone, 1.2e-2 without it.
+pub const LAYER: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 0.25 };
 
 /// Share of the kernel's tolerance that its largest error uses; at most.
 pub const KERNEL: f64 = 1.0;
