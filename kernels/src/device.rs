@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::error::KernelError;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, elements};
 use crate::tile::{Machine, MatrixUnit};
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, features::WgmmaConfig};
@@ -134,12 +134,12 @@ impl Device {
 
     /// A new tensor of `shape` with the given little-endian `bytes`.
     pub fn upload(&self, bytes: &[u8], shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let expected = shape.iter().product::<usize>() * dtype.size();
-        if bytes.len() != expected {
+        let expected = elements(shape).and_then(|n| n.checked_mul(dtype.size()));
+        if Some(bytes.len()) != expected {
             return Err(KernelError::Value {
                 name: "bytes",
                 got: format!("{} bytes", bytes.len()),
-                expected: format!("{expected} bytes for {dtype} of shape {shape:?}"),
+                expected: format!("the bytes of {dtype} of shape {shape:?}"),
             });
         }
         // An empty tensor still needs a buffer to bind.

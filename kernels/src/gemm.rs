@@ -103,9 +103,19 @@ pub fn gemm(device: &Device, x: &Tensor, w: &Tensor, out_dtype: DType) -> Result
     x.expect_rank("x", &["b", "m", "k"])?;
     let [b, m, _] = [x.shape()[0], x.shape()[1], x.shape()[2]];
     w.expect_rank("w", &["b", "n", "k"])?;
+    // Before the output is made: without elements in x and w its size would be anybody's number.
+    expect_k(x)?;
     let out = device.empty(&[b, m, w.shape()[1]], out_dtype);
     gemm_into(device, x, w, &out)?;
     Ok(out)
+}
+
+/// Refuses sums of nothing.
+fn expect_k(x: &Tensor) -> Result<()> {
+    if x.shape()[2] > 0 {
+        return Ok(());
+    }
+    Err(KernelError::Value { name: "k", got: "0".into(), expected: "at least 1".into() })
 }
 
 /// [`gemm`] into an existing tensor, whose last stride is 1.
@@ -124,13 +134,7 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
     if b * m * n == 0 {
         return Ok(());
     }
-    if k == 0 {
-        return Err(KernelError::Value {
-            name: "k",
-            got: "0".into(),
-            expected: "at least 1".into(),
-        });
-    }
+    expect_k(x)?;
     let machine = machine(device);
     // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.
     let rows = match m {

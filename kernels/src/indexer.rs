@@ -12,6 +12,7 @@
 //! a logit. Prefill is bound by the products, decode by reading the keys.
 
 use crate::device::Device;
+use crate::quant::expect_page_size;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
@@ -251,7 +252,8 @@ fn key_range(
     if i < rows {
         if comptime![tiling.paged] {
             // Of next_n new tokens the last sees the whole context, each one before it a key less.
-            end = ends[request] - rows as i32 + i as i32 + 1;
+            // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
+            end = max(ends[request], 0i32) - rows as i32 + i as i32 + 1;
         } else {
             start = starts[t];
             end = ends[t];
@@ -444,6 +446,7 @@ pub fn indexer_logits(
     score_fn: ScoreFn,
 ) -> Result<Tensor> {
     q.expect_rank("q", &["s", "H", "D"])?;
+    q.expect_dtype("q", &TYPES)?;
     k.expect_rank("k", &["s_kv", "D"])?;
     let (s, dim, s_kv) = (q.shape()[0], q.shape()[2], k.shape()[0]);
     k.expect_shape("k", &[("s_kv", s_kv), ("D", dim)])?;
@@ -499,6 +502,8 @@ pub fn indexer_logits_paged(
 ) -> Result<Tensor> {
     q.expect_rank("q", &["b", "next_n", "H", "D"])?;
     q.expect_dtype("q", &[DType::E4m3])?;
+    q.expect_contiguous("q")?;
+    expect_page_size(page_size)?;
     let (b, next_n, heads, dim) = (q.shape()[0], q.shape()[1], q.shape()[2], q.shape()[3]);
     let q = q.reshape(&[b * next_n, heads, dim])?;
     cache.expect_rank("cache", &["n_pages", "page_size * (D + 4)"])?;
@@ -515,7 +520,7 @@ pub fn indexer_logits_paged(
         tensor.expect_dtype(name, &[DType::I32])?;
         tensor.expect_contiguous(name)?;
     }
-    if page_size == 0 || max_context > max_pages * page_size {
+    if max_context > max_pages * page_size {
         return Err(KernelError::Value {
             name: "max_context",
             got: format!("{max_context} with pages of {page_size}"),
@@ -539,6 +544,9 @@ pub fn indexer_logits_paged(
     launch(device, &q, b, next_n, max_context, weights, keys, &logits, score_fn)?;
     Ok(logits)
 }
+
+/// The types of queries and keys.
+const TYPES: [DType; 4] = [DType::E4m3, DType::Bf16, DType::F16, DType::F32];
 
 /// Where the keys of a launch are.
 struct Keys<'a> {
@@ -567,7 +575,7 @@ fn launch(
     score_fn: ScoreFn,
 ) -> Result<()> {
     let (s, heads, dim) = (q.shape()[0], q.shape()[1], q.shape()[2]);
-    q.expect_dtype("q", &[DType::E4m3, DType::Bf16, DType::F16, DType::F32])?;
+    q.expect_dtype("q", &TYPES)?;
     q.expect_rows("q")?;
     if !(1..=128).contains(&heads) || dim == 0 || dim > 256 {
         return Err(KernelError::Shape {

@@ -10,10 +10,10 @@
 //!
 //! Cost: about 4 FLOP and one read and write an element; bound by memory.
 
-use crate::Result;
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
+use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -136,6 +136,10 @@ fn norm(
     out.expect_shape("out", &[("rows", rows), ("cols", cols)])?;
     out.expect_dtype("out", &[x.dtype()])?;
     out.expect_rows("out")?;
+    if !(eps.is_finite() && eps >= 0.0) {
+        let expected = "finite and not negative".to_string();
+        return Err(KernelError::Value { name: "eps", got: eps.to_string(), expected });
+    }
     if rows * cols == 0 {
         return Ok(());
     }

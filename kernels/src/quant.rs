@@ -415,8 +415,12 @@ pub fn store_index_keys(
     page_size: usize,
 ) -> Result<()> {
     keys.codes.expect_rank("codes", &["n", "D"])?;
+    keys.codes.expect_dtype("codes", &[DType::E4m3])?;
+    keys.codes.expect_contiguous("codes")?;
     let (n, dim) = (keys.codes.shape()[0], keys.codes.shape()[1]);
     keys.scale.expect_shape("scale", &[("n", n), ("1: D is at most 128", 1)])?;
+    keys.scale.expect_dtype("scale", &[DType::F32])?;
+    keys.scale.expect_contiguous("scale")?;
     let n_pages = expect_cache(cache, slots, n, page_size, dim + 4)?;
     if n == 0 {
         return Ok(());
@@ -451,6 +455,15 @@ fn rows_and_cols(name: &'static str, x: &Tensor) -> Result<(usize, usize)> {
     Ok((x.shape()[0], x.shape()[1]))
 }
 
+/// Refuses a page size of 0, or one whose bytes a usize might not count.
+pub(crate) fn expect_page_size(page_size: usize) -> Result<()> {
+    if (1..=1 << 20).contains(&page_size) {
+        return Ok(());
+    }
+    let expected = "1 to 2^20".to_string();
+    Err(KernelError::Value { name: "page_size", got: page_size.to_string(), expected })
+}
+
 /// Checks a cache of pages of `page_size` records and the slots to be written; returns its pages.
 fn expect_cache(
     cache: &Tensor,
@@ -459,10 +472,7 @@ fn expect_cache(
     page_size: usize,
     record: usize,
 ) -> Result<usize> {
-    if page_size == 0 {
-        let expected = "at least 1".to_string();
-        return Err(KernelError::Value { name: "page_size", got: "0".to_string(), expected });
-    }
+    expect_page_size(page_size)?;
     slots.expect_shape("slots", &[("n", n)])?;
     slots.expect_dtype("slots", &[DType::I32])?;
     slots.expect_contiguous("slots")?;

@@ -16,7 +16,7 @@
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 
 use crate::device::Device;
-use crate::quant::KvRecord;
+use crate::quant::{KvRecord, expect_page_size};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
@@ -425,8 +425,6 @@ pub fn sparse_mla(
     indices: &Tensor,
     args: &AttentionArgs,
 ) -> Result<Attention> {
-    kv.expect_dtype("kv", &[q.dtype()])?;
-    kv.expect_rows("kv")?;
     let rows = Rows::elements(kv, q)?;
     let list = List::indices(device, indices, q, args)?;
     attend(device, q, rows, list, args)
@@ -466,8 +464,10 @@ pub(crate) fn range_mla(
     ke: &Tensor,
     args: &AttentionArgs,
 ) -> Result<Attention> {
-    kv.expect_dtype("kv", &[q.dtype()])?;
-    kv.expect_rows("kv")?;
+    if args.topk_length.is_some() {
+        let (got, expected) = ("given".to_string(), "none: a range has no list".to_string());
+        return Err(KernelError::Value { name: "topk_length", got, expected });
+    }
     let rows = Rows::elements(kv, q)?;
     let list = List::range(ks, ke, q, rows.n_rows)?;
     attend(device, q, rows, list, args)
@@ -486,6 +486,8 @@ struct Rows {
 impl Rows {
     fn elements(kv: &Tensor, q: &Tensor) -> Result<Self> {
         q.expect_rank("q", &["s", "h", "d_qk"])?;
+        q.expect_dtype("q", &DType::FLOATS)?;
+        kv.expect_dtype("kv", &[q.dtype()])?;
         let d_qk = q.shape()[2];
         let (pages, page_size, row, page_stride) = match *kv.shape() {
             [s_kv, _] => (1, s_kv, kv.strides()[0], 0),
@@ -502,6 +504,7 @@ impl Rows {
                 expected: format!("rows of d_qk={d_qk} as q has"),
             });
         }
+        kv.expect_rows("kv")?;
         Ok(Self {
             elements: kv.clone(),
             format: RowFormat::Elements,
@@ -514,11 +517,12 @@ impl Rows {
 
     fn records(cache: &Tensor, page_size: usize, record: KvRecord, q: &Tensor) -> Result<Self> {
         q.expect_rank("q", &["s", "h", "d_qk"])?;
-        if page_size == 0 || record.kv_lora_rank + record.rope_dim != q.shape()[2] {
+        expect_page_size(page_size)?;
+        if record.kv_lora_rank.saturating_add(record.rope_dim) != q.shape()[2] {
             return Err(KernelError::Value {
-                name: "page_size, record",
-                got: format!("{page_size}, {record:?}"),
-                expected: format!("at least 1, and d_qk={} elements as q has", q.shape()[2]),
+                name: "record",
+                got: format!("{record:?}"),
+                expected: format!("d_qk={} elements as q has", q.shape()[2]),
             });
         }
         cache.expect_rank("cache", &["n_pages", "page_size * record"])?;
@@ -602,6 +606,10 @@ fn attend(
 ) -> Result<Attention> {
     let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
     check_args(q, heads, d_qk, args)?;
+    if args.d_v > d_qk {
+        let expected = format!("at most d_qk={d_qk}");
+        return Err(KernelError::Value { name: "d_v", got: args.d_v.to_string(), expected });
+    }
     let out = device.empty(&[s, heads, args.d_v], q.dtype());
     let lse = device.empty(&[s, heads], DType::F32);
     let max_logits = device.empty(&[s, heads], DType::F32);

@@ -96,6 +96,11 @@ impl std::fmt::Display for DType {
     }
 }
 
+/// Elements of a tensor of `shape`; `None` if they are more than a usize counts.
+pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis))
+}
+
 /// A strided view of device memory.
 #[derive(Clone, Debug)]
 pub struct Tensor {
@@ -162,10 +167,11 @@ impl Tensor {
 
     /// The view of `length` elements of `axis` from `start` on; the same memory.
     pub fn narrow(&self, axis: usize, start: usize, length: usize) -> Result<Self> {
-        if axis >= self.shape.len() || start + length > self.shape[axis] {
+        let end = start.saturating_add(length);
+        if axis >= self.shape.len() || end > self.shape[axis] {
             return Err(KernelError::Value {
                 name: "narrow",
-                got: format!("{start}..{} of axis {axis}", start + length),
+                got: format!("{start}..{end} of axis {axis}"),
                 expected: format!("a range within shape {:?}", self.shape),
             });
         }
@@ -180,7 +186,7 @@ impl Tensor {
 
     /// The same elements with another shape; the tensor must be contiguous.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
-        if !self.is_contiguous() || shape.iter().product::<usize>() != self.len() {
+        if !self.is_contiguous() || elements(shape) != Some(self.len()) {
             return Err(KernelError::Shape {
                 tensor: "reshaped tensor",
                 got: self.shape.clone(),

@@ -117,8 +117,8 @@ impl Attention {
     /// - returns `[s, hidden]`: what is added to the residual.
     ///
     /// # Errors
-    /// [`Error::Argument`] for positions that do not fit the cache, or in sparse mode if earlier
-    /// tokens have no index keys; [`Error::Kernel`] for another shape or type, or if a kernel fails.
+    /// [`Error::Argument`] for positions that do not fit the cache, for a step whose tensors would
+    /// have 2^32 elements or more, or in sparse mode if earlier tokens have no index keys; [`Error::Kernel`] for another shape or type, or if a kernel fails.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -167,6 +167,7 @@ impl Attention {
         let topk = self.config.index_topk;
         let all_kept = self.expand_short_prefill && step.longest() <= topk;
         let expanded = step.phase == Phase::Prefill && (!sparse || all_kept);
+        step.check_sizes(&self.config, cache.context(step).1, sparse, expanded)?;
 
         let held = &*cache;
         let (qr, q) =

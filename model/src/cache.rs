@@ -66,9 +66,7 @@ pub(crate) enum IndexKeys {
     Rows {
         /// `[requests · max_seq, D]`.
         keys: Tensor,
-        /// `[requests · max_seq]` f32: all 1.
-        scale: Tensor,
-        /// `[max_seq, index_n_heads]` f32: all 1, the scales of queries.
+        /// Ones, f32: the scales of all keys, and those of a step's queries.
         ones: Tensor,
     },
 }
@@ -95,13 +93,9 @@ impl Cache {
         let index_keys = if config.attention_options.index_fp8 {
             IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8))
         } else {
-            let heads = config.index_n_heads;
-            let ones = |shape: &[usize]| {
-                device.upload_f32(&vec![1.0; shape.iter().product()], shape, DType::F32)
-            };
-            let keys = device.empty(&[rows, dim], dtype);
-            let (scale, ones) = (ones(&[rows])?, ones(&[requests.max(max_seq), heads])?);
-            IndexKeys::Rows { keys, scale, ones }
+            let n = rows.max(requests.max(max_seq) * config.index_n_heads);
+            let ones = device.upload_f32(&vec![1.0; n], &[n], DType::F32)?;
+            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype), ones }
         };
         let records = match format {
             KvFormat::Elements => None,

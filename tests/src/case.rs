@@ -6,6 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Why a case cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -269,6 +270,12 @@ impl Case {
                     return Err(CaseError::Tensor { name: name.to_string(), got, expected });
                 }
             };
+            // Kernels count in 32 bits; and a tensor without elements has axes of any length for free.
+            if view.shape().iter().any(|axis| *axis > i32::MAX as usize) {
+                let expected = "axes below 2^31".to_string();
+                let got = format!("{dtype}{:?}", view.shape());
+                return Err(CaseError::Tensor { name: name.to_string(), got, expected });
+            }
             let tensor =
                 HostTensor { dtype, shape: view.shape().to_vec(), bytes: view.data().to_vec() };
             case.tensors.insert(name.to_string(), tensor);
@@ -310,10 +317,16 @@ fn save_tensors<'a>(
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|e| failed(e.to_string()))?;
     }
-    // Written beside and renamed, so that a reader never sees half a file.
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, bytes).map_err(|e| failed(e.to_string()))?;
-    std::fs::rename(&partial, path).map_err(|e| failed(e.to_string()))
+    // Written beside under a name of its own and renamed, so that a reader never sees half a file and
+    // writers of the same file do not meet.
+    static WRITES: AtomicUsize = AtomicUsize::new(0);
+    let write = WRITES.fetch_add(1, Ordering::Relaxed);
+    let partial = path.with_extension(format!("{}-{write}.partial", std::process::id()));
+    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.map_err(|e| failed(e.to_string()))
 }
 
 fn file_error(path: &Path, reason: String) -> CaseError {

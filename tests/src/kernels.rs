@@ -303,6 +303,27 @@ fn choice<T: Copy>(case: &Case, name: &str, choices: &[(&str, T)]) -> Result<T, 
     })
 }
 
+/// Refuses tensor `name` unless it is of this shape: what the references themselves do not check.
+fn expect_shape(case: &Case, name: &str, shape: &[usize]) -> Result<(), CaseError> {
+    let tensor = case.tensor(name)?;
+    if tensor.shape == shape {
+        return Ok(());
+    }
+    let (got, expected) = (format!("{tensor:?}"), format!("{shape:?}"));
+    Err(CaseError::Tensor { name: name.to_string(), got, expected })
+}
+
+/// The scalar `name`, refused if it is more than any kernel takes: a reference would go out of memory.
+fn count(case: &Case, name: &str) -> Result<usize, CaseError> {
+    let count = case.scalar(name)?;
+    if count <= 1 << 20 {
+        return Ok(count);
+    }
+    let (kernel, expected) = (case.kernel.clone(), "at most 2^20".to_string());
+    let got = Some(count.to_string());
+    Err(CaseError::Scalar { kernel, name: name.to_string(), got, expected })
+}
+
 fn outputs<const N: usize>(named: [(&'static str, HostTensor); N]) -> Outputs {
     named.into_iter().collect()
 }
@@ -361,6 +382,10 @@ fn run_store_kv(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
 fn reference_store_kv(case: &Case) -> Result<Outputs, CaseError> {
     let (c, k_pe): (Matrix, Matrix) = (case.array("c")?, case.array("k_pe")?);
     let record = reference::quant::KvRecord { kv_lora_rank: c.ncols(), rope_dim: k_pe.ncols() };
+    let pages = case.tensor("cache")?.shape.first().copied().unwrap_or(0);
+    expect_shape(case, "cache", &[pages, count(case, "page_size")? * record.bytes()])?;
+    expect_shape(case, "k_pe", &[c.nrows(), k_pe.ncols()])?;
+    expect_shape(case, "slots", &[c.nrows()])?;
     let records = record.quantise_kv(c.view(), k_pe.view());
     let mut cache = case.tensor("cache")?.clone();
     let bytes = record.bytes();
@@ -388,7 +413,11 @@ fn reference_store_index_keys(case: &Case) -> Result<Outputs, CaseError> {
     let k: Matrix = case.array("k")?;
     let fmt = reference::quant::ScaleFmt::Ue8m0;
     let q = reference::quant::act_quant(k.view(), quant::BLOCK, fmt)?;
-    let (dim, page_size): (usize, usize) = (k.ncols(), case.scalar("page_size")?);
+    let (dim, page_size) = (k.ncols(), count(case, "page_size")?);
+    let pages = case.tensor("cache")?.shape.first().copied().unwrap_or(0);
+    expect_shape(case, "cache", &[pages, page_size * (dim + 4)])?;
+    expect_shape(case, "slots", &[k.nrows()])?;
+    expect_shape(case, "k", &[k.nrows(), dim.clamp(1, quant::BLOCK)])?;
     let mut cache = case.tensor("cache")?.clone();
     let n_slots = cache.shape[0] * page_size;
     for (row, slot) in case.vec_i32("slots")?.into_iter().enumerate() {
@@ -434,6 +463,9 @@ fn reference_rope(case: &Case) -> Result<Outputs, CaseError> {
     let pairing = choice(case, "pairing", &choices)?;
     let x: Cuboid = case.array("x")?;
     let (cos, sin): (Matrix, Matrix) = (case.array("cos")?, case.array("sin")?);
+    expect_shape(case, "cos", &[cos.nrows().max(1), x.dim().2 / 2])?;
+    expect_shape(case, "sin", cos.shape())?;
+    expect_shape(case, "positions", &[x.dim().0])?;
     let last = cos.nrows().saturating_sub(1) as i32;
     let lines: Vec<usize> =
         case.vec_i32("positions")?.iter().map(|p| (*p).clamp(0, last) as usize).collect();
@@ -477,6 +509,7 @@ fn run_gemm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
 
 fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
     let (x, w): (Cuboid, Cuboid) = (case.array("x")?, case.array("w")?);
+    expect_shape(case, "w", &[x.dim().0, w.dim().1, x.dim().2.max(1)])?;
     let mut out = Cuboid::zeros((x.dim().0, x.dim().1, w.dim().1));
     for b in 0..x.dim().0 {
         let product = reference::linear::linear(x.index_axis(Axis(0), b), w.index_axis(Axis(0), b));
@@ -493,6 +526,7 @@ fn run_fold_scales(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
 
 fn reference_fold_scales(case: &Case) -> Result<Outputs, CaseError> {
     let (weights, q_scale): (Matrix, Matrix) = (case.array("weights")?, case.array("q_scale")?);
+    expect_shape(case, "q_scale", weights.shape())?;
     let factor: f32 = case.scalar("factor")?;
     Ok(outputs([("out", HostTensor::of(&(weights * q_scale * factor)))]))
 }
@@ -553,11 +587,11 @@ fn reference_indexer_logits_paged(case: &Case) -> Result<Outputs, CaseError> {
     let logits = reference::indexer::indexer_logits_paged(
         q.view(),
         case.array_u8("cache")?.view(),
-        case.scalar("page_size")?,
+        count(case, "page_size")?,
         weights.view(),
         &case.vec_i32("context_lens")?,
         case.array_i32("block_table")?.view(),
-        case.scalar("max_context")?,
+        count(case, "max_context")?,
         reference_score_fn(case)?,
     )?;
     Ok(outputs([("logits", HostTensor::of(&logits))]))
@@ -593,7 +627,8 @@ fn reference_top_k(case: &Case) -> Result<Outputs, CaseError> {
     };
     let logits: Matrix = case.array("logits")?;
     let (ks, ke) = (case.vec_i32("ks")?, case.vec_i32("ke")?);
-    let indices = reference::top_k::top_k(logits.view(), &ks, &ke, case.scalar("topk")?, policy);
+    let topk = count(case, "topk")?;
+    let indices = reference::top_k::top_k(logits.view(), &ks, &ke, topk, policy);
     let values: Vec<i32> = indices.iter().copied().collect();
     Ok(outputs([("indices", HostTensor::i32(indices.shape(), &values))]))
 }

@@ -131,6 +131,6 @@ fn every_kernel_of_the_list_has_a_reference_and_a_file_that_exists() {
     for kernel in ALL {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src").join(kernel.file);
         assert!(file.exists(), "{} names {}", kernel.name, kernel.file);
-        assert!(std::ptr::eq(find(kernel.name).unwrap(), kernel));
+        assert_eq!(find(kernel.name).unwrap().file, kernel.file);
     }
 }

@@ -195,6 +195,15 @@ fn each_new_token_of_a_request_sees_one_key_more_than_the_one_before() {
 }
 
 #[test]
+fn a_negative_context_is_empty_for_every_new_token() {
+    let case = indexer_paged(17, 5, 3, &[i32::MIN, i32::MIN + 1, -1]);
+    let case = case
+        .with("q", HostTensor::new(DType::E4m3, &[3, 3, 4, DIM], &vec![0.5; 9 * 4 * DIM]))
+        .with("weights", floats(17, &[9, 4]));
+    only_inside(&logits(&case), &[(0, 0); 9]);
+}
+
+#[test]
 fn a_context_longer_than_the_output_is_cut_at_its_width() {
     let case = indexer_paged(16, 5, 3, &[15, i32::MAX]).set("max_context", 8);
     let rows = logits(&case);

@@ -124,6 +124,25 @@ fn a_slot_out_of_range_is_not_written() {
 }
 
 #[test]
+fn the_rope_part_is_rounded_to_the_nearest_bf16_ties_to_even() {
+    // The bf16 numbers next to 1 are 1/128 apart; the ties lie between them.
+    let step = 1.0f32 / 128.0;
+    let below = f32::from_bits((1.0 + step / 2.0).to_bits() - 1);
+    let above = f32::from_bits((1.0 + step / 2.0).to_bits() + 1);
+    let rope = [1.0 + step / 2.0, 1.0 + 1.5 * step, below, above, f32::MAX, -0.0, f32::NAN, 1e-45];
+    let case = Case::new("store_kv")
+        .with("c", floats(7, &[1, D_V]))
+        .with("k_pe", f32s(&[1, D_QK - D_V], &rope))
+        .with("slots", ints(&[0]))
+        .with("cache", HostTensor::u8(&[1, RECORD.bytes()], vec![0xa5; RECORD.bytes()]))
+        .set("page_size", 1);
+    let record = &holds(&case)["cache"].bytes;
+    let stored = DType::Bf16.decode(&record[RECORD.bytes() - 2 * rope.len()..]);
+    assert_eq!(stored[..6], [1.0, 1.0 + 2.0 * step, 1.0, 1.0 + step, f32::INFINITY, 0.0]);
+    assert!(stored[5].is_sign_negative() && stored[6].is_nan() && stored[7] == 0.0);
+}
+
+#[test]
 fn an_index_key_out_of_range_is_not_written() {
     let case = Case::new("store_index_keys")
         .with("k", floats(2, &[5, DIM]))

@@ -89,6 +89,17 @@ fn an_element_type_that_no_kernel_takes_is_refused_by_the_tensors_name() {
 }
 
 #[test]
+fn an_axis_of_any_length_without_elements_is_refused() {
+    // A loop over its rows would not end, though the file is 100 bytes long.
+    for shape in ["[1152921504606846976,0]", "[0,2147483648]"] {
+        let header = format!(r#"{{"x":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}"#);
+        let (_folder, path) = file(&with_header(&header, 0));
+        let error = Case::load(&path).unwrap_err().to_string();
+        assert!(error.starts_with("tensor x is f32[") && error.contains("2^31"), "{error}");
+    }
+}
+
+#[test]
 fn a_case_without_a_kernel_or_of_an_unknown_one_is_refused() {
     let header = r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
     let (_folder, path) = file(&with_header(header, 4));

@@ -4,7 +4,7 @@ use crate::samples::sample;
 use crate::support::*;
 use dsa_kernels::DType;
 use dsa_tests::case::save_outputs;
-use dsa_tests::gate::judge;
+use dsa_tests::gate::judge_on;
 use dsa_tests::generate::strategy;
 use dsa_tests::kernels::{ALL, find};
 use dsa_tests::{Case, HostTensor};
@@ -89,7 +89,8 @@ fn every_kernel_replays_its_generated_case_from_a_file_to_the_same_bits() {
         assert!(loaded == case, "{loaded:?} is not {case:?}");
         let found = find(&loaded.kernel).unwrap();
         let device = device();
-        judge(found, &|case| (found.run)(&device, case), &loaded).unwrap();
+        let unit = (found.machine)(&device).matrix;
+        judge_on(unit, found, &|case| (found.run)(&device, case), &loaded).unwrap();
 
         // Its outputs, saved, load as tensors of the same bits.
         let outputs = run(&loaded);

@@ -4,7 +4,7 @@
 
 use dsa_kernels::{DType, Device};
 use dsa_reference::quant::{KvRecord, ScaleFmt, act_quant, index_cache_pages};
-use dsa_tests::compare::compare;
+use dsa_tests::compare::compare_on;
 use dsa_tests::generate::{Fill, Rng, tensor};
 use dsa_tests::kernels::{Kernel, find};
 use dsa_tests::{Case, HostTensor, Outputs};
@@ -50,10 +50,11 @@ pub fn holds(case: &Case) -> Outputs {
     got
 }
 
-/// Two results of `kernel` agree within its tolerances.
+/// Two results of `kernel` agree within its tolerances on this device.
 #[track_caller]
 pub fn same(kernel: &str, got: &Outputs, expected: &Outputs) {
-    if let Err(mismatch) = compare(kernel, got, expected) {
+    let unit = (find(kernel).unwrap().machine)(&device()).matrix;
+    if let Err(mismatch) = compare_on(unit, kernel, got, expected) {
         panic!("{kernel}: {mismatch}");
     }
 }

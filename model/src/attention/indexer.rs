@@ -109,13 +109,13 @@ impl Indexer {
                     score_fn,
                 ) // [n, longest]
             }
-            IndexKeys::Rows { keys, scale, ones } => {
-                let ones = ones.narrow(0, 0, n)?; // [n, H]
-                let w = fold_scales(device, &w, &ones, self.scale)?; // [n, H]
+            IndexKeys::Rows { keys, ones } => {
+                let q_scale = ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?;
+                let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
                 let q = q.reshape(&[n, heads, dim])?;
                 let (start, rows) = cache.context(step);
                 let k = keys.narrow(0, start, rows)?; // [rows, D]
-                let scale = scale.narrow(0, start, rows)?; // [rows]
+                let scale = ones.narrow(0, 0, rows)?; // [rows]
                 indexer_logits(device, &q, &k, &scale, &w, &at.first, &at.last, score_fn) // [n, rows]
             }
         }

@@ -1,6 +1,7 @@
 //! Where the tokens of one step stand, and the same on the device.
 
 use crate::cache::Cache;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use dsa_kernels::{Device, Tensor};
 
@@ -60,6 +61,33 @@ impl Step {
         }
         let positions = positions.to_vec();
         Ok(Self { phase: Phase::Decode, request: 0, requests: n, positions })
+    }
+
+    /// Refuses a step whose largest tensors have more elements than the kernels can index.
+    /// `table_rows`: rows of the cache that it sees.
+    pub fn check_sizes(
+        &self,
+        config: &Config,
+        table_rows: usize,
+        sparse: bool,
+        expanded: bool,
+    ) -> Result<()> {
+        let (n, heads) = (self.tokens(), config.num_attention_heads);
+        let per_head = config.qk_head_dim().max(config.v_head_dim);
+        let index_q = config.index_n_heads * config.index_head_dim;
+        let sizes = [
+            ("the size of x", true, n, config.hidden_size),
+            ("the size of q, absorbed", !expanded, n, heads * config.latent_dim()),
+            ("the size of the keys, expanded", expanded, table_rows, heads * per_head),
+            ("the size of the index queries", sparse, n, index_q),
+            ("the size of the index logits", sparse && !expanded, n, table_rows),
+        ];
+        for (name, _, rows, width) in sizes.into_iter().filter(|(_, made, ..)| *made) {
+            let fits = (rows as u64).checked_mul(width as u64).is_some_and(|size| size < 1 << 32);
+            let got = format!("{rows} rows of {width}");
+            Error::check(fits, name, got, "fewer than 2^32 elements: take shorter chunks")?;
+        }
+        Ok(())
     }
 
     /// Rows of x.

@@ -4,7 +4,7 @@ use super::*;
 use crate::cache::{CacheSize, KvFormat};
 use crate::config::{AttentionOptions, Yarn};
 use crate::verify::thresholds::{LAYER, worst_row};
-use dsa_reference::attention_layer;
+use dsa_reference::attention_layer::{self, AttentionWeights};
 use dsa_tests::generate::Rng;
 use ndarray::{Array2, s};
 
@@ -109,6 +109,16 @@ fn whole_chunked_and_token_by_token_equal_the_reference() {
 }
 
 #[test]
+fn an_interleaved_indexer_equals_the_reference() {
+    let config = config(7, AttentionOptions::EXACT);
+    let case = Case::new(Config { indexer_rope_interleaved: true, ..config.clone() });
+    let got = case.chunks(&mut case.cache(SIZE, KvFormat::Elements), &[9, 14], Mode::Sparse);
+    case.assert_near(&got, &case.reference(Mode::Sparse), "interleaved");
+    let other = Case::new(config).reference(Mode::Sparse);
+    assert!(worst_row(got.view(), other.view(), |_| true).unwrap().0 > 0.01);
+}
+
+#[test]
 fn a_batch_of_contexts_of_different_lengths_equals_the_reference() {
     for (options, formats) in [
         (AttentionOptions::EXACT, &[KvFormat::Elements][..]),
@@ -184,6 +194,21 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
         // A step may be repeated: what the request held from there on is replaced.
         assert_eq!(cache.length(0), 23);
     }
+}
+
+#[test]
+fn tensors_that_the_kernels_cannot_index_are_refused() {
+    let positions = (0..4096).collect();
+    let step = Step { phase: Phase::Prefill, request: 0, requests: 1, positions };
+    let check = |rows, sparse, expanded| {
+        let error = step.check_sizes(&Config::v32(), rows, sparse, expanded).err()?;
+        let Error::Argument { name, .. } = error else { panic!("{error}") };
+        Some(name)
+    };
+    assert_eq!(check(131_072, false, true), None);
+    assert_eq!(check(262_144, false, true), Some("the size of the keys, expanded"));
+    assert_eq!(check(1_000_000, true, false), None);
+    assert_eq!(check(1 << 20, true, false), Some("the size of the index logits"));
 }
 
 #[test]

@@ -34,12 +34,13 @@ pub fn random_weights(config: &Config, seed: u64) -> Result<AttentionWeights> {
     build(config, &mut matrix, &mut vector)
 }
 
-/// All weights, each made by `matrix(name, out, in)` or `vector(name, n)`.
-fn build(
-    c: &Config,
-    matrix: &mut dyn FnMut(&str, usize, usize) -> Result<Array2<f32>>,
-    vector: &mut dyn FnMut(&str, usize) -> Result<Array1<f32>>,
-) -> Result<AttentionWeights> {
+/// Makes the matrix of this name, `[out, in]`.
+type MakeMatrix<'a> = dyn FnMut(&str, usize, usize) -> Result<Array2<f32>> + 'a;
+/// Makes the vector of this name, `[n]`.
+type MakeVector<'a> = dyn FnMut(&str, usize) -> Result<Array1<f32>> + 'a;
+
+/// All weights.
+fn build(c: &Config, matrix: &mut MakeMatrix, vector: &mut MakeVector) -> Result<AttentionWeights> {
     let (hidden, heads, query) = (c.hidden_size, c.num_attention_heads, c.q_lora_rank);
     let (rank, d) = (c.kv_lora_rank, c.index_head_dim);
     let expanded = c.qk_nope_head_dim + c.v_head_dim;
