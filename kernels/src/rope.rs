@@ -109,17 +109,17 @@ pub fn rope(
     out.expect_rows("out")?;
     cos.expect_rank("cos", &["positions", "dim/2"])?;
     let table = cos.shape()[0];
-    for (name, tensor) in [("cos", cos), ("sin", sin)] {
-        tensor.expect_shape(name, &[("positions", table), ("dim/2", dim / 2)])?;
-        tensor.expect_dtype(name, &[DType::F32])?;
-        tensor.expect_contiguous(name)?;
-    }
     if table == 0 {
         return Err(KernelError::Shape {
             tensor: "cos",
             got: cos.shape().to_vec(),
             expected: "at least one position".to_string(),
         });
+    }
+    for (name, tensor) in [("cos", cos), ("sin", sin)] {
+        tensor.expect_shape(name, &[("positions", table), ("dim/2", dim / 2)])?;
+        tensor.expect_dtype(name, &[DType::F32])?;
+        tensor.expect_contiguous(name)?;
     }
     positions.expect_shape("positions", &[("n", rows)])?;
     positions.expect_dtype("positions", &[DType::I32])?;

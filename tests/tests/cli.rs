@@ -22,7 +22,8 @@ fn dsa(args: &[&str]) -> Result<(String, bool), String> {
 
 fn small_case() -> Case {
     let mut rng = Rng::new(5);
-    Case::new("hadamard").with("x", tensor(&mut rng, dsa_kernels::DType::F32, &[3, 32], Fill::Normal))
+    Case::new("hadamard")
+        .with("x", tensor(&mut rng, dsa_kernels::DType::F32, &[3, 32], Fill::Normal))
 }
 
 #[test]
@@ -40,7 +41,10 @@ fn doctor_names_the_devices_and_every_kernels_lowering() {
 #[test]
 fn check_takes_kernels_and_files_and_says_how_close_they_are() {
     let (text, ok) = dsa(&["check", "hadamard", "--cases", "3"]).unwrap();
-    assert!(ok && text.contains("PASS hadamard: 3 cases") && text.contains("closest call"), "{text}");
+    assert!(
+        ok && text.contains("PASS hadamard: 3 cases") && text.contains("closest call"),
+        "{text}"
+    );
     let error = dsa(&["check", "no_such_kernel"]).unwrap_err();
     assert!(error.contains("no_such_kernel") && error.contains("sparse_mla"), "{error}");
     let error = dsa(&["check", "hadamard", "--device", "abacus"]).unwrap_err();
@@ -57,8 +61,14 @@ fn run_and_its_reference_agree_on_a_case_from_a_file() {
     let mut outputs = Vec::new();
     for reference in [false, true] {
         let to = path(if reference { "reference" } else { "kernel" });
-        let mut args =
-            vec!["run", "hadamard", "--inputs", inputs.to_str().unwrap(), "--out", to.to_str().unwrap()];
+        let mut args = vec![
+            "run",
+            "hadamard",
+            "--inputs",
+            inputs.to_str().unwrap(),
+            "--out",
+            to.to_str().unwrap(),
+        ];
         if reference {
             args.push("--reference");
         }
@@ -79,7 +89,8 @@ fn run_refuses_a_case_of_another_kernel_a_bad_scalar_and_a_file_that_is_none() {
     let out = out.to_str().unwrap();
     let error = dsa(&["run", "rope", "--inputs", inputs, "--out", out]).unwrap_err();
     assert!(error.contains("hadamard") && error.contains("rope"), "{error}");
-    let error = dsa(&["run", "hadamard", "--inputs", inputs, "--out", out, "--set", "x"]).unwrap_err();
+    let error =
+        dsa(&["run", "hadamard", "--inputs", inputs, "--out", out, "--set", "x"]).unwrap_err();
     assert!(error.contains("NAME=VALUE"), "{error}");
     let error = dsa(&["run", "hadamard", "--inputs", "/nowhere", "--out", out]).unwrap_err();
     assert!(error.contains("/nowhere"), "{error}");

@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use dsa_kernels::DType;
-use dsa_reference::quant::{ScaleFmt, act_quant, index_cache_pages};
+use dsa_reference::quant::{KvRecord, ScaleFmt, act_quant, index_cache_pages};
 use dsa_tests::{Case, HostTensor, Outputs};
 use ndarray::{Array1, Array2};
 
@@ -112,6 +112,32 @@ fn what_store_kv_writes_sparse_attention_reads() {
     let all: Vec<i32> = (0..n as i32).collect();
     let flat = sparse(18, n, &[all]).with("kv", HostTensor::of(&kv));
     same("sparse_mla", &got, &expected(&flat));
+}
+
+#[test]
+fn a_record_of_656_bytes_with_four_scales_is_written_and_read() {
+    let record = KvRecord { kv_lora_rank: 512, rope_dim: 64 };
+    assert_eq!(record.bytes(), 656);
+    // Each block of 128 has a magnitude, hence a scale, of its own.
+    let c: Vec<f32> = floats(23, &[3, 512]).to_f32();
+    let c: Vec<f32> =
+        c.iter().enumerate().map(|(i, v)| v * 10f32.powi((i % 512 / 128) as i32)).collect();
+    let store = Case::new("store_kv")
+        .with("c", f32s(&[3, 512], &c))
+        .with("k_pe", floats(24, &[3, 64]))
+        .with("slots", ints(&[2, 0, 3]))
+        .with("cache", HostTensor::u8(&[2, 2 * 656], vec![0xff; 4 * 656]))
+        .set("page_size", 2);
+    let cache = holds(&store).remove("cache").unwrap();
+    let case = Case::new("sparse_mla_paged")
+        .with("q", floats(25, &[1, 4, 576]))
+        .with("cache", cache)
+        .with("indices", HostTensor::i32(&[1, 4], &[3, 2, -1, 0]))
+        .set("softmax_scale", 1e-4)
+        .set("kv_lora_rank", 512)
+        .set("page_size", 2);
+    let got = holds(&case);
+    assert!(got["out"].to_f32().iter().all(|v| v.is_finite()), "slot 1 is NaN and unused");
 }
 
 #[test]
