@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Samples of each measurement.
 pub const SAMPLES: usize = 10;
 
+/// One call of what is measured.
+pub type Call = Box<dyn Fn(&Device) -> dsa_kernels::Result<()> + Send + Sync>;
+
 /// One measurement.
 pub struct Spec {
     /// The kernel in `dsa_tests::kernels`.
@@ -38,7 +41,7 @@ pub struct Spec {
     /// A small case that runs the same compiled kernel: gated before anything is timed.
     pub gate: Case,
     /// One call.
-    pub work: Box<dyn Fn(&Device) -> dsa_kernels::Result<()> + Send + Sync>,
+    pub work: Call,
 }
 
 /// A run of a bench.

@@ -434,7 +434,6 @@ pub fn fold_scales(
 /// - returns `[s, s_kv]` f32, -inf outside the ranges.
 ///
 /// Contract: DeepGEMM `fp8_mqa_logits` with `clean_logits`.
-#[allow(clippy::too_many_arguments)]
 pub fn indexer_logits(
     device: &Device,
     q: &Tensor,
@@ -488,7 +487,6 @@ pub fn indexer_logits(
 /// - returns `[b · next_n, max_context]` f32, -inf beyond each context.
 ///
 /// Contract: DeepGEMM `fp8_paged_mqa_logits` with 1-D context lengths, without its scheduling metadata.
-#[allow(clippy::too_many_arguments)]
 pub fn indexer_logits_paged(
     device: &Device,
     q: &Tensor,
@@ -562,7 +560,6 @@ struct Keys<'a> {
     paged: bool,
 }
 
-#[allow(clippy::too_many_arguments)]
 fn launch(
     device: &Device,
     q: &Tensor,
@@ -598,7 +595,7 @@ fn launch(
     let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
     let span = s_kv.div_ceil(wanted).next_multiple_of(tiling.keys);
     let programs = row_tiles * s_kv.div_ceil(span);
-    let vectors = q.in_vectors() && keys.k.in_vectors() && (keys.row % 8 == 0);
+    let vectors = q.in_vectors() && keys.k.in_vectors() && keys.row.is_multiple_of(8);
     let width = if vectors { LANES } else { 1 };
     let kept = if machine.matrix == MatrixUnit::Plain { DType::F32 } else { q.dtype() };
     // SAFETY: shapes and strides are checked by the caller and above; the kernel compares rows, heads,

@@ -286,8 +286,8 @@ impl Tensor {
         self.strides.last() == Some(&1)
             && self.shape.last().is_some_and(|n| n % 8 == 0)
             && outer.iter().all(|s| s % 8 == 0)
-            && self.offset % 8 == 0
-            && self.extent % 8 == 0
+            && self.offset.is_multiple_of(8)
+            && self.extent.is_multiple_of(8)
     }
 
     /// Refuses a tensor whose rows are no whole vectors of eight elements.

@@ -140,12 +140,12 @@ fn index_lists(rng: &mut Rng, s: usize, topk: usize, n_rows: usize) -> Vec<i32> 
             order.swap(i, rng.below(i + 1));
         }
         for j in 0..topk {
-            let bad = empty || j >= n_rows || rng.one_in(bad_one_in);
+            let row = order.get(j).filter(|_| !empty && !rng.one_in(bad_one_in));
             let mut index = BAD_INDICES[rng.below(BAD_INDICES.len())];
             if index == 114_514 && rng.one_in(2) {
                 index = n_rows as i32;
             }
-            all.push(if bad { index } else { order[j] as i32 });
+            all.push(row.map_or(index, |row| *row as i32));
         }
     }
     all
@@ -365,13 +365,13 @@ fn indexer_cases() -> impl Strategy<Value = Case> {
             let inside = |n: usize| {
                 ks.to_i32().iter().zip(ke.to_i32()).any(|(a, b)| *a <= n as i32 && (n as i32) < b)
             };
-            for n in 0..s_kv {
+            for (n, scale) in k_scale.iter_mut().enumerate() {
                 if !inside(n) {
                     let bytes = dim * dtype.size();
                     k.bytes[n * bytes..(n + 1) * bytes].fill(0xff);
-                    k_scale[n] = f32::NAN;
+                    *scale = f32::NAN;
                 } else if rng.one_in(60) {
-                    k_scale[n] = f32::NAN;
+                    *scale = f32::NAN;
                 }
             }
             Case::new("indexer_logits")

@@ -110,7 +110,7 @@ fn multiply_nn_plain<S: Numeric, W: Size>(
     #[comptime] share: Share,
 ) {
     let k_vectors = comptime![a.shape.vectors()];
-    let cells = comptime![if share.run() % COLS == 0 { COLS } else { 1 }];
+    let cells = comptime![if share.run().is_multiple_of(COLS) { COLS } else { 1 }];
     let rows = comptime![rows_together(share)];
     #[unroll(share.unrolled())]
     for block in 0..comptime![share.slots() / rows] {
