@@ -13,8 +13,9 @@
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 
 use crate::Result;
+use crate::attention::{Attention, AttentionArgs, check_args};
 use crate::device::Device;
-use crate::sparse_attention::{Attention, AttentionArgs, check_args, range_mla};
+use crate::sparse_attention::range_mla;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
@@ -151,17 +152,15 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         if t < s as usize {
             let row = t * heads as usize + head;
             let scale = 1.0f32 / softmax.denominator(slot);
-            #[unroll(out_share.unrolled())]
-            for cell in 0..comptime![out_share.run()] {
-                let col = col_of(cell, out_share);
-                let value = acc.get(slot, cell);
-                #[unroll]
-                for i in 0..W::value() {
-                    if col + i < tiling.d_v {
-                        out[row * tiling.d_v + col + i] = E::cast_from(value.extract(i) * scale);
-                    }
-                }
-            }
+            store_row::<E, W>(
+                &acc,
+                slot,
+                scale,
+                out,
+                row * tiling.d_v,
+                comptime![tiling.d_v],
+                out_share,
+            );
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);

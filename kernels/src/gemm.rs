@@ -74,17 +74,9 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     #[unroll(share.unrolled())]
     for slot in 0..comptime![share.slots()] {
         let row = m0 + row_of(slot, share);
-        #[unroll(share.unrolled())]
-        for cell in 0..comptime![share.run()] {
-            let col = n0 + col_of(cell, share);
-            let value = sums.get(slot, cell);
-            #[unroll]
-            for i in 0..W::value() {
-                if row < m as usize && col + i < n as usize {
-                    out[b * out_batch as usize + row * out_row as usize + col + i] =
-                        O::cast_from(value.extract(i));
-                }
-            }
+        if row < m as usize {
+            let at = b * out_batch as usize + row * out_row as usize + n0;
+            store_row::<O, W>(&sums, slot, 1.0f32, out, at, n as usize - n0, share);
         }
     }
 }

@@ -7,6 +7,7 @@
 // A kernel's arguments are buffers and numbers; there is no struct to hide them in.
 #![allow(clippy::too_many_arguments)]
 
+pub mod attention;
 pub mod copy;
 pub mod dense_attention;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod error;
 pub mod gemm;
 pub mod hadamard;
 pub mod indexer;
+mod merge_splits;
 pub mod norm;
 pub mod offline;
 pub mod quant;
@@ -31,11 +33,13 @@ use sha2::{Digest, Sha256};
 
 /// Every source file of the kernels.
 const SOURCES: &[(&str, &str)] = &[
+    ("attention.rs", include_str!("attention.rs")),
     ("copy.rs", include_str!("copy.rs")),
     ("dense_attention.rs", include_str!("dense_attention.rs")),
     ("gemm.rs", include_str!("gemm.rs")),
     ("hadamard.rs", include_str!("hadamard.rs")),
     ("indexer.rs", include_str!("indexer.rs")),
+    ("merge_splits.rs", include_str!("merge_splits.rs")),
     ("norm.rs", include_str!("norm.rs")),
     ("quant.rs", include_str!("quant.rs")),
     ("rope.rs", include_str!("rope.rs")),
@@ -54,8 +58,9 @@ const SOURCES: &[(&str, &str)] = &[
 pub fn source_hash(file: Option<&str>) -> String {
     let mut hash = Sha256::new();
     for (name, text) in SOURCES {
-        // The dense form over a range is the body of sparse attention.
-        let shared = name.starts_with("tile/") || *name == "sparse_attention.rs";
+        // Dense MLA is the body of sparse attention, and both merge their splits alike.
+        let shared = name.starts_with("tile/")
+            || ["attention.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
         if shared || file.is_none_or(|file| file == *name) {
             hash.update(name);
             hash.update(text);

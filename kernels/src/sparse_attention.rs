@@ -15,7 +15,9 @@
 //!
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 
+use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;
+use crate::merge_splits::merge_splits;
 use crate::quant::{KvRecord, expect_page_size};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
@@ -192,17 +194,15 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
             if comptime![tiling.has_sink] {
                 scale *= sink_factor(softmax.lse(slot), sink[head]);
             }
-            #[unroll(out_share.unrolled())]
-            for cell in 0..comptime![out_share.run()] {
-                let col = col_of(cell, out_share);
-                let value = acc.get(slot, cell);
-                #[unroll]
-                for i in 0..W::value() {
-                    if col + i < tiling.d_v {
-                        out[row * tiling.d_v + col + i] = O::cast_from(value.extract(i) * scale);
-                    }
-                }
-            }
+            store_row::<O, W>(
+                &acc,
+                slot,
+                scale,
+                out,
+                row * tiling.d_v,
+                comptime![tiling.d_v],
+                out_share,
+            );
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
@@ -219,14 +219,6 @@ fn padded_cols(d_v: usize, machine: Machine, rows: usize) -> usize {
 
 fn max_of(a: usize, b: usize) -> usize {
     a.max(b)
-}
-
-/// What an attention sink leaves of an output: `e^lse / (e^lse + e^sink)`. A row without a key (lse +inf)
-/// is 0 whatever the sink.
-#[cube]
-fn sink_factor(lse: f32, sink: f32) -> f32 {
-    let factor = 1.0f32 / (1.0f32 + (sink - lse).exp());
-    select(lse == f32::INFINITY, 0.0f32, factor)
 }
 
 /// Fills in the row of each of the tile's keys and its mask: -1 and -inf for what is no key.
@@ -312,102 +304,10 @@ fn gather_records<S: Numeric>(
     }
 }
 
-/// One program merges the splits of one head of one token.
-#[cube(launch_unchecked)]
-fn merge_kernel<O: Numeric>(
-    partial_out: &[f32],
-    partial_lse: &[f32],
-    partial_max: &[f32],
-    sink: &[f32],
-    out: &mut [O],
-    lse: &mut [f32],
-    max_logits: &mut [f32],
-    rows: u32,
-    heads: u32,
-    splits: u32,
-    d_v: u32,
-    #[comptime] has_sink: bool,
-    #[comptime] machine: Machine,
-    #[define(O)] _elem: ElemType,
-) {
-    let row = program_id(machine);
-    if row >= rows as usize {
-        terminate!();
-    }
-    // Relative to the largest lse, so that no exponential overflows; +inf marks a split without a key.
-    let mut top = f32::NEG_INFINITY.runtime();
-    let mut max_logit = f32::NEG_INFINITY.runtime();
-    for split in 0..splits as usize {
-        let of_split = partial_lse[split * rows as usize + row];
-        if of_split != f32::INFINITY {
-            top = max_nan(top, of_split);
-        }
-        max_logit = max(max_logit, partial_max[split * rows as usize + row]);
-    }
-    let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
-    let mut sum = 0.0f32.runtime();
-    for split in 0..splits as usize {
-        let of_split = partial_lse[split * rows as usize + row];
-        if of_split != f32::INFINITY {
-            sum += (of_split - shift).exp();
-        }
-    }
-    let merged = select(sum == 0.0f32, f32::INFINITY, shift + sum.ln());
-    let mut scale = 1.0f32 / select(sum == 0.0f32, f32::INFINITY, sum);
-    if comptime![has_sink] {
-        scale *= sink_factor(merged, sink[row % heads as usize]);
-    }
-    for step in 0..(d_v as usize).div_ceil(comptime![machine.team]) {
-        let i = step * comptime![machine.team] + unit_id(machine);
-        if i < d_v as usize {
-            let mut value = 0.0f32.runtime();
-            for split in 0..splits as usize {
-                let of_split = partial_lse[split * rows as usize + row];
-                if of_split != f32::INFINITY {
-                    let at = (split * rows as usize + row) * d_v as usize + i;
-                    value += partial_out[at] * (of_split - shift).exp();
-                }
-            }
-            out[row * d_v as usize + i] = O::cast_from(value * scale);
-        }
-    }
-    if unit_id(machine) == 0 {
-        lse[row] = merged;
-        max_logits[row] = max_logit;
-    }
-}
-
 /// How these kernels run on `device`.
 pub fn machine(device: &Device) -> Machine {
     // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
     device.machine(64)
-}
-
-/// What attention returns.
-#[derive(Clone, Debug)]
-pub struct Attention {
-    /// `[s, h, d_v]` of the type of q.
-    pub out: Tensor,
-    /// `[s, h]` f32: natural logarithm of the sum of exponentials; +inf for a row without a key.
-    pub lse: Tensor,
-    /// `[s, h]` f32: the largest scaled score; -inf for a row without a key.
-    pub max_logits: Tensor,
-}
-
-/// What attention takes beside its tensors.
-#[derive(Clone, Debug, Default)]
-pub struct AttentionArgs {
-    /// Factor of the scores; finite and positive. V3.2 at long context: 0.13523378.
-    pub softmax_scale: f32,
-    /// Columns of a key's row that are its value; at most d_qk.
-    pub d_v: usize,
-    /// `[s]` i32: entries of the index list from here on are ignored.
-    pub topk_length: Option<Tensor>,
-    /// `[h]` f32: a score that takes its share of the softmax and adds nothing; may be infinite. The
-    /// lse does not include it.
-    pub attn_sink: Option<Tensor>,
-    /// Programs that share one token's keys; chosen for the device if `None`.
-    pub splits: Option<usize>,
 }
 
 /// Attention of each query token over the rows its index list names.
@@ -693,73 +593,7 @@ fn attend(
         );
     }
     if splits > 1 {
-        let machine = device.machine(128);
-        // SAFETY: the partial tensors hold `splits · s · heads` rows, the others `s · heads`.
-        unsafe {
-            merge_kernel::launch_unchecked(
-                device.client(),
-                machine.cube_count(s * heads),
-                machine.cube_dim(),
-                to_out.arg(1),
-                to_lse.arg(1),
-                to_max.arg(1),
-                sink.arg(1),
-                out.arg(1),
-                lse.arg(1),
-                max_logits.arg(1),
-                (s * heads) as u32,
-                heads as u32,
-                splits as u32,
-                args.d_v as u32,
-                args.attn_sink.is_some(),
-                machine,
-                out.dtype().elem(),
-            );
-        }
+        merge_splits(device, &[&to_out, &to_lse, &to_max], &[&out, &lse, &max_logits], args)?;
     }
     Ok(Attention { out, lse, max_logits })
-}
-
-/// Checks what every attention launcher takes.
-pub(crate) fn check_args(
-    q: &Tensor,
-    heads: usize,
-    d_qk: usize,
-    args: &AttentionArgs,
-) -> Result<()> {
-    q.expect_dtype("q", &DType::FLOATS)?;
-    q.expect_rows("q")?;
-    if !(1..=128).contains(&heads) || !(1..=1024).contains(&d_qk) {
-        return Err(KernelError::Shape {
-            tensor: "q",
-            got: q.shape().to_vec(),
-            expected: "h from 1 to 128 and d_qk from 1 to 1024".to_string(),
-        });
-    }
-    let positive = args.softmax_scale.is_finite() && args.softmax_scale > 0.0;
-    for (name, ok, got, expected) in [
-        (
-            "softmax_scale",
-            positive,
-            args.softmax_scale.to_string(),
-            "finite and positive".to_string(),
-        ),
-        ("d_v", (1..=1024).contains(&args.d_v), args.d_v.to_string(), "1 to 1024".to_string()),
-        (
-            "splits",
-            args.splits.is_none_or(|n| (1..=1024).contains(&n)),
-            format!("{:?}", args.splits),
-            "1 to 1024".to_string(),
-        ),
-    ] {
-        if !ok {
-            return Err(KernelError::Value { name, got, expected });
-        }
-    }
-    if let Some(sink) = &args.attn_sink {
-        sink.expect_shape("attn_sink", &[("h", heads)])?;
-        sink.expect_dtype("attn_sink", &[DType::F32])?;
-        sink.expect_contiguous("attn_sink")?;
-    }
-    Ok(())
 }

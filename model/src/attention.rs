@@ -30,12 +30,13 @@
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use dsa_kernels::attention::AttentionArgs;
 use dsa_kernels::dense_attention::{dense_mha, dense_mla};
 use dsa_kernels::indexer::ScoreFn;
 use dsa_kernels::norm::{rms_norm, rms_norm_into};
 use dsa_kernels::quant::{ScaleFmt, round_trip};
 use dsa_kernels::rope::{Pairing, rope};
-use dsa_kernels::sparse_attention::{self, AttentionArgs, sparse_mla, sparse_mla_paged};
+use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
 use heads::{Heads, KvB, linear, table_rows};
@@ -98,7 +99,7 @@ pub(crate) struct Trace {
     /// Rows of the step's table that were selected, `[n, index_topk]` i32.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
-    pub attention: sparse_attention::Attention,
+    pub attention: dsa_kernels::attention::Attention,
 }
 
 impl Attention {
@@ -261,7 +262,7 @@ impl Attention {
         step: &Step,
         at: &Places,
         cache: &Cache,
-    ) -> dsa_kernels::Result<sparse_attention::Attention> {
+    ) -> dsa_kernels::Result<dsa_kernels::attention::Attention> {
         let (device, d_v) = (&self.device, self.config.kv_lora_rank);
         let args = AttentionArgs { softmax_scale: self.scale(), d_v, ..Default::default() };
         let kv = cache.latents(step)?; // [rows, rank + rope]

@@ -1,7 +1,7 @@
 //! Every kernel and its reference under one name and one set of tensor names.
 
 use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
-use dsa_kernels::sparse_attention::{Attention, AttentionArgs};
+use dsa_kernels::attention::{Attention, AttentionArgs};
 use dsa_kernels::tile::Machine;
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{

@@ -3,7 +3,7 @@
 use crate::refusals::refusal;
 use crate::samples::sample;
 use crate::support::*;
-use dsa_kernels::sparse_attention::AttentionArgs;
+use dsa_kernels::attention::AttentionArgs;
 use dsa_kernels::{DType, dense_attention};
 use dsa_tests::kernels::{ALL, find};
 use dsa_tests::{Case, HostTensor};

@@ -1,10 +1,11 @@
 //! Strides that a launcher does not take are refused with the tensor's name.
 
 use crate::support::device;
+use dsa_kernels::attention::AttentionArgs;
 use dsa_kernels::indexer::ScoreFn;
 use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt};
 use dsa_kernels::rope::Pairing;
-use dsa_kernels::sparse_attention::{AttentionArgs, sparse_mla, sparse_mla_paged};
+use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
 use dsa_kernels::{copy, dense_attention, gemm, hadamard, indexer, norm, quant, rope};
 

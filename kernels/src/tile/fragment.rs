@@ -190,6 +190,31 @@ impl<W: Size> Fragment<W> {
     }
 }
 
+/// Writes the first `cols` columns of this unit's `slot`-th row of `fragment`, times `scale` and rounded to
+/// `O`, to `out` from `at` on.
+#[cube]
+pub fn store_row<O: Numeric, W: Size>(
+    fragment: &Fragment<W>,
+    slot: usize,
+    scale: f32,
+    out: &mut [O],
+    at: usize,
+    cols: usize,
+    #[comptime] share: Share,
+) {
+    #[unroll(share.unrolled())]
+    for cell in 0..comptime![share.run()] {
+        let col = col_of(cell, share);
+        let value = fragment.get(slot, cell);
+        #[unroll]
+        for i in 0..W::value() {
+            if col + i < cols {
+                out[at + col + i] = O::cast_from(value.extract(i) * scale);
+            }
+        }
+    }
+}
+
 /// Where the `cell`-th cell of `slot` is among the unit's cells: the order in which a warpgroup MMA
 /// returns its accumulator, and plain rows otherwise.
 #[cube]

@@ -1,0 +1,124 @@
+//! Merging the parts of an attention whose keys were split among programs (split-KV).
+//!
+//! ```text
+//! lse = ln Σ_i e^lse_i,   out = Σ_i e^(lse_i - lse) · out_i,   max_logits = max_i max_logits_i
+//! ```
+//!
+//! Over the splits that had a key (a split's lse of +inf says it had none). An attention sink applies to
+//! the merged result, not to the splits.
+//!
+//! Cost: reads every split once; bound by memory.
+
+use crate::Result;
+use crate::attention::{AttentionArgs, sink_factor};
+use crate::device::Device;
+use crate::tensor::Tensor;
+use crate::tile::*;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// One program merges the splits of one head of one token.
+#[cube(launch_unchecked)]
+fn merge_kernel<O: Numeric>(
+    partial_out: &[f32],
+    partial_lse: &[f32],
+    partial_max: &[f32],
+    sink: &[f32],
+    out: &mut [O],
+    lse: &mut [f32],
+    max_logits: &mut [f32],
+    rows: u32,
+    heads: u32,
+    splits: u32,
+    d_v: u32,
+    #[comptime] has_sink: bool,
+    #[comptime] machine: Machine,
+    #[define(O)] _elem: ElemType,
+) {
+    let row = program_id(machine);
+    if row >= rows as usize {
+        terminate!();
+    }
+    // Relative to the largest lse, so that no exponential overflows; +inf marks a split without a key.
+    let mut top = f32::NEG_INFINITY.runtime();
+    let mut max_logit = f32::NEG_INFINITY.runtime();
+    for split in 0..splits as usize {
+        let of_split = partial_lse[split * rows as usize + row];
+        if of_split != f32::INFINITY {
+            top = max_nan(top, of_split);
+        }
+        max_logit = max(max_logit, partial_max[split * rows as usize + row]);
+    }
+    let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
+    let mut sum = 0.0f32.runtime();
+    for split in 0..splits as usize {
+        let of_split = partial_lse[split * rows as usize + row];
+        if of_split != f32::INFINITY {
+            sum += (of_split - shift).exp();
+        }
+    }
+    let merged = select(sum == 0.0f32, f32::INFINITY, shift + sum.ln());
+    let mut scale = 1.0f32 / select(sum == 0.0f32, f32::INFINITY, sum);
+    if comptime![has_sink] {
+        scale *= sink_factor(merged, sink[row % heads as usize]);
+    }
+    for step in 0..(d_v as usize).div_ceil(comptime![machine.team]) {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if i < d_v as usize {
+            let mut value = 0.0f32.runtime();
+            for split in 0..splits as usize {
+                let of_split = partial_lse[split * rows as usize + row];
+                if of_split != f32::INFINITY {
+                    let at = (split * rows as usize + row) * d_v as usize + i;
+                    value += partial_out[at] * (of_split - shift).exp();
+                }
+            }
+            out[row * d_v as usize + i] = O::cast_from(value * scale);
+        }
+    }
+    if unit_id(machine) == 0 {
+        lse[row] = merged;
+        max_logits[row] = max_logit;
+    }
+}
+
+/// Merges `parts` into `whole`, each being out, lse and max_logits.
+///
+/// `parts`: `[splits, s, h, d_v]` and twice `[splits, s, h]`, f32; `whole`: the same without splits, out of
+/// any float type; all contiguous.
+pub(crate) fn merge_splits(
+    device: &Device,
+    parts: &[&Tensor; 3],
+    whole: &[&Tensor; 3],
+    args: &AttentionArgs,
+) -> Result<()> {
+    parts[0].expect_rank("parts", &["splits", "s", "h", "d_v"])?;
+    let [splits, s, heads, d_v] = [0, 1, 2, 3].map(|axis| parts[0].shape()[axis]);
+    whole[0].expect_shape("whole", &[("s", s), ("h", heads), ("d_v", d_v)])?;
+    let machine = device.machine(128);
+    // Without a sink any buffer of f32 serves as one that is not read.
+    let sink = args.attn_sink.as_ref().unwrap_or(whole[1]);
+    // SAFETY: the parts hold `splits · s · heads` rows, the whole `s · heads`, a sink `heads`.
+    unsafe {
+        merge_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count(s * heads),
+            machine.cube_dim(),
+            parts[0].arg(1),
+            parts[1].arg(1),
+            parts[2].arg(1),
+            sink.arg(1),
+            whole[0].arg(1),
+            whole[1].arg(1),
+            whole[2].arg(1),
+            (s * heads) as u32,
+            heads as u32,
+            splits as u32,
+            d_v as u32,
+            args.attn_sink.is_some(),
+            machine,
+            whole[0].dtype().elem(),
+        );
+    }
+    Ok(())
+}
