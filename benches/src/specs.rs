@@ -5,8 +5,8 @@ use crate::peaks::random;
 use crate::session::Spec;
 use dsa_figures::Stage;
 use dsa_kernels::attention::AttentionArgs;
-use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
-use dsa_kernels::quant::{KvRecord, ScaleFmt, act_quant, store_index_keys, store_kv};
+use dsa_kernels::indexer::{ScoreFn, fold_scales, indexer_logits, indexer_logits_paged};
+use dsa_kernels::quant::{KvRecord, ScaleFmt, act_quant, round_trip, store_index_keys, store_kv};
 use dsa_kernels::rope::Pairing;
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::top_k::{Policy, top_k};
@@ -80,6 +80,14 @@ fn pointwise(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {
         Case::new("act_quant").with("x", small.clone()).set("fmt", "ue8m0"),
         Box::new(move |d: &Device| act_quant(d, &y, ScaleFmt::Ue8m0).map(|_| ())),
     ));
+    let (y, out) = (x.clone(), device.empty(&[rows, INDEX_DIM], dtype));
+    specs.push(of_rows(
+        "round_trip",
+        4 * n,
+        2 * n * size,
+        Case::new("round_trip").with("x", small.clone()).set("fmt", "ue8m0"),
+        Box::new(move |d: &Device| round_trip(d, &y, &out, ScaleFmt::Ue8m0)),
+    ));
     let y = x.clone();
     specs.push(of_rows(
         "hadamard",
@@ -89,14 +97,41 @@ fn pointwise(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {
         Box::new(move |d: &Device| hadamard::hadamard(d, &y).map(|_| ())),
     ));
     let y = x.clone();
-    let weight = random(device, DType::F32, &[INDEX_DIM], 1)?;
+    let of_cols = |seed| random(device, DType::F32, &[INDEX_DIM], seed);
+    let weight = of_cols(1)?;
     let small_weight = tensor(&mut rng, DType::F32, &[INDEX_DIM], Fill::Normal);
+    let norm_gate = |kernel| {
+        let case = Case::new(kernel).with("x", small.clone()).set("eps", 1e-6);
+        case.with("weight", small_weight.clone())
+    };
     specs.push(of_rows(
         "rms_norm",
         4 * n,
         2 * n * size,
-        Case::new("rms_norm").with("x", small).with("weight", small_weight).set("eps", 1e-6),
+        norm_gate("rms_norm"),
         Box::new(move |d: &Device| norm::rms_norm(d, &y, &weight, 1e-6).map(|_| ())),
+    ));
+    let y = x.clone();
+    let (weight, bias) = (of_cols(1)?, of_cols(2)?);
+    specs.push(of_rows(
+        "layer_norm",
+        6 * n,
+        2 * n * size,
+        norm_gate("layer_norm").with("bias", small_weight.clone()),
+        Box::new(move |d: &Device| norm::layer_norm(d, &y, &weight, &bias, 1e-6).map(|_| ())),
+    ));
+    let shape_of = [axes.s_q, axes.index_heads];
+    let weights = random(device, DType::F32, &shape_of, 4)?;
+    let folded = tensor(&mut rng, DType::F32, &[3, axes.index_heads], Fill::Normal);
+    specs.push(of_rows(
+        "fold_scales",
+        2 * rows,
+        12 * rows,
+        Case::new("fold_scales")
+            .with("weights", folded.clone())
+            .with("q_scale", folded)
+            .set("factor", 0.5),
+        Box::new(move |d: &Device| fold_scales(d, &weights, &weights, 0.5).map(|_| ())),
     ));
     specs.push(rope_spec(device, axes, &mut rng, seed)?);
     specs.push(store_kv_spec(device, axes, &mut rng, seed)?);

@@ -217,6 +217,32 @@ impl Tensor {
         Err(KernelError::Strides { tensor, got: self.strides.clone(), expected })
     }
 
+    /// The view with one more axis, of one element, before `axis`; the same memory.
+    pub fn unsqueeze(&self, axis: usize) -> Self {
+        let mut view = self.clone();
+        let axis = axis.min(view.shape.len());
+        let stride =
+            if axis < view.shape.len() { view.shape[axis] * view.strides[axis] } else { 1 };
+        view.shape.insert(axis, 1);
+        view.strides.insert(axis, stride);
+        view
+    }
+
+    /// The view that repeats an axis of one element `n` times; the same memory.
+    pub fn broadcast(&self, axis: usize, n: usize) -> Result<Self> {
+        if self.shape.get(axis) != Some(&1) {
+            return Err(KernelError::Shape {
+                tensor: "broadcast tensor",
+                got: self.shape.clone(),
+                expected: format!("one element along axis {axis}"),
+            });
+        }
+        let mut view = self.clone();
+        view.shape[axis] = n;
+        view.strides[axis] = 0;
+        Ok(view)
+    }
+
     /// Exchanges two axes; the same memory.
     pub fn transpose(&self, a: usize, b: usize) -> Result<Self> {
         if a >= self.shape.len() || b >= self.shape.len() {

@@ -256,3 +256,51 @@ pub fn top_k(
     }
     Ok(indices)
 }
+
+/// `out[t, j] = indices[t, j] + first[t]`, what is negative left alone.
+#[cube(launch_unchecked)]
+fn shift_kernel(
+    indices: &[i32],
+    first: &[i32],
+    out: &mut [i32],
+    n: u32,
+    topk: u32,
+    #[comptime] machine: Machine,
+) {
+    let i = program_id(machine) * comptime![machine.team] + unit_id(machine);
+    if i < n as usize {
+        let index = indices[i];
+        out[i] = select(index >= 0, index + first[i / topk as usize], index);
+    }
+}
+
+/// Turns columns of the logits, which count from where each row's request begins, into rows of a table
+/// that holds several requests: `indices[t, j] + first[t]`; -1 stays.
+///
+/// `indices`: `[n, topk]` i32, contiguous; `first`: `[n]` i32. Returns `[n, topk]` i32.
+pub fn shift_indices(device: &Device, indices: &Tensor, first: &Tensor) -> Result<Tensor> {
+    indices.expect_rank("indices", &["n", "topk"])?;
+    let (n, topk) = (indices.shape()[0], indices.shape()[1]);
+    first.expect_shape("first", &[("n", n)])?;
+    for (name, tensor) in [("indices", indices), ("first", first)] {
+        tensor.expect_dtype(name, &[DType::I32])?;
+        tensor.expect_contiguous(name)?;
+    }
+    let out = device.empty(&[n, topk], DType::I32);
+    let machine = device.machine(256);
+    // SAFETY: both index tensors hold n · topk elements, where the kernel stops.
+    unsafe {
+        shift_kernel::launch_unchecked(
+            device.client(),
+            machine.cube_count((n * topk).div_ceil(machine.team)),
+            machine.cube_dim(),
+            indices.arg(1),
+            first.arg(1),
+            out.arg(1),
+            (n * topk) as u32,
+            topk as u32,
+            machine,
+        );
+    }
+    Ok(out)
+}

@@ -177,7 +177,7 @@ impl Attention {
         if sparse {
             let logits = stages.run(Stage::Indexer, || {
                 let k = self.indexer.keys(device, x, at, held)?; // [n, D]
-                held.store_index_keys(&k, step, at)?;
+                held.store_index_keys(&k, at)?;
                 if expanded {
                     return Ok(None);
                 }
@@ -185,9 +185,11 @@ impl Attention {
             })?;
             if let Some(logits) = logits {
                 let chosen = stages.run(Stage::TopK, || {
-                    self.indexer.select(device, &logits, at, held, topk, self.policy)
+                    let chosen =
+                        self.indexer.select(device, &logits, at, held, topk, self.policy)?;
+                    table_rows(device, chosen, step, held, at)
                 })?; // [n, topk]
-                indices = Some(table_rows(device, chosen, step, held)?);
+                indices = Some(chosen);
             }
         }
         let (q, o, expanded, attention) = if expanded {
@@ -249,7 +251,7 @@ impl Attention {
             row.reshape(&[n, 1, rank + rope_dim])?.narrow(2, rank, rope_dim) // [n, 1, rope]
         };
         turn(&k_pe(&kv_a)?, &k_pe(&kv)?)?;
-        cache.store_latents(&kv, step, at)?;
+        cache.store_latents(&kv, at)?;
         Ok((qr, q))
     }
 

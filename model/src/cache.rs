@@ -13,11 +13,10 @@
 use crate::attention::step::{Places, Step};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use copy::RowCopy;
+use dsa_kernels::copy::place_rows;
 use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt, act_quant, store_index_keys, store_kv};
 use dsa_kernels::{DType, Device, Tensor};
 
-mod copy;
 mod fill;
 
 /// What sparse decode reads.
@@ -52,7 +51,6 @@ pub struct Cache {
     index_dim: usize,
     block_table: Tensor,       // [requests, max_seq / page_size] i32
     cos_sin: (Tensor, Tensor), // [max_seq, rope / 2] f32 each
-    copy: RowCopy,
     /// Tokens that each request holds, and those of them that have index keys.
     lengths: Vec<(usize, usize)>,
 }
@@ -111,7 +109,6 @@ impl Cache {
             latent: device.empty(&[rows, rank + rope_dim], dtype),
             block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
             cos_sin: (angles(cos)?, angles(sin)?),
-            copy: RowCopy::new(device)?,
             lengths: vec![(0, 0); requests],
             device: device.clone(),
             index_dim: dim,
@@ -192,14 +189,9 @@ impl Cache {
     }
 
     /// Writes the step's latents `kv` `[n, rank + rope]`.
-    pub(crate) fn store_latents(
-        &self,
-        kv: &Tensor,
-        step: &Step,
-        at: &Places,
-    ) -> dsa_kernels::Result<()> {
+    pub(crate) fn store_latents(&self, kv: &Tensor, at: &Places) -> dsa_kernels::Result<()> {
         let (device, rank) = (&self.device, self.record.kv_lora_rank);
-        self.copy.rows(device, kv, &self.latent, step, at, self.size.max_seq)?;
+        self.store_rows(kv, &self.latent, at)?;
         if let Some(records) = &self.records {
             let c = kv.narrow(1, 0, rank)?; // [n, rank]
             let k_pe = kv.narrow(1, rank, self.record.rope_dim)?; // [n, rope]
@@ -209,21 +201,19 @@ impl Cache {
     }
 
     /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged.
-    pub(crate) fn store_index_keys(
-        &self,
-        k: &Tensor,
-        step: &Step,
-        at: &Places,
-    ) -> dsa_kernels::Result<()> {
+    pub(crate) fn store_index_keys(&self, k: &Tensor, at: &Places) -> dsa_kernels::Result<()> {
         match &self.index_keys {
             IndexKeys::Paged(pages) => {
                 let k8: Quantised = act_quant(&self.device, k, ScaleFmt::Ue8m0)?; // [n, D], [n, 1]
                 store_index_keys(&self.device, &k8, &at.slots, pages, self.size.page_size)
             }
-            IndexKeys::Rows { keys, .. } => {
-                self.copy.rows(&self.device, k, keys, step, at, self.size.max_seq)
-            }
+            IndexKeys::Rows { keys, .. } => self.store_rows(k, keys, at),
         }
+    }
+
+    /// Writes rows `[n, d]` to those of `to` `[requests · max_seq, d]` that the step names.
+    fn store_rows(&self, rows: &Tensor, to: &Tensor, at: &Places) -> dsa_kernels::Result<()> {
+        place_rows(&self.device, &rows.unsqueeze(1), &at.slots, &to.unsqueeze(1))
     }
 
     /// Refuses a step that would leave a gap, or need index keys that were never computed.

@@ -175,6 +175,8 @@ pub fn strategy(kernel: &str) -> BoxedStrategy<Case> {
         "indexer_logits" => indexer_cases().boxed(),
         "indexer_logits_paged" => indexer_paged_cases().boxed(),
         "top_k" => top_k_cases().boxed(),
+        "shift_indices" => shift_cases().boxed(),
+        "place_rows" => place_cases().boxed(),
         "sparse_mla" => sparse_cases().boxed(),
         "sparse_mla_paged" => sparse_paged_cases().boxed(),
         "dense_mha" => dense_mha_cases().boxed(),
@@ -464,6 +466,34 @@ fn top_k_cases() -> impl Strategy<Value = Case> {
                 _ => case,
             }
         })
+}
+
+fn shift_cases() -> impl Strategy<Value = Case> {
+    (1usize..9, 1usize..70, any::<u64>()).prop_map(|(n, topk, seed)| {
+        let mut rng = Rng::new(seed);
+        let indices: Vec<i32> = (0..n * topk)
+            .map(|_| if rng.one_in(4) { -1 } else { rng.below(1 << 20) as i32 })
+            .collect();
+        let first: Vec<i32> = (0..n).map(|_| rng.below(1 << 20) as i32).collect();
+        Case::new("shift_indices")
+            .with("indices", HostTensor::i32(&[n, topk], &indices))
+            .with("first", HostTensor::i32(&[n], &first))
+    })
+}
+
+fn place_cases() -> impl Strategy<Value = Case> {
+    let size = (0usize..9, 1usize..6, 1usize..100, 1usize..20);
+    (size, float(), any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
+        |((n, heads, dim, rows), dtype, repeated, strided, seed)| {
+            let mut rng = Rng::new(seed);
+            let of_x = if repeated { 1 } else { heads };
+            Case::new("place_rows")
+                .with("x", tensor(&mut rng, dtype, &[n, of_x, dim], Fill::Special))
+                .with("slots", slots(&mut rng, n, rows))
+                .with("out", tensor(&mut rng, dtype, &[rows, heads, dim], Fill::Normal))
+                .set("strided", strided)
+        },
+    )
 }
 
 fn sparse_cases() -> impl Strategy<Value = Case> {

@@ -5,7 +5,7 @@ use dsa_kernels::attention::{Attention, AttentionArgs};
 use dsa_kernels::tile::Machine;
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{
-    dense_attention, gemm, hadamard, indexer, norm, quant, rope, sparse_attention, top_k,
+    copy, dense_attention, gemm, hadamard, indexer, norm, quant, rope, sparse_attention, top_k,
 };
 use dsa_reference as reference;
 use ndarray::{Array4, Axis};
@@ -205,6 +205,30 @@ pub const ALL: &[Kernel] = &[
         machine: top_k::machine,
         run: run_top_k,
         reference: reference_top_k,
+    },
+    Kernel {
+        name: "shift_indices",
+        file: "top_k.rs",
+        tensors: &["indices: [n, topk] i32", "first: [n] i32"],
+        scalars: &[],
+        outputs: &["out: [n, topk] i32"],
+        machine: top_k::machine,
+        run: run_shift_indices,
+        reference: reference_shift_indices,
+    },
+    Kernel {
+        name: "place_rows",
+        file: "copy.rs",
+        tensors: &[
+            "x: [n, h, d] f32|bf16|f16, or [n, 1, d] for every head",
+            "slots: [n] i32",
+            "out: [rows, h, d] as x",
+        ],
+        scalars: &["strided: true|false (false)"],
+        outputs: &["out: [rows, h, d] as x"],
+        machine: copy::machine,
+        run: run_place_rows,
+        reference: reference_place_rows,
     },
     Kernel {
         name: "sparse_mla",
@@ -631,6 +655,46 @@ fn reference_top_k(case: &Case) -> Result<Outputs, CaseError> {
     let indices = reference::top_k::top_k(logits.view(), &ks, &ke, topk, policy);
     let values: Vec<i32> = indices.iter().copied().collect();
     Ok(outputs([("indices", HostTensor::i32(indices.shape(), &values))]))
+}
+
+fn run_shift_indices(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (indices, first) = (case.upload(device, "indices")?, case.upload(device, "first")?);
+    let out = top_k::shift_indices(device, &indices, &first)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+fn reference_shift_indices(case: &Case) -> Result<Outputs, CaseError> {
+    let (mut indices, first) = (case.array_i32("indices")?, case.vec_i32("first")?);
+    for (mut row, first) in indices.axis_iter_mut(Axis(0)).zip(first) {
+        row.iter_mut().filter(|index| **index >= 0).for_each(|index| *index += first);
+    }
+    let values: Vec<i32> = indices.iter().copied().collect();
+    Ok(outputs([("out", HostTensor::i32(indices.shape(), &values))]))
+}
+
+fn run_place_rows(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (x, slots) = (case.upload_rows(device, "x")?, case.upload(device, "slots")?);
+    let out = case.upload(device, "out")?;
+    copy::place_rows(device, &x, &slots, &out)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+fn reference_place_rows(case: &Case) -> Result<Outputs, CaseError> {
+    let (x, mut out): (Cuboid, Cuboid) = (case.array("x")?, case.array("out")?);
+    let rows = out.dim().0;
+    for (t, slot) in case.vec_i32("slots")?.into_iter().enumerate().take(x.dim().0) {
+        if let Some(slot) = usize::try_from(slot).ok().filter(|slot| *slot < rows) {
+            // One head is repeated for all; anything else must fit.
+            let (mut to, from) = (out.index_axis_mut(Axis(0), slot), x.index_axis(Axis(0), t));
+            let from = from.broadcast(to.dim()).ok_or_else(|| CaseError::Tensor {
+                name: "x".to_string(),
+                got: format!("{:?}", x.shape()),
+                expected: format!("heads and width of out, or one head: {:?}", to.shape()),
+            })?;
+            to.assign(&from);
+        }
+    }
+    Ok(outputs([("out", HostTensor::of(&out).cast(case.tensor("out")?.dtype))]))
 }
 
 /// The optional arguments of attention.

@@ -50,6 +50,13 @@ pub fn sample(kernel: &str) -> Case {
         "indexer_logits" => indexer(1, 4, 9, &[(0, 9), (2, 5), (3, 3)]).set("score_fn", "relu"),
         "indexer_logits_paged" => indexer_paged(1, 3, 2, &[5, 6]).set("score_fn", "relu"),
         "top_k" => top_k(&[vec![1.0; 40], vec![2.0; 40], vec![3.0; 40]], 8).set("policy", "fixed"),
+        "shift_indices" => Case::new(kernel)
+            .with("indices", HostTensor::i32(&[2, 3], &[4, 0, -1, 7, -1, -1]))
+            .with("first", ints(&[10, 20])),
+        "place_rows" => Case::new(kernel)
+            .with("x", floats(1, &[3, 2, 5]))
+            .with("slots", ints(&[3, -1, 0]))
+            .with("out", floats(2, &[4, 2, 5])),
         "sparse_mla" => sparse(1, 9, &[vec![0, 5, 8, -1, 2], vec![1, 2, 3, 4, 9]]).set("splits", 1),
         "sparse_mla_paged" => {
             sparse_paged(1, 3, 3, &[vec![0, 5, 8, -1, 2], vec![1, 2, 3, 4, 9]]).set("splits", 1)

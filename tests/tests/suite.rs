@@ -4,6 +4,7 @@ mod cheats;
 mod cli;
 mod determinism;
 mod edges_attention;
+mod edges_attention_values;
 mod edges_copy;
 mod edges_indexer;
 mod edges_quant;

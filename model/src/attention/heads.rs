@@ -1,11 +1,13 @@
 //! Products over heads, and the rows that selected keys lie in.
 
-use super::step::Step;
+use super::step::{Places, Step};
 use super::weights::{Uploader, expect};
 use crate::cache::{Cache, IndexKeys};
 use crate::config::Config;
 use crate::error::Result;
+use dsa_kernels::copy::place_rows;
 use dsa_kernels::gemm::{gemm, gemm_into};
+use dsa_kernels::top_k::shift_indices;
 use dsa_kernels::{DType, Device, Tensor};
 use ndarray::{Array2, Array3};
 
@@ -34,13 +36,10 @@ pub(super) fn linear(
 /// rows the first `nope` are W_UK, the others W_UV.
 #[derive(Clone, Debug)]
 pub(super) struct KvB {
+    /// W_UK and W_UV of each head: `[h, nope + v, rank]`.
+    expand: Tensor,
     /// W_UKᵀ of each head: `[h, rank, nope]`.
     absorb: Tensor,
-    /// W_UV of each head: `[h, v, rank]`.
-    values: Tensor,
-    /// W_UK in the upper left and the identity in the lower right: `[1, h · (nope + rope), rank +
-    /// rope]`. A row c ‖ k_pe of the cache times this is k_nope ‖ k_pe of every head at once.
-    keys: Tensor,
     nope: usize,
     rank: usize,
 }
@@ -48,22 +47,13 @@ pub(super) struct KvB {
 impl KvB {
     pub fn new(to: &Uploader, c: &Config, w: &Array2<f32>) -> Result<Self> {
         let (heads, nope, v) = (c.num_attention_heads, c.qk_nope_head_dim, c.v_head_dim);
-        let (rank, head_dim) = (c.kv_lora_rank, c.qk_head_dim());
+        let rank = c.kv_lora_rank;
         expect("kv_b_proj", w, &[heads * (nope + v), rank])?;
         let row = |head: usize| head * (nope + v);
         let absorb = Array3::from_shape_fn((heads, rank, nope), |(h, r, i)| w[(row(h) + i, r)]);
-        let values = Array3::from_shape_fn((heads, v, rank), |(h, i, r)| w[(row(h) + nope + i, r)]);
-        let keys = Array3::from_shape_fn((heads, head_dim, c.latent_dim()), |(h, i, r)| {
-            match (i < nope, r < rank) {
-                (true, true) => w[(row(h) + i, r)],
-                (false, false) if i - nope == r - rank => 1.0,
-                _ => 0.0,
-            }
-        }); // [h, nope + rope, rank + rope]
         Ok(Self {
+            expand: to.upload(w, &[heads, nope + v, rank], to.dtype)?,
             absorb: to.upload(&absorb, &[heads, rank, nope], to.dtype)?,
-            values: to.upload(&values, &[heads, v, rank], to.dtype)?,
-            keys: to.upload(&keys, &[1, heads * head_dim, c.latent_dim()], to.dtype)?,
             nope,
             rank,
         })
@@ -83,53 +73,57 @@ impl KvB {
 
     /// `o'·W_UV`: `[n, h, rank]` to `[n, h, v]`.
     pub fn values(&self, device: &Device, latent: &Tensor) -> dsa_kernels::Result<Tensor> {
-        let (n, heads, v) = (latent.shape()[0], self.values.shape()[0], self.values.shape()[1]);
-        let out = device.empty(&[n, heads, v], latent.dtype()); // [n, h, v]
+        let (w_uv, n) = (self.w_uv()?, latent.shape()[0]);
+        let out = device.empty(&[n, w_uv.shape()[0], w_uv.shape()[1]], latent.dtype()); // [n, h, v]
         let by_head = latent.transpose(0, 1)?; // [h, n, rank]
-        gemm_into(device, &by_head, &self.values, &out.transpose(0, 1)?)?;
+        gemm_into(device, &by_head, &w_uv, &out.transpose(0, 1)?)?;
         Ok(out)
+    }
+
+    /// `[h, v, rank]`.
+    fn w_uv(&self) -> dsa_kernels::Result<Tensor> {
+        self.expand.narrow(1, self.nope, self.expand.shape()[1] - self.nope)
     }
 
     /// Keys `[rows, h, nope + rope]` and values `[rows, h, v]` of each head, from the latents
     /// `[rows, rank + rope]`, contiguous.
-    ///
-    /// Multiplying the identity along costs a third more FLOP than `c·Wkv_bᵀ` alone, in place of a
-    /// copy of k_pe to every head.
     pub fn expand(
         &self,
         device: &Device,
         latents: &Tensor,
     ) -> dsa_kernels::Result<(Tensor, Tensor)> {
-        let (rows, d) = (latents.shape()[0], latents.shape()[1]);
-        let (heads, v) = (self.values.shape()[0], self.values.shape()[1]);
-        let latents = latents.reshape(&[1, rows, d])?;
-        let k = gemm(device, &latents, &self.keys, latents.dtype())?; // [1, rows, h · (nope + rope)]
-        let c = latents.narrow(2, 0, self.rank)?; // [1, rows, rank]
-        let w_uv = self.values.reshape(&[1, heads * v, self.rank])?;
-        let values = gemm(device, &c, &w_uv, c.dtype())?; // [1, rows, h · v]
-        let k = k.reshape(&[rows, heads, self.nope + d - self.rank])?;
-        Ok((k, values.reshape(&[rows, heads, v])?))
+        let (rows, rope_dim) = (latents.shape()[0], latents.shape()[1] - self.rank);
+        let (w_uk, w_uv) = (self.expand.narrow(1, 0, self.nope)?, self.w_uv()?); // [h, _, rank]
+        let (heads, v) = (w_uv.shape()[0], w_uv.shape()[1]);
+        let k = device.empty(&[rows, heads, self.nope + rope_dim], latents.dtype());
+        let values = device.empty(&[rows, heads, v], latents.dtype());
+        let c = latents.narrow(1, 0, self.rank)?.unsqueeze(0); // [1, rows, rank]
+        let c = c.broadcast(0, heads)?; // [h, rows, rank]
+        let k_nope = k.narrow(2, 0, self.nope)?; // [rows, h, nope]
+        gemm_into(device, &c, &w_uk, &k_nope.transpose(0, 1)?)?;
+        gemm_into(device, &c, &w_uv, &values.transpose(0, 1)?)?;
+        // One k_pe for all heads.
+        let k_pe = latents.narrow(1, self.rank, rope_dim)?.unsqueeze(1); // [rows, 1, rope]
+        let all: Vec<i32> = (0..rows as i32).collect();
+        let all = device.upload_i32(&all, &[rows])?; // [rows]
+        place_rows(device, &k_pe, &all, &k.narrow(2, self.nope, rope_dim)?)?;
+        Ok((k, values))
     }
 }
 
 /// The rows of the step's table that the `chosen` `[n, topk]` columns of the logits stand for.
 ///
 /// They are the same for one request, and where index keys are rows. For a batch over paged keys
-/// they are positions, to be moved to where their request begins. There is no kernel for it: the
-/// host does it, outside of every stage's time.
+/// they are positions, to be moved to where their request begins.
 pub(super) fn table_rows(
     device: &Device,
     chosen: Tensor,
     step: &Step,
     cache: &Cache,
-) -> Result<Tensor> {
+    at: &Places,
+) -> dsa_kernels::Result<Tensor> {
     if step.requests == 1 || matches!(cache.index_keys(), IndexKeys::Rows { .. }) {
         return Ok(chosen);
     }
-    let mut indices = device.download_i32(&chosen)?; // [n · topk]
-    for (row, list) in indices.chunks_mut(chosen.shape()[1]).enumerate() {
-        let first = (row * cache.max_seq()) as i32;
-        list.iter_mut().filter(|position| **position >= 0).for_each(|position| *position += first);
-    }
-    Ok(device.upload_i32(&indices, chosen.shape())?)
+    shift_indices(device, &chosen, &at.first)
 }

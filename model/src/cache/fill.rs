@@ -31,8 +31,8 @@ impl Cache {
             for request in 0..self.requests() {
                 let step = Step::chunk(self, request, start, n)?;
                 let at = Places::upload(&self.device, &step, self)?;
-                self.store_latents(&kv, &step, &at)?;
-                self.store_index_keys(&k, &step, &at)?;
+                self.store_latents(&kv, &at)?;
+                self.store_index_keys(&k, &at)?;
                 self.advance(&step, true);
             }
         }
