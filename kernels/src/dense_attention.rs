@@ -217,9 +217,9 @@ pub fn dense_mha(
     }
 
     let machine = machine(device);
-    // The more queries share a tile of keys the better; on a GPU shared memory is the limit.
-    let most = if machine.team == 1 { 64 } else { 16 };
-    let queries = s.next_power_of_two().clamp(4, most);
+    // The more queries share a tile of keys the better. A GPU's team takes 16, as in sparse attention.
+    let (least, most) = if machine.team == 1 { (4, 64) } else { (16, 16) };
+    let queries = s.next_power_of_two().clamp(least, most);
     let lanes = Share::new(machine, queries, LANES).lanes();
     let tiling = Tiling {
         queries,

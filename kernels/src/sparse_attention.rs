@@ -518,9 +518,10 @@ fn attend(
     }
 
     let machine = machine(device);
-    // The more heads share a gathered tile the better; on a GPU shared memory is the limit.
-    let most = if machine.team == 1 { 32 } else { 16 };
-    let tile_heads = heads.next_power_of_two().clamp(4, most);
+    // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
+    // rows its units stand along them, and the keys they need do not fit shared memory.
+    let (least, most) = if machine.team == 1 { (4, 32) } else { (16, 16) };
+    let tile_heads = heads.next_power_of_two().clamp(least, most);
     let lanes = Share::new(machine, tile_heads, LANES).lanes();
     let tile_keys = (LANES * lanes).max(32);
     let programs = s * heads.div_ceil(tile_heads);

@@ -261,11 +261,22 @@ impl Tensor {
     /// Refuses a tensor whose type is not among `types`.
     pub(crate) fn expect_dtype(&self, tensor: &'static str, types: &[DType]) -> Result<()> {
         if types.contains(&self.dtype) {
-            return Ok(());
+            return self.expect_indexable(tensor);
         }
         let names: Vec<_> = types.iter().map(DType::to_string).collect();
         let expected = names.join(" or ");
         Err(KernelError::DType { tensor, got: self.dtype.to_string(), expected })
+    }
+
+    /// Refuses a tensor that kernels, which count in 32 bits, could not index.
+    fn expect_indexable(&self, tensor: &'static str) -> Result<()> {
+        let most = u32::MAX as usize;
+        let rows = self.shape.iter().rev().skip(1).product::<usize>();
+        if self.extent <= most && rows <= i32::MAX as usize {
+            return Ok(());
+        }
+        let expected = "fewer than 2^32 elements in fewer than 2^31 rows".to_string();
+        Err(KernelError::Shape { tensor, got: self.shape.clone(), expected })
     }
 
     /// Refuses a tensor whose shape is not `expected`, given as axis names and sizes.
