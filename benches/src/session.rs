@@ -268,7 +268,7 @@ fn origin() -> Origin {
     let carried = std::env::var("DSA_COMMIT").ok();
     let commit = carried.clone().or_else(|| git(&["rev-parse", "HEAD"]));
     // Rows and pictures of the run itself do not make the kernels dirty.
-    let changes = git(&["status", "--porcelain", "--", ":!figures/rows", ":!figures/cpu"]);
+    let changes = git(&["status", "--porcelain", "--", ":/", ":(top,exclude)figures/*/*"]);
     let bench = std::env::args().next().unwrap_or_default();
     let stem = Path::new(&bench).file_stem().map(|s| s.to_string_lossy().into_owned());
     let name = stem.as_deref().and_then(|s| s.rsplit_once('-')).map_or("", |(name, _)| name);
