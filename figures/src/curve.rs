@@ -2,6 +2,9 @@
 
 use crate::Error;
 
+/// By how much the slope falls at a knee, at least. A cost curve that merely leans is not one.
+const KNEE_BEND: f64 = 2.0;
+
 /// Fewest points in which a knee is looked for. Three points always fit two segments exactly.
 pub const KNEE_POINTS: usize = 5;
 /// A single line whose root-mean-square error is below this share of the curve's height describes
@@ -103,7 +106,8 @@ impl Curve {
     ///
     /// None when there are fewer than [`KNEE_POINTS`] points, when one line is good enough
     /// ([`KNEE_LINE_ERROR`]), or when two segments are not much better ([`KNEE_ERROR_LEFT`]).
-    /// A smooth bend passes this test too: the knee then sits where two lines imitate it best.
+    /// The slope must fall to a half at least. A smooth bend that does passes too: the knee then sits where two
+    /// lines imitate it best.
     pub fn knee(&self) -> Option<Knee> {
         if self.points.len() < KNEE_POINTS {
             return None;
@@ -118,7 +122,8 @@ impl Curve {
         }
         let hinges = joints(&self.points).into_iter().filter_map(|x| hinge(&self.points, x));
         let (error, knee) = hinges.min_by(|a, b| a.0.total_cmp(&b.0))?;
-        (error <= KNEE_ERROR_LEFT * line_error).then_some(knee)
+        let bends = knee.slope_after * KNEE_BEND <= knee.slope_before;
+        (error <= KNEE_ERROR_LEFT * line_error && bends).then_some(knee)
     }
 
     /// Every x at which the two curves change places, in rising order, interpolated.
