@@ -12,7 +12,7 @@ use dsa_benches::peaks;
 use dsa_benches::session::{Session, describe};
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
-use dsa_figures::{Gate, Options, PassedGate, Row, Stage, Timing, Variant, What, Work, latest};
+use dsa_figures::{Gate, Options, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_kernels::{DType, Device, DeviceKind};
 use dsa_model::attention::{Attention, Mode, Stages};
 use dsa_model::cache::{Cache, CacheSize, KvFormat};
@@ -90,7 +90,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
     climb(&bench, &mut session, &ladder, start, budget)?;
 
-    let rows = latest(session.rows());
+    let rows = session.current()?;
     for file in dsa_figures::draw(&rows, &figures, &options)? {
         println!("{}", file.display());
     }
@@ -135,47 +135,46 @@ fn climb(
     );
     // Seconds that the last context took for each curve: the next takes at most the ratio as long.
     let mut last: BTreeMap<(Stage, Variant), (usize, f64)> = BTreeMap::new();
+    let planned: Vec<What> =
+        ladder.iter().flat_map(|context| bench.points(*context)).map(|p| bench.what(p)).collect();
+    session.plan(&planned)?;
     for context in ladder {
-        for stage in Stage::ALL {
-            for variant in Variant::MODELS {
-                let point = Point { stage, variant, context: *context };
-                let what = bench.what(point);
-                bar.set_message(what.place().to_string());
-                let ratio = |(before, took): &(usize, f64)| took * *context as f64 / *before as f64;
-                let expected = last.get(&(stage, variant)).map_or(0.0, ratio);
-                let left = budget - start.elapsed().as_secs_f64();
-                if session.has(&what) {
-                    bar.println(format!("{}: measured before", what.place()));
-                } else if expected > left {
-                    bar.println(format!(
-                        "{}: left out, it would take about {expected:.0} s and {left:.0} s are left \
+        for point in bench.points(*context) {
+            let Point { stage, variant, .. } = point;
+            let what = bench.what(point);
+            bar.set_message(what.place().to_string());
+            let ratio = |(before, took): &(usize, f64)| took * *context as f64 / *before as f64;
+            let expected = last.get(&(stage, variant)).map_or(0.0, ratio);
+            let left = budget - start.elapsed().as_secs_f64();
+            if session.has(&what) {
+                bar.println(format!("{}: measured before", what.place()));
+            } else if expected > left {
+                bar.println(format!(
+                    "{}: left out, it would take about {expected:.0} s and {left:.0} s are left \
                          (--budget)",
-                        what.place()
-                    ));
-                } else {
-                    let began = Instant::now();
-                    let row = match bench.measure(point, what, session) {
-                        Ok(row) => row,
-                        // The layer says when a context is beyond what its kernels can index.
-                        Err(error)
-                            if matches!(error.downcast_ref(), Some(Error::Argument { .. })) =>
-                        {
-                            bar.println(format!("{point:?}: left out, {error}"));
-                            bar.inc(1);
-                            continue;
-                        }
-                        Err(error) => return Err(error),
-                    };
-                    last.insert((stage, variant), (*context, began.elapsed().as_secs_f64()));
-                    bar.println(format!(
-                        "{}: {:.3} ms a token",
-                        row.what().place(),
-                        1e3 * row.timing().median_s() / bench.tokens(point) as f64
-                    ));
-                    session.keep(row)?;
-                }
-                bar.inc(1);
+                    what.place()
+                ));
+            } else {
+                let began = Instant::now();
+                let row = match bench.measure(point, what, session) {
+                    Ok(row) => row,
+                    // The layer says when a context is beyond what its kernels can index.
+                    Err(error) if matches!(error.downcast_ref(), Some(Error::Argument { .. })) => {
+                        bar.println(format!("{point:?}: left out, {error}"));
+                        bar.inc(1);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                last.insert((stage, variant), (*context, began.elapsed().as_secs_f64()));
+                bar.println(format!(
+                    "{}: {:.3} ms a token",
+                    row.what().place(),
+                    1e3 * row.timing().median_s() / bench.tokens(point) as f64
+                ));
+                session.keep(row)?;
             }
+            bar.inc(1);
         }
     }
     bar.finish_and_clear();
@@ -183,6 +182,12 @@ fn climb(
 }
 
 impl Bench {
+    /// The four points of a context.
+    fn points(&self, context: usize) -> Vec<Point> {
+        let of = |stage| Variant::MODELS.map(|variant| Point { stage, variant, context });
+        Stage::ALL.into_iter().flat_map(of).collect()
+    }
+
     /// Tokens of one call.
     fn tokens(&self, point: Point) -> usize {
         match point.stage {

@@ -26,8 +26,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let mut session = Session::new("kernels", args, device, peak)?;
     session.kernels(chosen)?;
-    let newest = dsa_figures::latest(session.rows());
-    for file in dsa_figures::draw(&newest, &figures, &options)? {
+    for file in dsa_figures::draw(&session.current()?, &figures, &options)? {
         println!("{}", file.display());
     }
     session.verdict()

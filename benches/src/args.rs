@@ -53,14 +53,14 @@ pub struct Args {
     /// US$ an hour for the device.
     #[arg(long, env = "DSA_PRICE", default_value_t = 2.0)]
     pub price: f64,
-    /// File of rows; figures/rows/BENCH-DEVICE.jsonl if not given. Rows already in it are not measured
-    /// again, so an interrupted run goes on where it stopped.
+    /// File of rows; figures/rows/BENCH-DEVICE.jsonl if not given. An interrupted run goes on where it
+    /// stopped; after a finished one everything is measured again.
     #[arg(long)]
     pub rows: Option<PathBuf>,
     /// Folder for the pictures; figures/ if not given.
     #[arg(long)]
     pub figures: Option<PathBuf>,
-    /// Measures again what the file of rows already has.
+    /// Measures everything again, even what an interrupted run has measured.
     #[arg(long)]
     pub fresh: bool,
     /// Rows to compare with: each measurement is judged same, faster, slower or unclear.

@@ -4,9 +4,10 @@ use crate::args::Args;
 use anyhow::{Context, bail};
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use dsa_figures::compare::{THRESHOLD, Verdict, compare};
+use dsa_figures::row::COST_BENCH;
 use dsa_figures::{
-    Gate, Origin, PassedGate, Peak, Row, Stage, Timing, Variant, What, Work, append, find, read,
-    read_or_empty,
+    Gate, Origin, PassedGate, Peak, Row, Stage, Timing, Variant, What, Work, append, find, latest,
+    read, read_or_empty,
 };
 use dsa_kernels::{Device, DeviceKind};
 use dsa_tests::gate::{gate, judge_on};
@@ -62,12 +63,48 @@ impl Session {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("{} cannot be made", folder.display()))?;
         }
-        let rows = if args.fresh { Vec::new() } else { read_or_empty(&path)? };
-        if args.fresh && path.exists() {
-            std::fs::remove_file(&path)
-                .with_context(|| format!("{} cannot be replaced", path.display()))?;
-        }
+        let rows = read_or_empty(&path)?;
         Ok(Self { args, device, path, rows, peak, gates: HashMap::new() })
+    }
+
+    /// Says what this run is to measure. What an interrupted run has measured of it is kept; if nothing is
+    /// missing (or `--fresh` is given) that run was finished, and this one measures everything again.
+    pub fn plan(&mut self, all: &[What]) -> anyhow::Result<()> {
+        let finished = all.iter().all(|what| self.has(what));
+        if !finished && !self.args.fresh {
+            return Ok(());
+        }
+        self.rows.retain(|row| !all.iter().any(|what| what.place() == row.what().place()));
+        let kept = self.path.with_extension("kept");
+        let replaced = || format!("{} cannot be replaced", self.path.display());
+        std::fs::write(&kept, "").with_context(replaced)?;
+        for row in &self.rows {
+            append(&kept, row)?;
+        }
+        std::fs::rename(&kept, &self.path).with_context(replaced)
+    }
+
+    /// The rows to draw: of this device and of the kernels as they are now. Rows of others stay in the file.
+    pub fn current(&self) -> anyhow::Result<Vec<Row>> {
+        let device = describe(&self.device);
+        let mut rows = latest(&self.rows);
+        let mut failed = None;
+        rows.retain(|row| {
+            let what = row.what();
+            let hash = match kernels::find(&what.bench) {
+                Ok(kernel) => dsa_kernels::source_hash(Some(kernel.file)),
+                Err(_) if what.bench == COST_BENCH => dsa_kernels::source_hash(None),
+                Err(error) => {
+                    failed = Some(error);
+                    return false;
+                }
+            };
+            what.device == device && what.kernel_hash == hash
+        });
+        match failed {
+            Some(error) => Err(error).context(format!("a row of {}", self.path.display())),
+            None => Ok(rows),
+        }
     }
 
     /// The file of rows.
@@ -84,10 +121,13 @@ impl Session {
             .warm_up_time(seconds.div_f64(4.0).max(Duration::from_millis(50)))
             .without_plots();
         let n = specs.len();
-        for (i, spec) in specs.into_iter().enumerate() {
-            let hash = dsa_kernels::source_hash(Some(kernels::find(spec.kernel)?.file));
-            let what = self.what(spec.kernel, spec.stage, Variant::Neither, &spec, hash);
-            if find(&self.rows, &what.key()).is_some() {
+        let mut planned = Vec::with_capacity(n);
+        for spec in &specs {
+            planned.push(self.what(spec)?);
+        }
+        self.plan(&planned)?;
+        for (i, (spec, what)) in specs.into_iter().zip(planned).enumerate() {
+            if self.has(&what) {
                 eprintln!("[{}/{n}] {}: measured before", i + 1, what.place());
                 continue;
             }
@@ -117,35 +157,23 @@ impl Session {
         find(&self.rows, &what.key()).is_some()
     }
 
-    /// The rows, old and new.
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
-    }
-
     /// The measured ceilings.
     pub fn peak(&self) -> &Peak {
         &self.peak
     }
 
-    fn what(
-        &self,
-        bench: &str,
-        stage: Stage,
-        variant: Variant,
-        spec: &Spec,
-        kernel_hash: String,
-    ) -> What {
-        What {
-            bench: bench.to_string(),
-            stage,
-            variant,
+    fn what(&self, spec: &Spec) -> anyhow::Result<What> {
+        Ok(What {
+            bench: spec.kernel.to_string(),
+            stage: spec.stage,
+            variant: Variant::Neither,
             case: spec.case.clone(),
             shape: spec.shape.clone(),
             dtype: spec.dtype.clone(),
             seed: self.args.seed,
             device: describe(&self.device),
-            kernel_hash,
-        }
+            kernel_hash: dsa_kernels::source_hash(Some(kernels::find(spec.kernel)?.file)),
+        })
     }
 
     /// The kernel's random cases, once a run, and the measured variant's own case.
