@@ -63,7 +63,7 @@ pub struct Args {
     /// Measures everything again, even what an interrupted run has measured.
     #[arg(long)]
     pub fresh: bool,
-    /// Rows to compare with: each measurement is judged same, faster, slower or unclear.
+    /// Rows to compare with (a path from the repository's root): each measurement is judged same, faster, slower or unclear.
     #[arg(long)]
     pub baseline: Option<PathBuf>,
     /// Exits with 3 if anything is slower than the baseline.
@@ -85,15 +85,28 @@ impl Args {
 
     /// The file of rows of `bench` on `device`.
     pub fn rows_of(&self, bench: &str, device: &Device) -> PathBuf {
-        self.rows
-            .clone()
-            .unwrap_or_else(|| root().join(format!("figures/rows/{bench}-{}.jsonl", device.kind())))
+        let given = self.rows.clone();
+        from_root(
+            given.unwrap_or_else(|| format!("figures/rows/{bench}-{}.jsonl", device.kind()).into()),
+        )
     }
 
     /// The folder for the pictures of `device`.
     pub fn figures_of(&self, device: &Device) -> PathBuf {
-        self.figures.clone().unwrap_or_else(|| root().join(format!("figures/{}", device.kind())))
+        from_root(
+            self.figures.clone().unwrap_or_else(|| format!("figures/{}", device.kind()).into()),
+        )
     }
+
+    /// The rows to compare with.
+    pub fn baseline(&self) -> Option<PathBuf> {
+        self.baseline.clone().map(from_root)
+    }
+}
+
+/// A path as seen from the repository: cargo starts a bench in its package's folder, not in the user's.
+fn from_root(path: PathBuf) -> PathBuf {
+    if path.is_absolute() { path } else { root().join(path) }
 }
 
 /// The repository: rows and pictures are kept in it.

@@ -207,10 +207,10 @@ impl Session {
 
     /// Compares with the baseline, if one was asked for.
     pub fn verdict(&self) -> anyhow::Result<ExitCode> {
-        let Some(base) = &self.args.baseline else {
+        let Some(base) = self.args.baseline() else {
             return Ok(ExitCode::SUCCESS);
         };
-        let found = compare(&read(base)?, &self.rows, THRESHOLD)?;
+        let found = compare(&read(&base)?, &self.rows, THRESHOLD)?;
         print!("{found}");
         let slower = found.worst().is_some_and(|worst| worst.verdict == Verdict::Slower);
         Ok(if slower && self.args.fail_on_slower { ExitCode::from(3) } else { ExitCode::SUCCESS })
