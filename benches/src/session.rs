@@ -210,7 +210,11 @@ impl Session {
         let Some(base) = self.args.baseline() else {
             return Ok(ExitCode::SUCCESS);
         };
-        let found = compare(&read(&base)?, &self.rows, THRESHOLD)?;
+        let mut base = read(&base)?;
+        if let Some(only) = &self.args.only {
+            base.retain(|row| row.what().bench.contains(only.as_str()));
+        }
+        let found = compare(&base, &self.rows, THRESHOLD)?;
         print!("{found}");
         let slower = found.worst().is_some_and(|worst| worst.verdict == Verdict::Slower);
         Ok(if slower && self.args.fail_on_slower { ExitCode::from(3) } else { ExitCode::SUCCESS })
