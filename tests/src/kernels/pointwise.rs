@@ -1,0 +1,125 @@
+//! The small kernels around the three: rotations, norms, products, copies.
+
+use super::*;
+
+pub(super) fn run_hadamard(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let out = hadamard::hadamard(device, &case.upload_rows(device, "x")?)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_hadamard(case: &Case) -> Result<Outputs, CaseError> {
+    let x: Matrix = case.array("x")?;
+    let out = HostTensor::of(&reference::hadamard::hadamard(x.view())?);
+    Ok(outputs([("out", out.cast(case.tensor("x")?.dtype))]))
+}
+
+pub(super) fn run_rope(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    use rope::Pairing::{HalfSplit, Interleaved};
+    let choices = [("interleaved", Interleaved), ("half_split", HalfSplit)];
+    let pairing = choice(case, "pairing", &choices)?;
+    let x = case.upload_rows(device, "x")?;
+    let (cos, sin) = (case.upload(device, "cos")?, case.upload(device, "sin")?);
+    let positions = case.upload(device, "positions")?;
+    let out = device.empty(x.shape(), x.dtype());
+    rope::rope(device, &x, &cos, &sin, &positions, &out, pairing)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_rope(case: &Case) -> Result<Outputs, CaseError> {
+    use reference::rope::Pairing::{HalfSplit, Interleaved};
+    let choices = [("interleaved", Interleaved), ("half_split", HalfSplit)];
+    let pairing = choice(case, "pairing", &choices)?;
+    let x: Cuboid = case.array("x")?;
+    let (cos, sin): (Matrix, Matrix) = (case.array("cos")?, case.array("sin")?);
+    expect_shape(case, "cos", &[cos.nrows().max(1), x.dim().2 / 2])?;
+    expect_shape(case, "sin", cos.shape())?;
+    expect_shape(case, "positions", &[x.dim().0])?;
+    let last = cos.nrows().saturating_sub(1) as i32;
+    let lines: Vec<usize> =
+        case.vec_i32("positions")?.iter().map(|p| (*p).clamp(0, last) as usize).collect();
+    let (cos, sin) = (cos.select(Axis(0), &lines), sin.select(Axis(0), &lines));
+    let out = HostTensor::of(&reference::rope::rope(x.view(), cos.view(), sin.view(), pairing));
+    Ok(outputs([("out", out.cast(case.tensor("x")?.dtype))]))
+}
+
+pub(super) fn run_rms_norm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (x, weight) = (case.upload_rows(device, "x")?, case.upload(device, "weight")?);
+    let out = norm::rms_norm(device, &x, &weight, case.scalar("eps")?)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_rms_norm(case: &Case) -> Result<Outputs, CaseError> {
+    let (x, weight): (Matrix, Vector) = (case.array("x")?, case.array("weight")?);
+    let out = reference::norm::rms_norm(x.view(), weight.view(), case.scalar("eps")?)?;
+    Ok(outputs([("out", HostTensor::of(&out).cast(case.tensor("x")?.dtype))]))
+}
+
+pub(super) fn run_layer_norm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (x, weight) = (case.upload_rows(device, "x")?, case.upload(device, "weight")?);
+    let bias = case.upload(device, "bias")?;
+    let out = norm::layer_norm(device, &x, &weight, &bias, case.scalar("eps")?)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_layer_norm(case: &Case) -> Result<Outputs, CaseError> {
+    let (x, weight): (Matrix, Vector) = (case.array("x")?, case.array("weight")?);
+    let bias: Vector = case.array("bias")?;
+    let eps = case.scalar("eps")?;
+    let out = reference::norm::layer_norm(x.view(), weight.view(), bias.view(), eps)?;
+    Ok(outputs([("out", HostTensor::of(&out).cast(case.tensor("x")?.dtype))]))
+}
+
+pub(super) fn run_gemm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (x, w) = (case.upload_rows(device, "x")?, case.upload_rows(device, "w")?);
+    let out = gemm::gemm(device, &x, &w, DType::F32)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
+    let (x, w): (Cuboid, Cuboid) = (case.array("x")?, case.array("w")?);
+    expect_shape(case, "w", &[x.dim().0, w.dim().1, x.dim().2.max(1)])?;
+    let mut out = Cuboid::zeros((x.dim().0, x.dim().1, w.dim().1));
+    for b in 0..x.dim().0 {
+        let product = reference::linear::linear(x.index_axis(Axis(0), b), w.index_axis(Axis(0), b));
+        out.index_axis_mut(Axis(0), b).assign(&product);
+    }
+    Ok(outputs([("out", HostTensor::of(&out))]))
+}
+
+pub(super) fn run_fold_scales(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (weights, q_scale) = (case.upload(device, "weights")?, case.upload(device, "q_scale")?);
+    let out = indexer::fold_scales(device, &weights, &q_scale, case.scalar("factor")?)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_fold_scales(case: &Case) -> Result<Outputs, CaseError> {
+    let (weights, q_scale): (Matrix, Matrix) = (case.array("weights")?, case.array("q_scale")?);
+    expect_shape(case, "q_scale", weights.shape())?;
+    let factor: f32 = case.scalar("factor")?;
+    Ok(outputs([("out", HostTensor::of(&(weights * q_scale * factor)))]))
+}
+
+pub(super) fn run_place_rows(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (x, slots) = (case.upload_rows(device, "x")?, case.upload(device, "slots")?);
+    let out = case.upload(device, "out")?;
+    copy::place_rows(device, &x, &slots, &out)?;
+    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+}
+
+pub(super) fn reference_place_rows(case: &Case) -> Result<Outputs, CaseError> {
+    let (x, mut out): (Cuboid, Cuboid) = (case.array("x")?, case.array("out")?);
+    let rows = out.dim().0;
+    for (t, slot) in case.vec_i32("slots")?.into_iter().enumerate().take(x.dim().0) {
+        if let Some(slot) = usize::try_from(slot).ok().filter(|slot| *slot < rows) {
+            // One head is repeated for all; anything else must fit.
+            let (mut to, from) = (out.index_axis_mut(Axis(0), slot), x.index_axis(Axis(0), t));
+            let from = from.broadcast(to.dim()).ok_or_else(|| CaseError::Tensor {
+                name: "x".to_string(),
+                got: format!("{:?}", x.shape()),
+                expected: format!("heads and width of out, or one head: {:?}", to.shape()),
+            })?;
+            to.assign(&from);
+        }
+    }
+    Ok(outputs([("out", HostTensor::of(&out).cast(case.tensor("out")?.dtype))]))
+}
