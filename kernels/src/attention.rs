@@ -1,5 +1,6 @@
 //! What the attention kernels, sparse and dense, take and return alike.
 
+use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
@@ -21,6 +22,16 @@ pub struct Attention {
     pub lse: Tensor,
     /// `[s, h]` f32: the largest scaled score; -inf for a row without a key.
     pub max_logits: Tensor,
+}
+
+impl Attention {
+    /// Room for the outputs of `rows`, e.g. `[s, h]`, and `d_v` columns.
+    pub(crate) fn empty(device: &Device, rows: &[usize], d_v: usize, dtype: DType) -> Self {
+        let out = device.empty(&[rows, &[d_v]].concat(), dtype);
+        let lse = device.empty(rows, DType::F32);
+        let max_logits = device.empty(rows, DType::F32);
+        Self { out, lse, max_logits }
+    }
 }
 
 /// What attention takes beside its tensors.

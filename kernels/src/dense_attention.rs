@@ -26,10 +26,26 @@ use cubecl::prelude::*;
 struct Tiling {
     queries: usize,
     keys: usize,
+    /// Tiles of keys and values in memory.
+    stages: usize,
     d_qk: usize,
     d_v: usize,
-    /// Columns of the output tile: d_v in whole cells for every lane.
+    /// Columns of the output tile: d_v in whole cells for every unit.
     out_cols: usize,
+}
+
+/// The sizes of a launch: counts, and elements from a token and a head to the next.
+#[derive(CubeType, CubeLaunch)]
+struct Sizes {
+    s: u32,
+    s_kv: u32,
+    heads: u32,
+    q_row: u32,
+    q_head: u32,
+    k_row: u32,
+    k_head: u32,
+    v_row: u32,
+    v_head: u32,
 }
 
 /// One program attends with one head of `tiling.queries` tokens over the union of their ranges.
@@ -43,124 +59,88 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
     out: &mut [E],
     lse: &mut [f32],
     max_logits: &mut [f32],
-    s: u32,
-    s_kv: u32,
-    heads: u32,
-    q_row: u32,
-    q_head: u32,
-    k_row: u32,
-    k_head: u32,
-    v_row: u32,
-    v_head: u32,
+    sizes: Sizes,
     softmax_scale: f32,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, S)] _types: [ElemType; 2],
 ) {
-    let query_tiles = (s as usize).div_ceil(tiling.queries);
+    let (s, heads) = (sizes.s as usize, sizes.heads as usize);
+    let query_tiles = s.div_ceil(tiling.queries);
     let program = program_id(machine);
-    if program >= heads as usize * query_tiles {
+    if program >= heads * query_tiles {
         terminate!();
     }
     let head = program / query_tiles;
     // The last queries have the most keys: they start first.
     let t0 = (query_tiles - 1 - program % query_tiles) * tiling.queries;
-    let queries = s as usize - t0;
+    let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), sizes.s_kv as i32);
 
     let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.queries, tiling.out_cols)];
+    let stages = comptime![tiling.stages];
     let mut q_tile =
         Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.d_qk)]);
-    let mut k_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.d_qk)]);
-    let mut v_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.out_cols)]);
-    let mut p_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.keys)]);
+    let k_tiles =
+        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.d_qk)], stages);
+    let v_tiles =
+        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.out_cols)], stages);
+    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
 
-    let q_at = t0 * q_row as usize + head * q_head as usize;
-    load_rows::<E, N, S>(&mut q_tile, q, q_at, q_row as usize, queries, comptime![tiling.d_qk]);
+    let (q_row, k_row, v_row) = (sizes.q_row as usize, sizes.k_row as usize, sizes.v_row as usize);
+    let q_rows =
+        Strided { start: t0 * q_row + head * sizes.q_head as usize, stride: q_row, count: s - t0 };
+    let count = seen.end as usize;
+    let k_rows = Strided { start: head * sizes.k_head as usize, stride: k_row, count };
+    let v_rows = Strided { start: head * sizes.v_head as usize, stride: v_row, count };
+    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, tiling.d_qk);
 
-    let mut lowest = s_kv as i32;
-    let mut highest = 0i32.runtime();
-    for t in 0..min(queries, comptime![tiling.queries]) {
-        if ks[t0 + t] < ke[t0 + t] {
-            lowest = min(lowest, ks[t0 + t]);
-            highest = max(highest, ke[t0 + t]);
-        }
-    }
-    let lowest = max(lowest, 0i32) as usize;
-    let highest = max(min(highest, s_kv as i32), lowest as i32) as usize;
-
-    let mut softmax = OnlineSoftmax::new(score_share);
+    let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
-    for tile in 0..(highest - lowest).div_ceil(tiling.keys) {
-        let n0 = lowest + tile * tiling.keys;
-        let k_at = n0 * k_row as usize + head * k_head as usize;
-        let v_at = n0 * v_row as usize + head * v_head as usize;
-        load_rows::<E, N, S>(
-            &mut k_tile,
-            k,
-            k_at,
-            k_row as usize,
-            highest - n0,
-            comptime![tiling.d_qk],
-        );
-        load_rows::<E, N, S>(
-            &mut v_tile,
-            v,
-            v_at,
-            v_row as usize,
-            highest - n0,
-            comptime![tiling.d_v],
-        );
-        sync_team(machine);
-
-        scores.clear();
-        multiply_nt::<S, W>(&mut scores, &q_tile, &k_tile, score_share);
-        #[unroll(score_share.unrolled())]
-        for slot in 0..comptime![score_share.slots()] {
-            let t = t0 + row_of(slot, score_share);
-            let mut start = 0i32.runtime();
-            let mut end = 0i32.runtime();
-            if t < s as usize {
-                start = max(ks[t], 0i32);
-                end = min(ke[t], highest as i32);
-            }
-            #[unroll(score_share.unrolled())]
-            for cell in 0..comptime![score_share.run()] {
-                let n = (n0 + col_of(cell, score_share)) as i32;
-                let mut score = scores.get(slot, cell) * Vector::new(softmax_scale);
-                #[unroll]
-                for i in 0..W::value() {
-                    let seen = n + i as i32 >= start && n + (i as i32) < end;
-                    score.insert(i, select(seen, score.extract(i), f32::NEG_INFINITY));
-                }
-                scores.set(slot, cell, score);
-            }
+    let tiles = ((seen.end - seen.start) as usize).div_ceil(tiling.keys);
+    let ahead = comptime![loads_ahead(stages)];
+    // The last turns load nothing, the first ones multiply nothing.
+    for turn in 0..tiles + ahead {
+        if turn >= ahead {
+            await_load(stages, machine);
         }
-        softmax.step::<W>(&mut scores, &mut acc);
-        store_fragment::<S, W>(&mut p_tile, &scores, score_share);
-        sync_team(machine);
-        multiply_nn::<S, W>(&mut acc, &p_tile, &v_tile, out_share);
-        sync_team(machine);
+        if turn < tiles {
+            let n0 = seen.start as usize + turn * tiling.keys;
+            load_rows::<E, N, S, Strided>(&mut k_tiles.tile(turn), k, &k_rows, n0, tiling.d_qk);
+            load_rows::<E, N, S, Strided>(&mut v_tiles.tile(turn), v, &v_rows, n0, tiling.d_v);
+        }
+        end_load(stages, machine);
+        if turn >= ahead {
+            let tile = turn - ahead;
+            let n0 = seen.start + (tile * tiling.keys) as i32;
+            scores.clear();
+            multiply_nt::<S, W>(&mut scores, &q_tile, &k_tiles.tile(tile), score_share);
+            // Most tiles are seen by all of the queries.
+            if n0 < seen.last_start || n0 + (tiling.keys as i32) > seen.first_end {
+                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, score_share);
+            }
+            softmax.step::<W>(&mut scores, &mut acc);
+            multiply_fragment_nn::<S, W>(
+                &mut acc,
+                &scores,
+                &mut p_tile,
+                &v_tiles.tile(tile),
+                score_share,
+                out_share,
+            );
+        }
     }
+    softmax.finish();
 
     #[unroll(out_share.unrolled())]
     for slot in 0..comptime![out_share.slots()] {
         let t = t0 + row_of(slot, out_share);
-        if t < s as usize {
-            let row = t * heads as usize + head;
+        if t < s {
+            let row = t * heads + head;
             let scale = 1.0f32 / softmax.denominator(slot);
-            store_row::<E, W>(
-                &acc,
-                slot,
-                scale,
-                out,
-                row * tiling.d_v,
-                comptime![tiling.d_v],
-                out_share,
-            );
+            let d_v = comptime![tiling.d_v];
+            store_row::<E, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
@@ -169,10 +149,94 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
     }
 }
 
-/// How these kernels run on `device`.
-pub fn machine(device: &Device) -> Machine {
+/// The keys that a tile of queries sees: `start .. end` by any of them, `last_start .. first_end` by all.
+#[derive(CubeType)]
+struct Seen {
+    start: i32,
+    end: i32,
+    last_start: i32,
+    first_end: i32,
+}
+
+/// What `count` queries from `t0` on see, within `0 .. s_kv`.
+#[cube]
+fn union_of(ks: &[i32], ke: &[i32], t0: usize, count: usize, s_kv: i32) -> Seen {
+    let mut start = s_kv;
+    let mut end = 0i32.runtime();
+    let mut last_start = 0i32.runtime();
+    let mut first_end = s_kv;
+    for t in 0..count {
+        let (from, to) = (max(ks[t0 + t], 0i32), min(ke[t0 + t], s_kv));
+        if from < to {
+            start = min(start, from);
+            end = max(end, to);
+        }
+        last_start = max(last_start, from);
+        first_end = min(first_end, to);
+    }
+    Seen { start: min(start, end), end, last_start, first_end }
+}
+
+/// Sets the scores of keys `n0 ..` to -inf where a query's range does not hold the key.
+#[cube]
+fn mask_unseen<W: Size>(
+    scores: &mut Fragment<W>,
+    ks: &[i32],
+    ke: &[i32],
+    t0: usize,
+    s: usize,
+    n0: i32,
+    #[comptime] share: Share,
+) {
+    #[unroll(share.unrolled())]
+    for slot in 0..comptime![share.slots()] {
+        let t = t0 + row_of(slot, share);
+        let mut start = 0i32.runtime();
+        let mut end = 0i32.runtime();
+        if t < s {
+            start = ks[t];
+            end = ke[t];
+        }
+        #[unroll(share.unrolled())]
+        for cell in 0..comptime![share.run()] {
+            let n = n0 + col_of(cell, share) as i32;
+            let mut score = scores.get(slot, cell);
+            #[unroll]
+            for i in 0..W::value() {
+                let seen = n + i as i32 >= start && n + (i as i32) < end;
+                score.insert(i, select(seen, score.extract(i), f32::NEG_INFINITY));
+            }
+            scores.set(slot, cell, score);
+        }
+    }
+}
+
+/// How attention of `dtype` runs on `device`, sizes permitting.
+pub fn machine(device: &Device, dtype: DType) -> Machine {
     // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
-    device.machine(64)
+    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(64))
+}
+
+impl Tiling {
+    /// The tiles for `s` queries that suit `machine`.
+    fn new(machine: Machine, s: usize, d_qk: usize, d_v: usize) -> Self {
+        if machine.is_wgmma() {
+            let out_cols = d_v.next_multiple_of(64);
+            return Self { queries: 128, keys: 128, stages: 2, d_qk, d_v, out_cols };
+        }
+        // The more queries share a tile of keys the better. A GPU's team takes 16, as in sparse attention.
+        let (least, most) = if machine.team == 1 { (4, 64) } else { (16, 16) };
+        let queries = s.next_power_of_two().clamp(least, most);
+        let cells = LANES * Share::new(machine, queries, LANES).lanes();
+        let out_cols = d_v.next_multiple_of(cells);
+        Self { queries, keys: cells.max(32), stages: 1, d_qk, d_v, out_cols }
+    }
+
+    /// Bytes of team memory that tiles of two-byte elements take.
+    fn bytes(&self) -> usize {
+        let d_qk = self.d_qk.next_multiple_of(64);
+        2 * (d_qk * self.queries + (d_qk + self.out_cols) * self.keys * self.stages) + 4096
+    }
 }
 
 /// Attention of each head over the keys of each token's range.
@@ -209,26 +273,19 @@ pub fn dense_mha(
         range.expect_dtype(name, &[DType::I32])?;
         range.expect_contiguous(name)?;
     }
-    let out = device.empty(&[s, heads, d_v], q.dtype());
-    let lse = device.empty(&[s, heads], DType::F32);
-    let max_logits = device.empty(&[s, heads], DType::F32);
+    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype());
     if s == 0 {
-        return Ok(Attention { out, lse, max_logits });
+        return Ok(whole);
     }
 
-    let machine = machine(device);
-    // The more queries share a tile of keys the better. A GPU's team takes 16, as in sparse attention.
-    let (least, most) = if machine.team == 1 { (4, 64) } else { (16, 16) };
-    let queries = s.next_power_of_two().clamp(least, most);
-    let lanes = Share::new(machine, queries, LANES).lanes();
-    let tiling = Tiling {
-        queries,
-        keys: (LANES * lanes).max(32),
-        d_qk,
-        d_v,
-        out_cols: d_v.next_multiple_of(LANES * lanes),
-    };
-    let width = if q.in_vectors() && k.in_vectors() && v.in_vectors() { LANES } else { 1 };
+    let mut machine = machine(device, q.dtype());
+    let mut tiling = Tiling::new(machine, s, d_qk, d_v);
+    if machine.is_wgmma() && (tiling.bytes() > device.shared_memory() || d_v > 256) {
+        machine = device.machine(64);
+        tiling = Tiling::new(machine, s, d_qk, d_v);
+    }
+    let vectors = load_width(machine, q.dtype().size());
+    let width = if [q, k, v].iter().all(|t| t.in_vectors(vectors)) { vectors } else { 1 };
     // SAFETY: shapes and strides are checked above; the kernel clamps the ranges to s_kv and compares
     // tokens and columns with their counts.
     unsafe {
@@ -243,25 +300,27 @@ pub fn dense_mha(
             v.arg(width),
             ks.arg(1),
             ke.arg(1),
-            out.arg(1),
-            lse.arg(1),
-            max_logits.arg(1),
-            s as u32,
-            s_kv as u32,
-            heads as u32,
-            q.strides()[0] as u32,
-            q.strides()[1] as u32,
-            k.strides()[0] as u32,
-            k.strides()[1] as u32,
-            v.strides()[0] as u32,
-            v.strides()[1] as u32,
+            whole.out.arg(1),
+            whole.lse.arg(1),
+            whole.max_logits.arg(1),
+            SizesLaunch::new(
+                s as u32,
+                s_kv as u32,
+                heads as u32,
+                q.strides()[0] as u32,
+                q.strides()[1] as u32,
+                k.strides()[0] as u32,
+                k.strides()[1] as u32,
+                v.strides()[0] as u32,
+                v.strides()[1] as u32,
+            ),
             softmax_scale,
             tiling,
             machine,
-            [q.dtype().elem(), f32::elem_type_native()],
+            [q.dtype().elem(), machine.kept(q.dtype().elem())],
         );
     }
-    Ok(Attention { out, lse, max_logits })
+    Ok(whole)
 }
 
 /// Attention in the absorbed form: each token's heads over a range of shared rows.

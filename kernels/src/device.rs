@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::error::KernelError;
 use crate::tensor::{DType, Tensor, elements};
-use crate::tile::{Machine, MatrixUnit};
+use crate::tile::{Machine, MatrixUnit, WARPGROUP};
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
@@ -120,18 +120,27 @@ impl Device {
         }
     }
 
-    /// How a kernel that multiplies tiles of `elem` runs here: on the matrix unit if CubeCL can drive
-    /// it for that type, with plain arithmetic otherwise.
-    pub fn matrix_machine(&self, elem: ElemType) -> Machine {
+    /// How a kernel that multiplies tiles of `elem` with `warpgroups` warpgroups runs here, if CubeCL can
+    /// drive the device's matrix unit for that type.
+    pub fn matrix_machine(&self, elem: ElemType, warpgroups: usize) -> Option<Machine> {
         let f32_type = f32::elem_type_native();
         let wgmma = &self.client.properties().features.matmul.wgmma;
         let fits =
             |c: &WgmmaConfig| c.elems.a == elem && c.elems.b == elem && c.elems.cd == f32_type;
-        if wgmma.iter().any(fits) {
-            Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 }
-        } else {
-            self.machine(256)
-        }
+        let team = warpgroups * WARPGROUP;
+        let machine = Machine { matrix: MatrixUnit::Wgmma, team, plane: 32, teams: 1 };
+        wgmma.iter().any(fits).then_some(machine)
+    }
+
+    /// Bytes of memory that a team may have.
+    pub fn shared_memory(&self) -> usize {
+        self.client.properties().hardware.max_shared_memory_size
+    }
+
+    /// Programs of `machine` worth launching to keep the whole device busy. A team with a matrix unit
+    /// fills a core's memory; of others several share a core.
+    pub fn programs_at_once(&self, machine: Machine) -> usize {
+        self.cores() * if machine.is_wgmma() { 1 } else { 4 }
     }
 
     /// A new tensor of `shape` with the given little-endian `bytes`.

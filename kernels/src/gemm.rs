@@ -19,6 +19,8 @@ struct Tiling {
     m: usize,
     n: usize,
     k: usize,
+    /// Tiles of each in memory.
+    stages: usize,
 }
 
 /// One program computes one `tiling.m x tiling.n` tile of `out`.
@@ -53,22 +55,36 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let m0 = program / tiles_n % tiles_m * tiling.m;
     let n0 = program % tiles_n * tiling.n;
 
-    let mut x_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.m, tiling.k)]);
-    let mut w_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.n, tiling.k)]);
+    let stages = comptime![tiling.stages];
+    let x_tiles = Ring::<S>::new(comptime![TileShape::new(machine, tiling.m, tiling.k)], stages);
+    let w_tiles = Ring::<S>::new(comptime![TileShape::new(machine, tiling.n, tiling.k)], stages);
     let share = comptime![Share::new(machine, tiling.m, tiling.n)];
     let mut sums = Fragment::<W>::zeroed(share);
 
+    let x_at = b * x_batch as usize + m0 * x_row as usize;
+    let w_at = b * w_batch as usize + n0 * w_row as usize;
     let steps = (k as usize).div_ceil(tiling.k);
-    for step in 0..steps {
-        let k0 = step * tiling.k;
-        let cols = k as usize - k0;
-        let x_at = b * x_batch as usize + m0 * x_row as usize + k0;
-        let w_at = b * w_batch as usize + n0 * w_row as usize + k0;
-        load_rows::<E, N, S>(&mut x_tile, x, x_at, x_row as usize, m as usize - m0, cols);
-        load_rows::<E, N, S>(&mut w_tile, w, w_at, w_row as usize, n as usize - n0, cols);
-        sync_team(machine);
-        multiply_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
-        sync_team(machine);
+    let ahead = comptime![loads_ahead(stages)];
+    // The last steps load nothing, the first ones multiply nothing.
+    for turn in 0..steps + ahead {
+        if turn >= ahead {
+            await_load(stages, machine);
+        }
+        if turn < steps {
+            let k0 = turn * tiling.k;
+            let x_rows =
+                Strided { start: x_at + k0, stride: x_row as usize, count: m as usize - m0 };
+            let w_rows =
+                Strided { start: w_at + k0, stride: w_row as usize, count: n as usize - n0 };
+            let cols = k as usize - k0;
+            load_rows::<E, N, S, Strided>(&mut x_tiles.tile(turn), x, &x_rows, 0usize, cols);
+            load_rows::<E, N, S, Strided>(&mut w_tiles.tile(turn), w, &w_rows, 0usize, cols);
+        }
+        end_load(stages, machine);
+        if turn >= ahead {
+            let (x_tile, w_tile) = (x_tiles.tile(turn - ahead), w_tiles.tile(turn - ahead));
+            multiply_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
+        }
     }
 
     #[unroll(share.unrolled())]
@@ -81,9 +97,31 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     }
 }
 
-/// How these kernels run on `device`.
-pub fn machine(device: &Device) -> Machine {
-    device.machine(256)
+/// How products of `dtype` run on `device`.
+pub fn machine(device: &Device, dtype: DType) -> Machine {
+    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(256))
+}
+
+impl Tiling {
+    /// The tiles of a product of `m` rows that suit `machine`.
+    fn new(machine: Machine, m: usize, n: usize) -> Self {
+        if machine.is_wgmma() {
+            // Two warpgroups below each other; of few rows side by side, each with part of the columns.
+            return match m {
+                0..=64 => Self { m: 64, n: 128, k: 128, stages: 4 },
+                _ if n <= 128 => Self { m: 128, n: 128, k: 64, stages: 4 },
+                _ => Self { m: 128, n: 256, k: 64, stages: 4 },
+            };
+        }
+        // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.
+        let rows = match m {
+            0..=4 if machine.team == 1 => 4,
+            0..=8 => 8,
+            _ => 32,
+        };
+        let lanes = Share::new(machine, rows, LANES).lanes();
+        Self { m: rows, n: (LANES * lanes).max(64), k: 128, stages: 1 }
+    }
 }
 
 /// `out[b, m, n] = Σ_k x[b, m, k] · w[b, n, k]`, accumulated in f32.
@@ -127,17 +165,11 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
         return Ok(());
     }
     expect_k(x)?;
-    let machine = machine(device);
-    // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.
-    let rows = match m {
-        0..=4 if machine.team == 1 => 4,
-        0..=8 => 8,
-        _ => 32,
-    };
-    let lanes = Share::new(machine, rows, LANES).lanes();
-    let tiling = Tiling { m: rows, n: (LANES * lanes).max(64), k: 128 };
+    let machine = machine(device, x.dtype());
+    let tiling = Tiling::new(machine, m, n);
     let programs = b * m.div_ceil(tiling.m) * n.div_ceil(tiling.n);
-    let width = if x.in_vectors() && w.in_vectors() { LANES } else { 1 };
+    let vectors = load_width(machine, x.dtype().size());
+    let width = if x.in_vectors(vectors) && w.in_vectors(vectors) { vectors } else { 1 };
     // SAFETY: shapes and strides are checked above, and the kernel compares every row and column with
     // them before it reads or writes.
     unsafe {
@@ -162,7 +194,7 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
             out.strides()[1] as u32,
             tiling,
             machine,
-            [x.dtype().elem(), out.dtype().elem(), f32::elem_type_native()],
+            [x.dtype().elem(), out.dtype().elem(), machine.kept(x.dtype().elem())],
         );
     }
     Ok(())

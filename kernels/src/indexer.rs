@@ -12,6 +12,7 @@
 //! a logit. Prefill is bound by the products, decode by reading the keys.
 
 use crate::device::Device;
+use crate::keys::{Pages, PagesLaunch};
 use crate::quant::expect_page_size;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
@@ -55,6 +56,8 @@ struct Tiling {
     heads: usize,
     /// Keys in a tile.
     keys: usize,
+    /// Tiles of keys in memory: the next are loaded while one is worked on.
+    stages: usize,
     /// Elements of a head.
     dim: usize,
     /// The same, padded to what the matrix unit multiplies.
@@ -62,6 +65,23 @@ struct Tiling {
     /// Whether keys live in the paged cache (decode) or in rows (prefill).
     paged: bool,
     score_fn: ScoreFn,
+}
+
+/// The sizes of a launch: counts, and elements from one row to the next.
+#[derive(CubeType, CubeLaunch)]
+struct Sizes {
+    requests: u32,
+    /// Query rows of a request.
+    rows: u32,
+    heads: u32,
+    s_kv: u32,
+    /// Keys that one program scores.
+    span: u32,
+    q_row: u32,
+    q_head: u32,
+    w_row: u32,
+    logits_row: u32,
+    max_pages: u32,
 }
 
 /// One program scores `tiling.queries` rows of one request against `span` keys, tile by tile.
@@ -73,302 +93,288 @@ struct Tiling {
 /// | `k_scale` | `[s_kv]` f32, as bytes | the cache again, as bytes |
 /// | `starts`, `ends` | `[s]` ks and ke | `[b]` context lengths (both) |
 /// | `block_table` | unused | `[b, max_pages]` |
-/// | `page_size`, `page_stride` | s_kv, unused | tokens and bytes of a page |
 #[cube(launch_unchecked)]
-fn indexer_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
+fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     q: &[Vector<E, N>],
     k: &[Vector<E, N>],
-    k_scale: &[u8],
+    k_scale: &[Vector<u8, B>],
     weights: &[f32],
     starts: &[i32],
     ends: &[i32],
     block_table: &[i32],
     logits: &mut [f32],
-    requests: u32,
-    rows: u32,
-    heads: u32,
-    s_kv: u32,
-    span: u32,
-    q_row: u32,
-    q_head: u32,
-    k_row: u32,
-    w_row: u32,
-    logits_row: u32,
-    n_pages: u32,
-    max_pages: u32,
-    page_size: u32,
-    page_stride: u32,
+    sizes: Sizes,
+    pages: Pages,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, S)] _types: [ElemType; 2],
 ) {
-    let s_kv = s_kv as usize;
-    let row_tiles = (rows as usize).div_ceil(tiling.queries);
-    let spans = s_kv.div_ceil(span as usize);
+    let (rows, s_kv, span) = (sizes.rows as usize, sizes.s_kv as usize, sizes.span as usize);
+    let row_tiles = rows.div_ceil(tiling.queries);
+    let spans = s_kv.div_ceil(span);
     let program = program_id(machine);
-    if program >= requests as usize * row_tiles * spans {
+    if program >= sizes.requests as usize * row_tiles * spans {
         terminate!();
     }
     let request = program / (row_tiles * spans);
     let first = program / spans % row_tiles * tiling.queries;
-    let t0 = request * rows as usize + first;
-    let queries = min(rows as usize - first, comptime![tiling.queries]);
+    let t0 = request * rows + first;
+    let count = min(rows - first, tiling.queries);
+    let seen = ranges_of(starts, ends, request, first, rows, sizes.s_kv as i32, tiling);
 
     // The heads of all queries of the tile stand side by side: row t · heads + h of the q tile, and
     // column t · heads + h of the products.
     let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
     let mut q_tile =
         Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tiling.tile_dim)]);
-    let mut k_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)]);
-    let mut w_tile = team_memory::<Vector<f32, W>>(comptime![share.cols], 64usize, machine);
-    let mut slots = team_memory::<i32>(comptime![tiling.keys], 16usize, machine);
+    let stages = comptime![tiling.stages];
+    let k_tiles =
+        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)], stages);
+    let heads = QueryHeads {
+        t0,
+        count,
+        heads: sizes.heads as usize,
+        q_row: sizes.q_row as usize,
+        q_head: sizes.q_head as usize,
+        tile_heads: tiling.heads,
+    };
+    load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &heads, 0usize, tiling.dim);
+    let weights = head_weights::<W>(weights, sizes.w_row as usize, &heads, share);
 
-    let mut lowest = s_kv;
-    let mut highest = 0usize.runtime();
-    #[unroll]
-    for t in 0..comptime![tiling.queries] {
-        let at = (t0 + t) * q_row as usize;
-        let of_query = select(t < queries, heads as usize, 0usize);
-        load_heads::<E, N, S>(&mut q_tile, q, at, q_head as usize, of_query, tiling, t);
-        load_weights::<W>(
-            &mut w_tile,
-            weights,
-            (t0 + t) * w_row as usize,
-            of_query,
-            tiling,
-            machine,
-            t,
-        );
-        let range =
-            key_range(starts, ends, request, t0 + t, first + t, rows as usize, s_kv, tiling);
-        if t < queries && range.start < range.end {
-            lowest = min(lowest, range.start);
-            highest = max(highest, range.end);
-        }
-    }
-
-    let span_start = program % spans * span as usize;
-    let span_end = min(span_start + span as usize, s_kv);
+    let span_start = program % spans * span;
+    let span_end = min(span_start + span, s_kv);
+    let table = request * sizes.max_pages as usize;
+    let end = seen.highest;
+    let keys = IndexKeys::new(block_table, table, end, pages, tiling.paged);
     let tiles = (span_end - span_start).div_ceil(tiling.keys);
-    for tile in 0..tiles {
-        let s0 = span_start + tile * tiling.keys;
-        let mut scores = Fragment::<W>::zeroed(share);
-        // A tile that no query of this program may see is not even read.
-        if s0 < highest && s0 + tiling.keys > lowest {
-            sync_team(machine);
-            locate_keys(
-                &mut slots,
-                block_table,
-                request * max_pages as usize,
-                s0,
-                highest,
-                n_pages,
-                page_size,
-                tiling,
-                machine,
-            );
-            sync_team(machine);
-            gather_rows::<E, N, S>(
-                &mut k_tile,
-                k,
-                &slots,
-                k_row as usize,
-                page_size as usize,
-                page_stride as usize,
-                comptime![tiling.dim],
-            );
-            sync_team(machine);
-            multiply_nt::<S, W>(&mut scores, &k_tile, &q_tile, share);
+    let ahead = comptime![loads_ahead(stages)];
+    // The last turns load nothing, the first ones multiply nothing. A tile that no query of this program
+    // may see is not even read.
+    for turn in 0..tiles + ahead {
+        if turn >= ahead {
+            await_load(stages, machine);
         }
-
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            let row = row_of(slot, share);
-            let key = s0 + row;
-            let mut scale = 0.0f32.runtime();
-            if key >= lowest && key < highest {
-                scale = read_scale(
-                    k_scale,
-                    slots[row],
-                    page_size as usize,
-                    page_stride as usize,
-                    tiling,
-                );
+        let s0 = span_start + turn * tiling.keys;
+        if turn < tiles && seen.any_of(s0, tiling.keys) {
+            load_rows::<E, N, S, IndexKeys<'_>>(&mut k_tiles.tile(turn), k, &keys, s0, tiling.dim);
+        }
+        end_load(stages, machine);
+        if turn >= ahead {
+            let tile = turn - ahead;
+            let s0 = span_start + tile * tiling.keys;
+            let mut dots = Fragment::<W>::zeroed(share);
+            if seen.any_of(s0, tiling.keys) {
+                multiply_nt::<S, W>(&mut dots, &k_tiles.tile(tile), &q_tile, share);
             }
-            #[unroll]
-            for t in 0..comptime![tiling.queries] {
-                let mut sum = Vector::<f32, W>::new(0.0f32);
-                #[unroll(share.unrolled())]
-                for cell in 0..comptime![share.run() / tiling.queries] {
-                    let cell = cell + comptime![t * share.run() / tiling.queries];
-                    let weight = w_tile[col_of(cell, share) / W::value()];
-                    sum += score::<W>(scores.get(slot, cell), weight, comptime![tiling.score_fn]);
-                }
-                let sum = sum_lanes(sum_cell(sum), share);
-                if t < queries && key < span_end && lane_of(share) == 0 {
-                    let range = key_range(
-                        starts,
-                        ends,
-                        request,
-                        t0 + t,
-                        first + t,
-                        rows as usize,
-                        s_kv,
-                        tiling,
-                    );
-                    let mut logit = f32::NEG_INFINITY.runtime();
-                    if key >= range.start && key < range.end && slots[row] >= 0 {
-                        logit = sum * scale;
+            #[unroll(share.unrolled())]
+            for slot in 0..comptime![share.slots()] {
+                let key = s0 + row_of(slot, share);
+                let (scale, exists) = keys.scale::<B>(k_scale, key, tiling.dim);
+                #[unroll]
+                for t in 0..comptime![tiling.queries] {
+                    let sum = sum_heads::<W>(&dots, &weights, slot, t, tiling, share);
+                    if t < count && key < span_end && lane_of(share) == 0 {
+                        let visible = exists && key >= seen.starts[t] && key < seen.ends[t];
+                        let at = (t0 + t) * sizes.logits_row as usize + key;
+                        logits[at] = select(visible, sum * scale, f32::NEG_INFINITY);
                     }
-                    logits[(t0 + t) * logits_row as usize + key] = logit;
                 }
             }
         }
     }
 }
 
-/// The keys a query may see.
-#[derive(CubeType)]
-struct KeyRange {
-    start: usize,
-    end: usize,
+/// `Σ_h w[t, h] · relu(q[t, h] · k)` of this unit's `slot`-th key and query `t` of the tile.
+#[cube]
+fn sum_heads<W: Size>(
+    dots: &Fragment<W>,
+    weights: &Array<Vector<f32, W>>,
+    slot: usize,
+    #[comptime] t: usize,
+    #[comptime] tiling: Tiling,
+    #[comptime] share: Share,
+) -> f32 {
+    let of_query = comptime![share.run() / tiling.queries];
+    let mut sum = Vector::<f32, W>::new(0.0f32);
+    #[unroll(share.unrolled())]
+    for cell in 0..of_query {
+        let cell = comptime![t * of_query] + cell;
+        sum += score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+    }
+    sum_lanes(sum_cell(sum), share)
 }
 
-/// The range of query row `t`, the `i`-th of its request, clamped to `0..s_kv`.
+/// The heads of a tile of queries: row `t · tile_heads + h` is head `h` of its query `t`.
+#[derive(CubeType)]
+struct QueryHeads {
+    /// The first query of the tile.
+    t0: usize,
+    /// Queries that there are.
+    count: usize,
+    /// Heads that there are.
+    heads: usize,
+    q_row: usize,
+    q_head: usize,
+    #[cube(comptime)]
+    tile_heads: usize,
+}
+
 #[cube]
-fn key_range(
+impl Rows for QueryHeads {
+    fn row(&self, i: usize) -> (usize, bool) {
+        let (t, h) = (i / comptime![self.tile_heads], i % comptime![self.tile_heads]);
+        let exists = t < self.count && h < self.heads;
+        let at = (self.t0 + t) * self.q_row + h * self.q_head;
+        (select(exists, at, 0usize), exists)
+    }
+}
+
+/// The weights of this unit's columns of the products; a padded head weighs nothing.
+#[cube]
+fn head_weights<W: Size>(
+    weights: &[f32],
+    w_row: usize,
+    heads: &QueryHeads,
+    #[comptime] share: Share,
+) -> Array<Vector<f32, W>> {
+    let mut values = Array::<Vector<f32, W>>::new(comptime![share.run()]);
+    #[unroll(share.unrolled())]
+    for cell in 0..comptime![share.run()] {
+        let mut value = Vector::<f32, W>::new(0.0f32);
+        #[unroll]
+        for i in 0..W::value() {
+            let col = col_of(cell, share) + i;
+            let (t, h) = (col / comptime![heads.tile_heads], col % comptime![heads.tile_heads]);
+            if t < heads.count && h < heads.heads {
+                value.insert(i, weights[(heads.t0 + t) * w_row + h]);
+            }
+        }
+        values[cell] = value;
+    }
+    values
+}
+
+/// The keys that each query of a tile may see, and the part of the keys that any of them may.
+#[derive(CubeType)]
+struct Ranges {
+    starts: Array<usize>,
+    ends: Array<usize>,
+    lowest: usize,
+    highest: usize,
+}
+
+#[cube]
+impl Ranges {
+    /// Whether any query may see any of the `count` keys from `s0` on.
+    fn any_of(&self, s0: usize, count: usize) -> bool {
+        s0 < self.highest && s0 + count > self.lowest
+    }
+}
+
+/// The ranges of the tile's queries, from the `first`-th of `request` on, clamped to `0..s_kv`.
+#[cube]
+fn ranges_of(
     starts: &[i32],
     ends: &[i32],
     request: usize,
-    t: usize,
-    i: usize,
+    first: usize,
     rows: usize,
-    s_kv: usize,
+    s_kv: i32,
     #[comptime] tiling: Tiling,
-) -> KeyRange {
-    let mut start = 0i32.runtime();
-    let mut end = 0i32.runtime();
-    if i < rows {
-        if comptime![tiling.paged] {
-            // Of next_n new tokens the last sees the whole context, each one before it a key less.
-            // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
-            end = max(ends[request], 0i32) - rows as i32 + i as i32 + 1;
-        } else {
-            start = starts[t];
-            end = ends[t];
+) -> Ranges {
+    let mut from = Array::<usize>::new(tiling.queries);
+    let mut to = Array::<usize>::new(tiling.queries);
+    let mut lowest = s_kv as usize;
+    let mut highest = 0usize.runtime();
+    #[unroll]
+    for t in 0..comptime![tiling.queries] {
+        let i = first + t;
+        let mut start = 0i32.runtime();
+        let mut end = 0i32.runtime();
+        if i < rows {
+            if comptime![tiling.paged] {
+                // Of next_n new tokens the last sees the whole context, each one before it a key less.
+                // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
+                end = max(ends[request], 0i32) - rows as i32 + i as i32 + 1;
+            } else {
+                start = starts[request * rows + i];
+                end = ends[request * rows + i];
+            }
+        }
+        from[t] = clamp(start, 0i32, s_kv) as usize;
+        to[t] = clamp(end, 0i32, s_kv) as usize;
+        if from[t] < to[t] {
+            lowest = min(lowest, from[t]);
+            highest = max(highest, to[t]);
         }
     }
-    KeyRange {
-        start: clamp(start, 0i32, s_kv as i32) as usize,
-        end: clamp(end, 0i32, s_kv as i32) as usize,
-    }
+    Ranges { starts: from, ends: to, lowest, highest }
 }
 
-/// Fills in where each key of the tile is kept: its row (prefill), or its slot of the cache through
-/// the block table; -1 for a key that does not exist or whose page is out of range.
-#[cube]
-fn locate_keys(
-    slots: &mut [i32],
-    block_table: &[i32],
-    table_row: usize,
-    s0: usize,
+/// The keys of one request, of which the first `end` are wanted: rows (prefill), or slots of the paged cache
+/// found through the block table (decode). A key whose page is out of range is none.
+#[derive(CubeType)]
+struct IndexKeys<'a> {
+    block_table: &'a [i32],
+    /// Where the request's pages are in the block table.
+    table: usize,
     end: usize,
-    n_pages: u32,
-    page_size: u32,
-    #[comptime] tiling: Tiling,
-    #[comptime] machine: Machine,
-) {
-    for step in 0..comptime![tiling.keys.div_ceil(machine.team)] {
-        let row = step * comptime![machine.team] + unit_id(machine);
-        if row < tiling.keys {
-            let key = s0 + row;
-            let mut slot = -1i32.runtime();
-            if key < end {
-                if comptime![tiling.paged] {
-                    let page = block_table[table_row + key / page_size as usize];
-                    if page >= 0 && page < n_pages as i32 {
-                        slot = page * page_size as i32 + (key % page_size as usize) as i32;
-                    }
-                } else {
-                    slot = key as i32;
-                }
+    pages: Pages,
+    #[cube(comptime)]
+    paged: bool,
+}
+
+#[cube]
+impl<'a> IndexKeys<'a> {
+    fn new(
+        block_table: &'a [i32],
+        table: usize,
+        end: usize,
+        pages: Pages,
+        #[comptime] paged: bool,
+    ) -> Self {
+        IndexKeys::<'a> { block_table, table, end, pages, paged }
+    }
+
+    /// The page of `key` and its position there, and whether there is such a key.
+    fn locate(&self, key: usize) -> (usize, usize, bool) {
+        let mut page = 0usize.runtime();
+        let mut position = key;
+        let mut exists = key < self.end;
+        if comptime![self.paged] {
+            let page_size = self.pages.page_size as usize;
+            position = key % page_size;
+            if exists {
+                let entry = self.block_table[self.table + key / page_size];
+                exists = entry >= 0 && entry < self.pages.count as i32;
+                page = select(exists, entry, 0i32) as usize;
             }
-            slots[row] = slot;
         }
+        (page, position, exists)
     }
-}
 
-/// The scale of the key at `slot`. A page of the cache holds the codes of all its tokens, then their
-/// scales (DeepGEMM's fused layout).
-#[cube]
-fn read_scale(
-    k_scale: &[u8],
-    slot: i32,
-    page_size: usize,
-    page_stride: usize,
-    #[comptime] tiling: Tiling,
-) -> f32 {
-    let mut scale = 0.0f32.runtime();
-    if slot >= 0 {
-        let slot = slot as usize;
-        if comptime![tiling.paged] {
-            let page = slot / page_size * page_stride;
-            scale = read_f32(k_scale, page + page_size * tiling.dim + slot % page_size * 4);
-        } else {
-            scale = read_f32(k_scale, slot * 4);
-        }
-    }
-    scale
-}
-
-/// Fills rows `t · heads ..` of the q tile with one query's heads.
-#[cube]
-fn load_heads<E: Numeric, N: Size, S: Numeric>(
-    q_tile: &mut Tile<S>,
-    q: &[Vector<E, N>],
-    at: usize,
-    q_head: usize,
-    heads: usize,
-    #[comptime] tiling: Tiling,
-    #[comptime] t: usize,
-) {
-    let machine = comptime![q_tile.shape.machine];
-    let vectors = comptime![q_tile.shape.vectors()];
-    let total = comptime![tiling.heads * vectors];
-    for step in 0..comptime![total.div_ceil(machine.team)] {
-        let i = step * comptime![machine.team] + unit_id(machine);
-        if i < total {
-            let head = i / vectors;
-            let v = i % vectors;
-            let valid = select(head < heads, left_of(comptime![tiling.dim], v), 0usize);
-            let row = comptime![t * tiling.heads] + head;
-            q_tile.put(row, v, read_vector::<E, N, S>(q, at + head * q_head + v * LANES, valid));
-        }
-    }
-}
-
-/// Fills cells `t · heads ..` of the weights; a padded head weighs nothing.
-#[cube]
-fn load_weights<W: Size>(
-    w_tile: &mut [Vector<f32, W>],
-    weights: &[f32],
-    at: usize,
-    heads: usize,
-    #[comptime] tiling: Tiling,
-    #[comptime] machine: Machine,
-    #[comptime] t: usize,
-) {
-    let w_tile = w_tile.with_vector_size_mut::<Const<1>>();
-    for step in 0..comptime![tiling.heads.div_ceil(machine.team)] {
-        let head = step * comptime![machine.team] + unit_id(machine);
-        if head < tiling.heads {
-            let mut weight = 0.0f32.runtime();
-            if head < heads {
-                weight = weights[at + head];
+    /// The scale of `key`, and whether there is such a key. A page of the cache holds the codes of all its
+    /// tokens, then their scales (DeepGEMM's fused layout).
+    fn scale<B: Size>(&self, k_scale: &[Vector<u8, B>], key: usize, dim: usize) -> (f32, bool) {
+        let (page, position, exists) = self.locate(key);
+        let mut scale = 0.0f32.runtime();
+        if exists {
+            let mut at = position * 4;
+            if comptime![self.paged] {
+                at += page * self.pages.page_stride as usize + self.pages.page_size as usize * dim;
             }
-            w_tile[comptime![t * tiling.heads] + head] = Vector::new(weight);
+            scale = read_f32::<B>(k_scale, at);
         }
+        (scale, exists)
+    }
+}
+
+#[cube]
+impl<'a> Rows for IndexKeys<'a> {
+    fn row(&self, i: usize) -> (usize, bool) {
+        let (page, position, exists) = self.locate(i);
+        let at = page * self.pages.page_stride as usize + position * self.pages.stride as usize;
+        (select(exists, at, 0usize), exists)
     }
 }
 
@@ -589,15 +595,17 @@ fn launch(
     }
 
     let machine = machine(device, q.dtype());
-    let tiling = tiling(machine, heads, dim, q.dtype().size(), keys.paged, score_fn);
+    let tiling = Tiling::new(machine, heads, dim, q.dtype().size(), keys.paged, score_fn);
     // Enough programs to fill the device, few enough that a tile of queries is loaded seldom.
     let row_tiles = requests * rows.div_ceil(tiling.queries);
     let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
     let span = s_kv.div_ceil(wanted).next_multiple_of(tiling.keys);
     let programs = row_tiles * s_kv.div_ceil(span);
-    let vectors = q.in_vectors() && keys.k.in_vectors() && keys.row.is_multiple_of(8);
-    let width = if vectors { LANES } else { 1 };
-    let kept = if machine.matrix == MatrixUnit::Plain { DType::F32 } else { q.dtype() };
+    let vectors = load_width(machine, q.dtype().size());
+    let in_vectors = q.in_vectors(vectors) && keys.in_vectors(vectors, dim);
+    let width = if in_vectors { vectors } else { 1 };
+    let scale = keys.scale.reinterpret(DType::U8);
+    let scale_width = if keys.scales_in_words(dim) { 4 } else { 1 };
     // SAFETY: shapes and strides are checked by the caller and above; the kernel compares rows, heads,
     // keys and pages with their counts before it reads or writes.
     unsafe {
@@ -606,117 +614,82 @@ fn launch(
             machine.cube_count(programs),
             machine.cube_dim(),
             width,
+            scale_width,
             machine.cell_width(),
             q.arg(width),
             keys.k.arg(width),
-            keys.scale.reinterpret(DType::U8).arg(1),
+            scale.arg(scale_width),
             weights.arg(1),
             keys.starts.arg(1),
             keys.ends.arg(1),
             keys.block_table.arg(1),
             logits.arg(1),
-            requests as u32,
-            rows as u32,
-            heads as u32,
-            s_kv as u32,
-            span as u32,
-            q.strides()[0] as u32,
-            q.strides()[1] as u32,
-            keys.row as u32,
-            weights.strides()[0] as u32,
-            logits.strides()[0] as u32,
-            keys.pages as u32,
-            keys.block_table.shape().last().copied().unwrap_or(0) as u32,
-            keys.page_size as u32,
-            keys.page_stride as u32,
+            SizesLaunch::new(
+                requests as u32,
+                rows as u32,
+                heads as u32,
+                s_kv as u32,
+                span as u32,
+                q.strides()[0] as u32,
+                q.strides()[1] as u32,
+                weights.strides()[0] as u32,
+                logits.strides()[0] as u32,
+                keys.block_table.shape().last().copied().unwrap_or(0) as u32,
+            ),
+            PagesLaunch::new(
+                keys.pages as u32,
+                keys.row as u32,
+                keys.page_size as u32,
+                keys.page_stride as u32,
+            ),
             tiling,
             machine,
-            [q.dtype().elem(), kept.elem()],
+            [q.dtype().elem(), machine.kept(q.dtype().elem())],
         );
     }
     Ok(())
 }
 
+impl Keys<'_> {
+    /// Whether every key of `dim` elements begins at a multiple of `width` elements, and ends at one.
+    fn in_vectors(&self, width: usize, dim: usize) -> bool {
+        let strides = [self.row, self.page_stride, dim];
+        self.k.in_vectors(width) && strides.iter().all(|n| n.is_multiple_of(width))
+    }
+
+    /// Whether every scale begins at a multiple of four bytes.
+    fn scales_in_words(&self, dim: usize) -> bool {
+        // Beside rows stand whole f32; in a page they begin where the codes end.
+        !self.paged || self.scale.in_vectors(4) && (self.page_size * dim).is_multiple_of(4)
+    }
+}
+
 /// How the indexer of keys of type `dtype` runs on `device`.
 pub fn machine(device: &Device, dtype: DType) -> Machine {
-    device.matrix_machine(dtype.elem())
+    device.matrix_machine(dtype.elem(), 1).unwrap_or_else(|| device.machine(256))
 }
 
-/// The tile sizes that suit `machine`.
-fn tiling(
-    machine: Machine,
-    heads: usize,
-    dim: usize,
-    elem_size: usize,
-    paged: bool,
-    score_fn: ScoreFn,
-) -> Tiling {
-    let (keys, queries, heads) = match machine.matrix {
-        MatrixUnit::Plain => {
-            let keys = 32;
-            let lanes = Share::new(machine, keys, LANES).lanes();
-            (keys, 1, heads.next_multiple_of(LANES * lanes))
-        }
-        // A 64 x 128 product: 64 keys against two queries of 64 heads, or as many as fit.
-        MatrixUnit::Wgmma => {
+impl Tiling {
+    /// The tiles that suit `machine`.
+    fn new(
+        machine: Machine,
+        heads: usize,
+        dim: usize,
+        elem_size: usize,
+        paged: bool,
+        score_fn: ScoreFn,
+    ) -> Self {
+        if machine.is_wgmma() {
+            // A 64 x 128 product: 64 keys against two queries of 64 heads, or as many as fit.
             let heads = heads.next_multiple_of(8);
-            (64, (128 / heads).max(1), heads)
+            let queries = (128 / heads).max(1);
+            // The swizzled layout cuts rows into panels of 128 bytes.
+            let tile_dim = dim.next_multiple_of(128 / elem_size);
+            return Self { queries, heads, keys: 64, stages: 3, dim, tile_dim, paged, score_fn };
         }
-    };
-    // The swizzled layout cuts rows into panels of 128 bytes.
-    let tile_dim = match machine.matrix {
-        MatrixUnit::Plain => dim,
-        MatrixUnit::Wgmma => dim.next_multiple_of(128 / elem_size),
-    };
-    Tiling { queries, heads, keys, dim, tile_dim, paged, score_fn }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::offline::{compile_ptx, hopper};
-    use cubecl::prelude::BufferCompilationArg;
-
-    #[test]
-    fn the_body_compiles_to_warpgroup_mma_for_sm_90a() {
-        let machine = Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 };
-        let tiling = tiling(machine, 64, 128, 1, false, ScoreFn::ReluWeighted);
-        let e4m3 = DType::E4m3.elem();
-        let buffer = || BufferCompilationArg { inplace: None };
-        let (settings, properties, target) = hopper(machine, e4m3);
-        let kernel = indexer_kernel::IndexerKernel::new(
-            settings,
-            properties,
-            target,
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            (),
-            8,
-            1,
-            tiling,
-            machine,
-            [e4m3, e4m3],
-        );
-        let ptx = compile_ptx(kernel.define()).unwrap();
-        assert!(ptx.contains("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3"), "{ptx}");
+        let keys = 32;
+        let lanes = Share::new(machine, keys, LANES).lanes();
+        let heads = heads.next_multiple_of(LANES * lanes);
+        Self { queries: 1, heads, keys, stages: 1, dim, tile_dim: dim, paged, score_fn }
     }
 }

@@ -15,6 +15,7 @@ pub mod error;
 pub mod gemm;
 pub mod hadamard;
 pub mod indexer;
+mod keys;
 mod merge_splits;
 pub mod norm;
 pub mod offline;
@@ -39,18 +40,22 @@ const SOURCES: &[(&str, &str)] = &[
     ("gemm.rs", include_str!("gemm.rs")),
     ("hadamard.rs", include_str!("hadamard.rs")),
     ("indexer.rs", include_str!("indexer.rs")),
+    ("keys.rs", include_str!("keys.rs")),
     ("merge_splits.rs", include_str!("merge_splits.rs")),
     ("norm.rs", include_str!("norm.rs")),
     ("quant.rs", include_str!("quant.rs")),
     ("rope.rs", include_str!("rope.rs")),
     ("sparse_attention.rs", include_str!("sparse_attention.rs")),
     ("top_k.rs", include_str!("top_k.rs")),
+    ("tile/async_copy.rs", include_str!("tile/async_copy.rs")),
     ("tile/fragment.rs", include_str!("tile/fragment.rs")),
+    ("tile/load.rs", include_str!("tile/load.rs")),
     ("tile/machine.rs", include_str!("tile/machine.rs")),
     ("tile/multiply.rs", include_str!("tile/multiply.rs")),
     ("tile/reduce.rs", include_str!("tile/reduce.rs")),
     ("tile/softmax.rs", include_str!("tile/softmax.rs")),
     ("tile/tiles.rs", include_str!("tile/tiles.rs")),
+    ("tile/warpgroup.rs", include_str!("tile/warpgroup.rs")),
 ];
 
 /// SHA-256 of the source of the kernels in `file` and of the vocabulary they are written in, or of all
@@ -60,7 +65,7 @@ pub fn source_hash(file: Option<&str>) -> String {
     for (name, text) in SOURCES {
         // Dense MLA is the body of sparse attention, and both merge their splits alike.
         let shared = name.starts_with("tile/")
-            || ["attention.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
+            || ["attention.rs", "keys.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
         if shared || file.is_none_or(|file| file == *name) {
             hash.update(name);
             hash.update(text);

@@ -10,9 +10,8 @@
 //! Cost: reads every split once; bound by memory.
 
 use crate::Result;
-use crate::attention::{AttentionArgs, sink_factor};
+use crate::attention::{Attention, AttentionArgs, sink_factor};
 use crate::device::Device;
-use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -82,42 +81,41 @@ fn merge_kernel<O: Numeric>(
     }
 }
 
-/// Merges `parts` into `whole`, each being out, lse and max_logits.
+/// Merges `parts` into `whole`.
 ///
-/// `parts`: `[splits, s, h, d_v]` and twice `[splits, s, h]`, f32; `whole`: the same without splits, out of
-/// any float type; all contiguous.
+/// `parts`: outputs of rows `[splits, s, h]`, f32; `whole`: of `[s, h]`, out of any float type; contiguous.
 pub(crate) fn merge_splits(
     device: &Device,
-    parts: &[&Tensor; 3],
-    whole: &[&Tensor; 3],
+    parts: &Attention,
+    whole: &Attention,
     args: &AttentionArgs,
 ) -> Result<()> {
-    parts[0].expect_rank("parts", &["splits", "s", "h", "d_v"])?;
-    let [splits, s, heads, d_v] = [0, 1, 2, 3].map(|axis| parts[0].shape()[axis]);
-    whole[0].expect_shape("whole", &[("s", s), ("h", heads), ("d_v", d_v)])?;
+    parts.out.expect_rank("parts", &["splits", "s", "h", "d_v"])?;
+    let [splits, s, heads, d_v] = [0, 1, 2, 3].map(|axis| parts.out.shape()[axis]);
+    whole.out.expect_shape("whole", &[("s", s), ("h", heads), ("d_v", d_v)])?;
     let machine = device.machine(128);
     // Without a sink any buffer of f32 serves as one that is not read.
-    let sink = args.attn_sink.as_ref().unwrap_or(whole[1]);
+    let sink = args.attn_sink.as_ref().unwrap_or(&whole.lse);
     // SAFETY: the parts hold `splits · s · heads` rows, the whole `s · heads`, a sink `heads`.
     unsafe {
         merge_kernel::launch_unchecked(
             device.client(),
             machine.cube_count(s * heads),
             machine.cube_dim(),
-            parts[0].arg(1),
-            parts[1].arg(1),
-            parts[2].arg(1),
+            parts.out.arg(1),
+            parts.lse.arg(1),
+            parts.max_logits.arg(1),
             sink.arg(1),
-            whole[0].arg(1),
-            whole[1].arg(1),
-            whole[2].arg(1),
+            whole.out.arg(1),
+            whole.lse.arg(1),
+            whole.max_logits.arg(1),
             (s * heads) as u32,
             heads as u32,
             splits as u32,
             d_v as u32,
             args.attn_sink.is_some(),
             machine,
-            whole[0].dtype().elem(),
+            whole.out.dtype().elem(),
         );
     }
     Ok(())

@@ -17,43 +17,45 @@
 
 use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;
+use crate::keys::{KeyLists, KeyRows, KeySet, Keys, Pages, PagesLaunch, RowFormat, load_keys};
 use crate::merge_splits::merge_splits;
-use crate::quant::{KvRecord, expect_page_size};
+use crate::quant::KvRecord;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-use cubecl_common::e4m3;
-
-/// Which keys a token attends to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum KeySet {
-    /// Those of its index list.
-    Listed,
-    /// Those of its range `starts .. ends`: dense attention, the same body.
-    Range,
-}
-
-/// How a key's row is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum RowFormat {
-    /// As elements.
-    Elements,
-    /// As an fp8 record of the paged cache.
-    Record { kv_lora_rank: usize },
-}
 
 /// What of the kernel is fixed while it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tiling {
+    /// Heads of a token that share the gathered rows.
     heads: usize,
+    /// Keys in a tile.
     keys: usize,
+    /// Tiles of keys in memory: the next is loaded while one is worked on.
+    stages: usize,
     d_qk: usize,
     d_v: usize,
+    /// Columns of the output tile: d_v in whole cells for every unit.
+    out_cols: usize,
     key_set: KeySet,
-    rows: RowFormat,
+    format: RowFormat,
     has_sink: bool,
+}
+
+/// The sizes of a launch.
+#[derive(CubeType, CubeLaunch)]
+struct Sizes {
+    tokens: u32,
+    heads: u32,
+    splits: u32,
+    /// Entries of a list, or rows.
+    limit: u32,
+    /// Elements from a token to the next, of q and of the index lists; from a head of q to the next.
+    q_row: u32,
+    q_head: u32,
+    indices_row: u32,
 }
 
 /// One program attends with `tiling.heads` heads of one token over one split of its keys.
@@ -65,7 +67,7 @@ struct Tiling {
 fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     q: &[Vector<E, N>],
     kv: &[Vector<E, N>],
-    records: &[u8],
+    records: &[Vector<u8, Const<1>>],
     indices: &[i32],
     starts: &[i32],
     ends: &[i32],
@@ -73,136 +75,95 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     out: &mut [O],
     lse: &mut [f32],
     max_logits: &mut [f32],
-    s: u32,
-    heads: u32,
-    splits: u32,
-    topk: u32,
-    n_rows: u32,
-    q_row: u32,
-    q_head: u32,
-    kv_row: u32,
-    page_size: u32,
-    page_stride: u32,
-    indices_row: u32,
+    sizes: Sizes,
+    pages: Pages,
     softmax_scale: f32,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, O, S)] _types: [ElemType; 3],
 ) {
-    let head_tiles = (heads as usize).div_ceil(tiling.heads);
+    let tokens = sizes.tokens as usize;
+    let heads = sizes.heads as usize;
+    let splits = sizes.splits as usize;
+    let head_tiles = heads.div_ceil(tiling.heads);
     let program = program_id(machine);
-    if program >= s as usize * head_tiles * splits as usize {
+    if program >= tokens * head_tiles * splits {
         terminate!();
     }
-    let t = program / (head_tiles * splits as usize);
-    let h0 = program / splits as usize % head_tiles * tiling.heads;
-    let split = program % splits as usize;
+    let t = program / (head_tiles * splits);
+    let h0 = program / splits % head_tiles * tiling.heads;
+    let split = program % splits;
 
-    let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
-    let out_share = comptime![Share::new(
-        machine,
-        tiling.heads,
-        padded_cols(tiling.d_v, machine, tiling.heads)
-    )];
-    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
-    let kv_cols = comptime![max_of(tiling.d_qk, out_share.cols)];
-    let mut kv_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.keys, kv_cols)]);
-    let mut p_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.keys)]);
-    let mut slots = team_memory::<i32>(comptime![tiling.keys], 16usize, machine);
-    let mut bias = team_memory::<Vector<f32, W>>(comptime![tiling.keys], 64usize, machine);
-
-    let q_at = t * q_row as usize + h0 * q_head as usize;
-    load_rows::<E, N, S>(
-        &mut q_tile,
-        q,
-        q_at,
-        q_head as usize,
-        heads as usize - h0,
-        comptime![tiling.d_qk],
-    );
-
-    let limit = select(comptime![tiling.key_set == KeySet::Listed], topk, n_rows) as i32;
+    let limit = sizes.limit as i32;
     let start = clamp(starts[t], 0i32, limit) as usize;
     let end = max(clamp(ends[t], 0i32, limit) as usize, start);
+    let list = t * sizes.indices_row as usize;
+    let keys = Keys::new(indices, list, end, pages, tiling.key_set);
     // Splits get whole tiles, the first ones a tile more.
     let tiles = (end - start).div_ceil(tiling.keys);
-    let first_tile = tiles * split / splits as usize;
-    let last_tile = tiles * (split + 1) / splits as usize;
+    let first_tile = tiles * split / splits;
+    let j0 = start + first_tile * tiling.keys;
+    let tiles = tiles * (split + 1) / splits - first_tile;
 
-    let mut softmax = OnlineSoftmax::new(score_share);
+    let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
+    let out_share = comptime![Share::new(machine, tiling.heads, tiling.out_cols)];
+    let kv_cols = comptime![tiling.kv_cols()];
+    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
+    let kv_tiles =
+        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, kv_cols)], tiling.stages);
+    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
+
+    let (q_row, q_head) = (sizes.q_row as usize, sizes.q_head as usize);
+    let q_rows = Strided { start: t * q_row + h0 * q_head, stride: q_head, count: heads - h0 };
+    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, tiling.d_qk);
+    let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
-    for tile in first_tile..last_tile {
-        let j0 = start + tile * tiling.keys;
-        list_keys::<W>(
-            &mut slots,
-            &mut bias,
-            indices,
-            t * indices_row as usize,
-            j0,
-            end,
-            n_rows,
-            tiling,
-            machine,
-        );
-        sync_team(machine);
-        match comptime![tiling.rows] {
-            RowFormat::Elements => gather_rows::<E, N, S>(
-                &mut kv_tile,
-                kv,
-                &slots,
-                kv_row as usize,
-                page_size as usize,
-                page_stride as usize,
-                comptime![tiling.d_qk],
-            ),
-            RowFormat::Record { kv_lora_rank } => gather_records::<S>(
-                &mut kv_tile,
-                records,
-                &slots,
-                page_size as usize,
-                page_stride as usize,
-                kv_lora_rank,
-                comptime![tiling.d_qk],
-            ),
+    let ahead = comptime![loads_ahead(tiling.stages)];
+    // The last turns load nothing, the first ones multiply nothing.
+    for turn in 0..tiles + ahead {
+        if turn >= ahead {
+            await_load(tiling.stages, machine);
         }
-        sync_team(machine);
-
-        scores.clear();
-        multiply_nt::<S, W>(&mut scores, &q_tile, &kv_tile, score_share);
-        #[unroll(score_share.unrolled())]
-        for slot in 0..comptime![score_share.slots()] {
+        if turn < tiles {
+            let j = j0 + turn * tiling.keys;
+            let (format, d_qk) = comptime![(tiling.format, tiling.d_qk)];
+            load_keys::<E, N, S>(&mut kv_tiles.tile(turn), kv, records, &keys, j, format, d_qk);
+        }
+        end_load(tiling.stages, machine);
+        if turn >= ahead {
+            let kv_tile = kv_tiles.tile(turn - ahead);
+            let j = j0 + (turn - ahead) * tiling.keys;
+            scores.clear();
+            multiply_nt::<S, W>(&mut scores, &q_tile, &kv_tile, score_share);
             #[unroll(score_share.unrolled())]
             for cell in 0..comptime![score_share.run()] {
-                let mask = bias[col_of(cell, score_share) / W::value()];
-                scores.set(slot, cell, scores.get(slot, cell) * Vector::new(softmax_scale) + mask);
+                scores.add_to_column(cell, keys.mask::<W>(j + col_of(cell, score_share)));
             }
+            softmax.step::<W>(&mut scores, &mut acc);
+            multiply_fragment_nn::<S, W>(
+                &mut acc,
+                &scores,
+                &mut p_tile,
+                &kv_tile,
+                score_share,
+                out_share,
+            );
         }
-        softmax.step::<W>(&mut scores, &mut acc);
-        store_fragment::<S, W>(&mut p_tile, &scores, score_share);
-        sync_team(machine);
-        multiply_nn::<S, W>(&mut acc, &p_tile, &kv_tile, out_share);
-        sync_team(machine);
     }
+    softmax.finish();
 
     #[unroll(out_share.unrolled())]
     for slot in 0..comptime![out_share.slots()] {
         let head = h0 + row_of(slot, out_share);
-        if head < heads as usize {
-            let row = (split * s as usize + t) * heads as usize + head;
+        if head < heads {
+            let row = (split * tokens + t) * heads + head;
             let mut scale = 1.0f32 / softmax.denominator(slot);
             if comptime![tiling.has_sink] {
                 scale *= sink_factor(softmax.lse(slot), sink[head]);
             }
-            store_row::<O, W>(
-                &acc,
-                slot,
-                scale,
-                out,
-                row * tiling.d_v,
-                comptime![tiling.d_v],
-                out_share,
-            );
+            let d_v = comptime![tiling.d_v];
+            store_row::<O, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
@@ -211,103 +172,47 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     }
 }
 
-/// Columns of an output tile: whole cells for every lane.
-fn padded_cols(d_v: usize, machine: Machine, rows: usize) -> usize {
-    let lanes = Share::new(machine, rows, LANES).lanes();
-    d_v.next_multiple_of(LANES * lanes)
-}
-
-fn max_of(a: usize, b: usize) -> usize {
-    a.max(b)
-}
-
-/// Fills in the row of each of the tile's keys and its mask: -1 and -inf for what is no key.
-#[cube]
-fn list_keys<W: Size>(
-    slots: &mut [i32],
-    bias: &mut [Vector<f32, W>],
-    indices: &[i32],
-    list: usize,
-    j0: usize,
-    end: usize,
-    n_rows: u32,
-    #[comptime] tiling: Tiling,
-    #[comptime] machine: Machine,
-) {
-    let bias = bias.with_vector_size_mut::<Const<1>>();
-    for step in 0..comptime![tiling.keys.div_ceil(machine.team)] {
-        let i = step * comptime![machine.team] + unit_id(machine);
-        if i < tiling.keys {
-            let j = j0 + i;
-            let mut slot = -1i32.runtime();
-            if j < end {
-                slot = match comptime![tiling.key_set] {
-                    KeySet::Listed => indices[list + j],
-                    KeySet::Range => j as i32,
-                };
-            }
-            // Compared before it is multiplied by any stride: INT_MIN and INT_MAX are harmless.
-            let valid = slot >= 0 && slot < n_rows as i32;
-            slots[i] = select(valid, slot, -1i32);
-            bias[i] = Vector::new(select(valid, 0.0f32, f32::NEG_INFINITY));
-        }
+impl Tiling {
+    /// Columns of a tile of rows: those of the scores, and those of the output.
+    fn kv_cols(&self) -> usize {
+        self.d_qk.max(self.out_cols)
     }
-}
 
-/// [`gather_rows`] from fp8 records: codes times their block's scale, then the rope part.
-#[cube]
-fn gather_records<S: Numeric>(
-    tile: &mut Tile<S>,
-    records: &[u8],
-    slots: &[i32],
-    page_size: usize,
-    page_stride: usize,
-    #[comptime] kv_lora_rank: usize,
-    #[comptime] d_qk: usize,
-) {
-    let machine = comptime![tile.shape.machine];
-    let len = comptime![tile.shape.len()];
-    let vectors = comptime![tile.shape.vectors()];
-    let blocks = comptime![kv_lora_rank.div_ceil(crate::quant::BLOCK)];
-    let bytes = comptime![KvRecord { kv_lora_rank, rope_dim: d_qk - kv_lora_rank }.bytes()];
-    for step in 0..comptime![len.div_ceil(machine.team)] {
-        let i = step * comptime![machine.team] + unit_id(machine);
-        if i < len {
-            let row = i / vectors;
-            let v = i % vectors;
-            let slot = slots[row];
-            let mut out = Vector::<f32, Lanes>::new(0.0f32);
-            if slot >= 0 {
-                let slot = slot as usize;
-                let at = slot / page_size * page_stride + slot % page_size * bytes;
-                #[unroll]
-                for e in 0..LANES {
-                    let col = v * LANES + e;
-                    if col < kv_lora_rank {
-                        let code = e4m3::reinterpret(records[at + col]);
-                        let scale = read_f32(
-                            records,
-                            at + kv_lora_rank + col / comptime![crate::quant::BLOCK] * 4,
-                        );
-                        out.insert(e, f32::cast_from(code) * scale);
-                    } else if col < d_qk {
-                        let from = at + kv_lora_rank + 4 * blocks + 2 * (col - kv_lora_rank);
-                        let high = u32::cast_from(records[from + 1]);
-                        let low = u32::cast_from(records[from]);
-                        // A bf16 is the upper half of an f32.
-                        out.insert(e, f32::reinterpret((high << 24) | (low << 16)));
-                    }
-                }
-            }
-            tile.put(row, v, Vector::cast_from(out));
-        }
+    /// Whether a matrix machine's team has memory and registers for the tiles.
+    fn fits(&self, machine: Machine, device: &Device) -> bool {
+        let cols = self.d_qk.next_multiple_of(64) * self.heads
+            + self.kv_cols().next_multiple_of(64) * self.keys * self.stages;
+        // Two bytes an element; the probabilities, and what the softmax exchanges.
+        let bytes = 2 * (cols + self.heads * self.keys) + 8 * self.heads + 1024;
+        bytes <= device.shared_memory() && self.out_cols <= 256 * machine.warpgroups()
     }
-}
 
-/// How these kernels run on `device`.
-pub fn machine(device: &Device) -> Machine {
-    // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
-    device.machine(64)
+    /// The tiles that suit `machine`.
+    fn new(
+        machine: Machine,
+        heads: usize,
+        d_qk: usize,
+        args: &AttentionArgs,
+        key_set: KeySet,
+        format: RowFormat,
+    ) -> Self {
+        let d_v = args.d_v;
+        let has_sink = args.attn_sink.is_some();
+        if machine.is_wgmma() {
+            // Each warpgroup holds the output of 64 heads in its part of the columns, up to 256.
+            let out_cols = d_v.next_multiple_of(64 * machine.warpgroups());
+            let (heads, keys, stages) = (WARPGROUP_ROWS, 64, 2);
+            return Self { heads, keys, stages, d_qk, d_v, out_cols, key_set, format, has_sink };
+        }
+        // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
+        // rows its units stand along them, and the keys they need do not fit shared memory.
+        let (least, most) = if machine.team == 1 { (4, 32) } else { (16, 16) };
+        let heads = heads.next_power_of_two().clamp(least, most);
+        let cells = LANES * Share::new(machine, heads, LANES).lanes();
+        let (keys, stages) = (cells.max(32), 1);
+        let out_cols = d_v.next_multiple_of(cells);
+        Self { heads, keys, stages, d_qk, d_v, out_cols, key_set, format, has_sink }
+    }
 }
 
 /// Attention of each query token over the rows its index list names.
@@ -325,8 +230,8 @@ pub fn sparse_mla(
     indices: &Tensor,
     args: &AttentionArgs,
 ) -> Result<Attention> {
-    let rows = Rows::elements(kv, q)?;
-    let list = List::indices(device, indices, q, args)?;
+    let rows = KeyRows::elements(kv, q)?;
+    let list = KeyLists::indices(device, indices, q, args)?;
     attend(device, q, rows, list, args)
 }
 
@@ -346,8 +251,8 @@ pub fn sparse_mla_paged(
     indices: &Tensor,
     args: &AttentionArgs,
 ) -> Result<Attention> {
-    let rows = Rows::records(cache, page_size, record, q)?;
-    let list = List::indices(device, indices, q, args)?;
+    let rows = KeyRows::records(cache, page_size, record, q)?;
+    let list = KeyLists::indices(device, indices, q, args)?;
     attend(device, q, rows, list, args)
 }
 
@@ -368,140 +273,16 @@ pub(crate) fn range_mla(
         let (got, expected) = ("given".to_string(), "none: a range has no list".to_string());
         return Err(KernelError::Value { name: "topk_length", got, expected });
     }
-    let rows = Rows::elements(kv, q)?;
-    let list = List::range(ks, ke, q, rows.n_rows)?;
+    let rows = KeyRows::elements(kv, q)?;
+    let list = KeyLists::range(ks, ke, q, rows.count)?;
     attend(device, q, rows, list, args)
-}
-
-/// Where a launch finds the rows of keys.
-struct Rows {
-    elements: Tensor,
-    format: RowFormat,
-    n_rows: usize,
-    row: usize,
-    page_size: usize,
-    page_stride: usize,
-}
-
-impl Rows {
-    fn elements(kv: &Tensor, q: &Tensor) -> Result<Self> {
-        q.expect_rank("q", &["s", "h", "d_qk"])?;
-        q.expect_dtype("q", &DType::FLOATS)?;
-        kv.expect_dtype("kv", &[q.dtype()])?;
-        let d_qk = q.shape()[2];
-        let (pages, page_size, row, page_stride) = match *kv.shape() {
-            [s_kv, _] => (1, s_kv, kv.strides()[0], 0),
-            [pages, page_size, _] => (pages, page_size, kv.strides()[1], kv.strides()[0]),
-            _ => {
-                kv.expect_rank("kv", &["s_kv (or n_pages, page_size)", "d_qk"])?;
-                (0, 0, 0, 0)
-            }
-        };
-        if kv.shape().last() != Some(&d_qk) {
-            return Err(KernelError::Shape {
-                tensor: "kv",
-                got: kv.shape().to_vec(),
-                expected: format!("rows of d_qk={d_qk} as q has"),
-            });
-        }
-        kv.expect_rows("kv")?;
-        Ok(Self {
-            elements: kv.clone(),
-            format: RowFormat::Elements,
-            n_rows: pages * page_size,
-            row,
-            page_size: page_size.max(1),
-            page_stride,
-        })
-    }
-
-    fn records(cache: &Tensor, page_size: usize, record: KvRecord, q: &Tensor) -> Result<Self> {
-        q.expect_rank("q", &["s", "h", "d_qk"])?;
-        expect_page_size(page_size)?;
-        if record.kv_lora_rank.saturating_add(record.rope_dim) != q.shape()[2] {
-            return Err(KernelError::Value {
-                name: "record",
-                got: format!("{record:?}"),
-                expected: format!("d_qk={} elements as q has", q.shape()[2]),
-            });
-        }
-        cache.expect_rank("cache", &["n_pages", "page_size * record"])?;
-        let n_pages = cache.shape()[0];
-        let bytes = page_size * record.bytes();
-        cache.expect_shape("cache", &[("n_pages", n_pages), ("page_size * record", bytes)])?;
-        cache.expect_dtype("cache", &[DType::U8])?;
-        cache.expect_rows("cache")?;
-        Ok(Self {
-            elements: cache.clone(),
-            format: RowFormat::Record { kv_lora_rank: record.kv_lora_rank },
-            n_rows: n_pages * page_size,
-            row: 0,
-            page_size,
-            page_stride: cache.strides()[0],
-        })
-    }
-}
-
-/// Which rows each token of a launch attends to.
-struct List {
-    key_set: KeySet,
-    indices: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    topk: usize,
-    /// The longest list, as far as the host knows.
-    longest: usize,
-}
-
-impl List {
-    fn indices(
-        device: &Device,
-        indices: &Tensor,
-        q: &Tensor,
-        args: &AttentionArgs,
-    ) -> Result<Self> {
-        let s = q.shape()[0];
-        indices.expect_rank("indices", &["s", "topk"])?;
-        let topk = indices.shape()[1];
-        indices.expect_shape("indices", &[("s", s), ("topk", topk)])?;
-        indices.expect_dtype("indices", &[DType::I32])?;
-        indices.expect_rows("indices")?;
-        let ends = match &args.topk_length {
-            Some(length) => {
-                length.expect_shape("topk_length", &[("s", s)])?;
-                length.expect_dtype("topk_length", &[DType::I32])?;
-                length.expect_contiguous("topk_length")?;
-                length.clone()
-            }
-            None => device.upload_i32(&vec![topk as i32; s], &[s])?,
-        };
-        let starts = device.upload_i32(&vec![0; s], &[s])?;
-        let key_set = KeySet::Listed;
-        Ok(Self { key_set, indices: indices.clone(), starts, ends, topk, longest: topk })
-    }
-
-    fn range(ks: &Tensor, ke: &Tensor, q: &Tensor, n_rows: usize) -> Result<Self> {
-        for (name, range) in [("ks", ks), ("ke", ke)] {
-            range.expect_shape(name, &[("s", q.shape()[0])])?;
-            range.expect_dtype(name, &[DType::I32])?;
-            range.expect_contiguous(name)?;
-        }
-        Ok(Self {
-            key_set: KeySet::Range,
-            indices: ks.clone(),
-            starts: ks.clone(),
-            ends: ke.clone(),
-            topk: 0,
-            longest: n_rows,
-        })
-    }
 }
 
 fn attend(
     device: &Device,
     q: &Tensor,
-    rows: Rows,
-    list: List,
+    rows: KeyRows,
+    lists: KeyLists,
     args: &AttentionArgs,
 ) -> Result<Attention> {
     let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
@@ -510,53 +291,38 @@ fn attend(
         let expected = format!("at most d_qk={d_qk}");
         return Err(KernelError::Value { name: "d_v", got: args.d_v.to_string(), expected });
     }
-    let out = device.empty(&[s, heads, args.d_v], q.dtype());
-    let lse = device.empty(&[s, heads], DType::F32);
-    let max_logits = device.empty(&[s, heads], DType::F32);
+    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype());
     if s == 0 {
-        return Ok(Attention { out, lse, max_logits });
+        return Ok(whole);
     }
 
-    let machine = machine(device);
-    // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
-    // rows its units stand along them, and the keys they need do not fit shared memory.
-    let (least, most) = if machine.team == 1 { (4, 32) } else { (16, 16) };
-    let tile_heads = heads.next_power_of_two().clamp(least, most);
-    let lanes = Share::new(machine, tile_heads, LANES).lanes();
-    let tile_keys = (LANES * lanes).max(32);
-    let programs = s * heads.div_ceil(tile_heads);
+    let mut machine = machine(device, q.dtype());
+    let tiling = |machine| Tiling::new(machine, heads, d_qk, args, lists.key_set, rows.format);
+    if machine.is_wgmma() && !tiling(machine).fits(machine, device) {
+        machine = device.machine(64);
+    }
+    let mut tiling = tiling(machine);
+    let programs = s * heads.div_ceil(tiling.heads);
     let splits = match args.splits {
         Some(splits) => splits,
         // Enough programs for every core, but no split with less than eight tiles of keys.
         None => {
-            let most = list.longest.div_ceil(8 * tile_keys).max(1);
-            (4 * device.cores()).div_ceil(programs).clamp(1, most)
+            let most = lists.limit.div_ceil(8 * tiling.keys).max(1);
+            (device.programs_at_once(machine)).div_ceil(programs).clamp(1, most)
         }
     };
-    let sink = args.attn_sink.as_ref().unwrap_or(&lse);
-    let tiling = Tiling {
-        heads: tile_heads,
-        keys: tile_keys,
-        d_qk,
-        d_v: args.d_v,
-        key_set: list.key_set,
-        rows: rows.format,
-        has_sink: args.attn_sink.is_some() && splits == 1,
+    tiling.has_sink &= splits == 1;
+    let part = match splits {
+        1 => whole.clone(),
+        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32),
     };
-    let (to_out, to_lse, to_max) = if splits == 1 {
-        (out.clone(), lse.clone(), max_logits.clone())
-    } else {
-        (
-            device.empty(&[splits, s, heads, args.d_v], DType::F32),
-            device.empty(&[splits, s, heads], DType::F32),
-            device.empty(&[splits, s, heads], DType::F32),
-        )
-    };
+    let sink = args.attn_sink.as_ref().unwrap_or(&whole.lse);
     let elements = match rows.format {
-        RowFormat::Elements => &rows.elements,
+        RowFormat::Elements => &rows.buffer,
         RowFormat::Record { .. } => q,
     };
-    let width = if q.in_vectors() && elements.in_vectors() { LANES } else { 1 };
+    let vectors = load_width(machine, q.dtype().size());
+    let width = if q.in_vectors(vectors) && elements.in_vectors(vectors) { vectors } else { 1 };
     // SAFETY: shapes and strides are checked by the callers; the kernel compares heads, list entries and
     // rows with their counts before it reads, and writes `splits · s · heads` rows of d_v.
     unsafe {
@@ -568,33 +334,42 @@ fn attend(
             machine.cell_width(),
             q.arg(width),
             elements.arg(width),
-            rows.elements.reinterpret(DType::U8).arg(1),
-            list.indices.arg(1),
-            list.starts.arg(1),
-            list.ends.arg(1),
+            rows.buffer.reinterpret(DType::U8).arg(1),
+            lists.indices.arg(1),
+            lists.starts.arg(1),
+            lists.ends.arg(1),
             sink.arg(1),
-            to_out.arg(1),
-            to_lse.arg(1),
-            to_max.arg(1),
-            s as u32,
-            heads as u32,
-            splits as u32,
-            list.topk as u32,
-            rows.n_rows as u32,
-            q.strides()[0] as u32,
-            q.strides()[1] as u32,
-            rows.row as u32,
-            rows.page_size as u32,
-            rows.page_stride as u32,
-            list.indices.strides()[0] as u32,
+            part.out.arg(1),
+            part.lse.arg(1),
+            part.max_logits.arg(1),
+            SizesLaunch::new(
+                s as u32,
+                heads as u32,
+                splits as u32,
+                lists.limit as u32,
+                q.strides()[0] as u32,
+                q.strides()[1] as u32,
+                lists.indices.strides()[0] as u32,
+            ),
+            PagesLaunch::new(
+                rows.count as u32,
+                rows.stride as u32,
+                rows.page_size as u32,
+                rows.page_stride as u32,
+            ),
             args.softmax_scale,
             tiling,
             machine,
-            [q.dtype().elem(), to_out.dtype().elem(), f32::elem_type_native()],
+            [q.dtype().elem(), part.out.dtype().elem(), machine.kept(q.dtype().elem())],
         );
     }
     if splits > 1 {
-        merge_splits(device, &[&to_out, &to_lse, &to_max], &[&out, &lse, &max_logits], args)?;
+        merge_splits(device, &part, &whole, args)?;
     }
-    Ok(Attention { out, lse, max_logits })
+    Ok(whole)
+}
+
+/// How attention of `dtype` runs on `device`, sizes permitting.
+pub fn machine(device: &Device, dtype: DType) -> Machine {
+    crate::dense_attention::machine(device, dtype)
 }

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::error::KernelError;
+use crate::tile::LANES;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -317,19 +318,19 @@ impl Tensor {
         }
     }
 
-    /// Whether every row of the last axis starts, and ends, at a multiple of eight elements.
-    pub(crate) fn in_vectors(&self) -> bool {
+    /// Whether every row of the last axis starts, and ends, at a multiple of `width` elements.
+    pub(crate) fn in_vectors(&self, width: usize) -> bool {
         let outer = &self.strides[..self.strides.len() - 1];
         self.strides.last() == Some(&1)
-            && self.shape.last().is_some_and(|n| n % 8 == 0)
-            && outer.iter().all(|s| s % 8 == 0)
-            && self.offset.is_multiple_of(8)
-            && self.extent.is_multiple_of(8)
+            && self.shape.last().is_some_and(|n| n % width == 0)
+            && outer.iter().all(|s| s % width == 0)
+            && self.offset.is_multiple_of(width)
+            && self.extent.is_multiple_of(width)
     }
 
     /// Refuses a tensor whose rows are no whole vectors of eight elements.
     pub(crate) fn expect_vectors(&self, tensor: &'static str) -> Result<()> {
-        if self.in_vectors() {
+        if self.in_vectors(LANES) {
             return Ok(());
         }
         let expected = "rows of a multiple of 8 elements".to_string();

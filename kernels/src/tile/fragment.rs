@@ -1,6 +1,6 @@
 //! Fragments: tiles of f32 results, shared out among the units of a team.
 
-use super::{LANES, Machine, MatrixUnit, unit_id};
+use super::{LANES, Machine, MatrixUnit, WARPGROUP, WARPGROUP_ROWS, unit_id};
 use cubecl::prelude::*;
 
 /// How the cells of a `rows x cols` tile of results are shared out among the units of a team.
@@ -20,16 +20,25 @@ pub struct Share {
 }
 
 impl Share {
-    /// The share of a `rows x cols` tile. `rows` is a power of two, and a plain team has no more than a
-    /// plane of units for each row.
+    /// The share of a `rows x cols` tile.
+    ///
+    /// On a plain machine `rows` is a power of two, and a team has no more than a plane of units for each
+    /// row. Warpgroups take 64 rows each; if there are more of them, they share the columns evenly.
     pub fn new(machine: Machine, rows: usize, cols: usize) -> Self {
+        let share = Self { rows, cols, machine };
         // A launcher that breaks this has a bug, which the runtime reports as a refused kernel.
-        let fits = machine.matrix != MatrixUnit::Plain || machine.team <= rows * machine.plane;
-        assert!(rows.is_power_of_two() && fits, "{rows} rows do not suit {machine:?}");
-        Self { rows, cols, machine }
+        let fits = match machine.matrix {
+            MatrixUnit::Plain => rows.is_power_of_two() && machine.team <= rows * machine.plane,
+            MatrixUnit::Wgmma => {
+                rows * share.across() == WARPGROUP_ROWS * machine.warpgroups()
+                    && cols.is_multiple_of(LANES * share.across())
+            }
+        };
+        assert!(fits, "{rows} x {cols} cells do not suit {machine:?}");
+        share
     }
 
-    /// Units that hold cells of the same row.
+    /// Adjacent lanes of a plane that hold cells of the same row.
     pub fn lanes(&self) -> usize {
         match self.machine.matrix {
             MatrixUnit::Wgmma => 4,
@@ -39,8 +48,26 @@ impl Share {
         }
     }
 
-    /// Rows side by side: the stride between the rows of one unit on a plain machine.
-    fn row_groups(&self) -> usize {
+    /// Warpgroups side by side, each with its part of the columns of the same rows; 1 on a plain machine.
+    pub fn across(&self) -> usize {
+        match self.machine.matrix {
+            MatrixUnit::Wgmma => (self.machine.warpgroups() * WARPGROUP_ROWS / self.rows).max(1),
+            MatrixUnit::Plain => 1,
+        }
+    }
+
+    /// Warpgroups below each other, each with its own rows.
+    pub fn down(&self) -> usize {
+        self.machine.warpgroups() / self.across()
+    }
+
+    /// Columns of each warpgroup.
+    pub fn group_cols(&self) -> usize {
+        self.cols / self.across()
+    }
+
+    /// The stride between the rows of one unit on a plain machine.
+    fn row_stride(&self) -> usize {
         self.machine.team / self.lanes()
     }
 
@@ -48,13 +75,18 @@ impl Share {
     pub fn slots(&self) -> usize {
         match self.machine.matrix {
             MatrixUnit::Wgmma => 2,
-            MatrixUnit::Plain => self.rows.div_ceil(self.row_groups()),
+            MatrixUnit::Plain => self.rows.div_ceil(self.row_stride()),
         }
     }
 
     /// Cells each unit holds of each of its rows.
     pub fn run(&self) -> usize {
-        self.cols / (self.lanes() * self.machine.cell_width())
+        self.group_cols() / (self.lanes() * self.machine.cell_width())
+    }
+
+    /// Whether the cells of a fragment can be an operand of a product where they are.
+    pub fn in_registers(&self) -> bool {
+        self.machine.is_wgmma() && self.across() == 1
     }
 
     /// Whether loops over slots and cells are unrolled.
@@ -68,22 +100,32 @@ impl Share {
 #[cube]
 pub fn row_of(slot: usize, #[comptime] share: Share) -> usize {
     let unit = unit_id(share.machine);
-    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
-        let unit = unit % 128;
-        (unit / 32) * 16 + (unit % 32) / 4 + slot * 8
+    if comptime![share.machine.is_wgmma()] {
+        let group = unit / WARPGROUP % comptime![share.down()];
+        group * WARPGROUP_ROWS + unit % WARPGROUP / 32 * 16 + unit % 32 / 4 + slot * 8
     } else {
-        slot * comptime![share.row_groups()] + unit / comptime![share.lanes()]
+        slot * comptime![share.row_stride()] + unit / comptime![share.lanes()]
     }
 }
 
 /// The first column of this unit's `cell`.
 #[cube]
 pub fn col_of(cell: usize, #[comptime] share: Share) -> usize {
-    let lanes = comptime![share.lanes()];
-    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
-        (cell / 2) * 8 + lane_of(share) * 2 + cell % 2
+    if comptime![share.machine.is_wgmma()] {
+        let lane = unit_id(share.machine) % 4;
+        group_of(share) * comptime![share.group_cols()] + (cell / 2) * 8 + lane * 2 + cell % 2
     } else {
-        cell * comptime![lanes * LANES] + lane_of(share) * LANES
+        (cell * comptime![share.lanes()] + lane_of(share)) * LANES
+    }
+}
+
+/// Which of the warpgroups that share its rows this unit belongs to; 0 on a plain machine.
+#[cube]
+pub fn group_of(#[comptime] share: Share) -> usize {
+    if comptime![share.across() == 1] {
+        0usize.runtime()
+    } else {
+        unit_id(share.machine) / comptime![WARPGROUP * share.down()]
     }
 }
 
@@ -91,10 +133,11 @@ pub fn col_of(cell: usize, #[comptime] share: Share) -> usize {
 /// what is known once per row.
 #[cube]
 pub fn lane_of(#[comptime] share: Share) -> usize {
-    unit_id(share.machine) % comptime![share.lanes()]
+    let lanes = comptime![share.lanes()];
+    group_of(share) * lanes + unit_id(share.machine) % lanes
 }
 
-/// The sum of `value` over the units that hold cells of the same row, in a fixed order.
+/// The sum of `value` over the lanes that hold cells of the same row, in a fixed order.
 #[cube]
 pub fn sum_lanes(value: f32, #[comptime] share: Share) -> f32 {
     let mut sum = value;
@@ -106,7 +149,7 @@ pub fn sum_lanes(value: f32, #[comptime] share: Share) -> f32 {
     sum
 }
 
-/// The maximum of `value` over the units that hold cells of the same row.
+/// The maximum of `value` over the lanes that hold cells of the same row.
 #[cube]
 pub fn max_lanes(value: f32, #[comptime] share: Share) -> f32 {
     let mut top = value;
@@ -143,9 +186,11 @@ pub fn max_cell<W: Size>(cell: Vector<f32, W>) -> f32 {
 /// This unit's cells of a tile of f32 results.
 #[derive(CubeType)]
 pub struct Fragment<W: Size> {
-    cells: Array<Vector<f32, W>>,
+    /// The cells, in the order in which a warpgroup MMA accumulates, plain rows otherwise.
+    pub cells: Array<Vector<f32, W>>,
+    /// The share.
     #[cube(comptime)]
-    share: Share,
+    pub share: Share,
 }
 
 #[cube]
@@ -177,6 +222,16 @@ impl<W: Size> Fragment<W> {
     pub fn set(&mut self, slot: usize, cell: usize, value: Vector<f32, W>) {
         let share = comptime![self.share];
         self.cells[cell_index(slot, cell, share)] = value;
+    }
+
+    /// Adds `value` to this unit's `cell`-th cell of every row.
+    pub fn add_to_column(&mut self, cell: usize, value: Vector<f32, W>) {
+        let share = comptime![self.share];
+        #[unroll(share.unrolled())]
+        for slot in 0..comptime![share.slots()] {
+            let sum = self.get(slot, cell) + value;
+            self.set(slot, cell, sum);
+        }
     }
 
     /// Multiplies every cell of this unit's `slot`-th row by `factor`.
@@ -219,7 +274,7 @@ pub fn store_row<O: Numeric, W: Size>(
 /// returns its accumulator, and plain rows otherwise.
 #[cube]
 fn cell_index(slot: usize, cell: usize, #[comptime] share: Share) -> usize {
-    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
+    if comptime![share.machine.is_wgmma()] {
         (cell / 2) * 4 + slot * 2 + cell % 2
     } else {
         slot * comptime![share.run()] + cell

@@ -1,5 +1,6 @@
 //! What a kernel is compiled for: the comptime value every body is parametrised by.
 
+use cubecl::ir::ElemType;
 use cubecl::ir::types::ArrayType;
 use cubecl::prelude::*;
 
@@ -11,6 +12,11 @@ pub enum MatrixUnit {
     /// Hopper's warpgroup MMA (`wgmma`, sm_90a): 128 units multiply a 64-row tile together.
     Wgmma,
 }
+
+/// Units of a warpgroup, and the rows they multiply together.
+pub const WARPGROUP: usize = 128;
+/// Rows of one warpgroup MMA.
+pub const WARPGROUP_ROWS: usize = 64;
 
 /// How a kernel shares its work among the units of a device. A *team* is the set of units that work
 /// on one tile together and meet at [`sync_team`]; a *program* is one team's piece of the grid.
@@ -35,6 +41,21 @@ impl Machine {
     /// the compiler slow.
     pub fn unrolled(&self) -> bool {
         self.team > 1
+    }
+
+    /// Whether tiles are copied while the units go on computing, and multiplied by a matrix unit.
+    pub fn is_wgmma(&self) -> bool {
+        self.matrix == MatrixUnit::Wgmma
+    }
+
+    /// Warpgroups of a team that has a matrix unit.
+    pub fn warpgroups(&self) -> usize {
+        self.team / WARPGROUP
+    }
+
+    /// The type in which tiles of `elem` are kept: f32 for plain arithmetic, as it is for a matrix unit.
+    pub fn kept(&self, elem: ElemType) -> ElemType {
+        if self.is_wgmma() { elem } else { f32::elem_type_native() }
     }
 
     /// Columns in one cell of a fragment (see [`Share`](super::Share)).
@@ -77,7 +98,7 @@ pub fn unit_id(#[comptime] machine: Machine) -> usize {
 #[cube]
 pub fn sync_team(#[comptime] machine: Machine) {
     if comptime![machine.team > 1] {
-        if comptime![machine.matrix == MatrixUnit::Wgmma] {
+        if comptime![machine.is_wgmma()] {
             sync_async_proxy_shared();
         }
         sync_cube();

@@ -21,19 +21,25 @@
 //! -1 reads the last row; its own attention is one body per holder of the scores. What was learnt from it:
 //! an instruction chosen by a comptime value, and a softmax whose empty rows stay finite.
 
+mod async_copy;
 mod fragment;
+mod load;
 mod machine;
 mod multiply;
 mod reduce;
 mod softmax;
 mod tiles;
+mod warpgroup;
 
+pub use async_copy::*;
 pub use fragment::*;
+pub use load::*;
 pub use machine::*;
 pub use multiply::*;
 pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;
+pub use warpgroup::*;
 
 use cubecl::prelude::Const;
 

@@ -1,8 +1,12 @@
 //! Products of tiles.
 
-use super::{Fragment, LANES, Lanes, MatrixUnit, Share, Tile, col_of, row_of, sum_cell};
+use super::{
+    Fragment, LANES, Lanes, Share, Tile, WARPGROUP, WARPGROUP_ROWS, col_of, commit_mma,
+    fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers, row_of,
+    store_fragment, sum_cell, sync_team, unit_id, wait_mma,
+};
 use cubecl::prelude::*;
-use cubecl::wgmma::{Accumulator, MatrixDescriptor, WgmmaTileLayout};
+use cubecl::wgmma::{Major, WgmmaTileLayout};
 
 /// Columns (`nt`) or cells (`nn`) that a plain product computes together. Eight running sums, four
 /// vectors of one operand and two of the other fit the sixteen registers of AVX2.
@@ -24,10 +28,8 @@ pub fn multiply_nt<S: Numeric, W: Size>(
     b: &Tile<S>,
     #[comptime] share: Share,
 ) {
-    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
-        let b_layout = comptime![b.shape.k_major()];
-        let b_tile = MatrixDescriptor::new(&b.memory, b_layout);
-        multiply_wgmma::<S, W>(c, a, &b_tile, share);
+    if comptime![share.machine.is_wgmma()] {
+        multiply_wgmma::<S, W>(c, a, b, Major::K, share);
     } else {
         multiply_nt_plain::<S, W>(c, a, b, share);
     }
@@ -44,12 +46,32 @@ pub fn multiply_nn<S: Numeric, W: Size>(
     b: &Tile<S>,
     #[comptime] share: Share,
 ) {
-    if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
-        let b_layout = comptime![b.shape.mn_major()];
-        let b_tile = MatrixDescriptor::new(&b.memory, b_layout);
-        multiply_wgmma::<S, W>(c, a, &b_tile, share);
+    if comptime![share.machine.is_wgmma()] {
+        multiply_wgmma::<S, W>(c, a, b, Major::MN, share);
     } else {
         multiply_nn_plain::<S, W>(c, a, b, share);
+    }
+}
+
+/// [`multiply_nn`] with `a` still in a fragment, shared out as `a_share`: `c += a · b`, `a` rounded to `S`.
+///
+/// A warpgroup that holds whole rows multiplies them out of its registers; otherwise `a` goes through
+/// `via`, a tile that no unit reads any more.
+#[cube]
+pub fn multiply_fragment_nn<S: Numeric, W: Size>(
+    c: &mut Fragment<W>,
+    a: &Fragment<W>,
+    via: &mut Tile<S>,
+    b: &Tile<S>,
+    #[comptime] a_share: Share,
+    #[comptime] share: Share,
+) {
+    if comptime![a_share.in_registers()] {
+        multiply_wgmma_registers::<S, W>(c, a, b, share);
+    } else {
+        store_fragment::<S, W>(via, a, a_share);
+        sync_team(comptime![share.machine]);
+        multiply_nn::<S, W>(c, &*via, b, share);
     }
 }
 
@@ -150,30 +172,78 @@ fn multiply_nn_plain<S: Numeric, W: Size>(
     }
 }
 
-/// One warpgroup multiplies a 64-row `a` by all of `b` and waits for the result.
+/// Each warpgroup multiplies its 64 rows of `a` by its columns of `b`, read in place, into its own
+/// registers, and waits for the result.
 #[cube]
 fn multiply_wgmma<S: Numeric, W: Size>(
     c: &mut Fragment<W>,
     a: &Tile<S>,
-    b: &MatrixDescriptor<S>,
+    b: &Tile<S>,
+    #[comptime] b_major: Major,
     #[comptime] share: Share,
 ) {
     let size = S::size();
     let k_step = comptime![WgmmaTileLayout::k_step(size)];
+    let n = comptime![share.group_cols()];
     let a_layout = comptime![a.shape.k_major()];
-    let a_tile = MatrixDescriptor::new(&a.memory, a_layout);
-    let mut sums = Accumulator::<f32>::new(comptime![share.cols]).start();
+    let b_layout = comptime![b.shape.operand(b_major)];
+    let first_row = unit_id(share.machine) / WARPGROUP % comptime![share.down()] * WARPGROUP_ROWS;
+    let a_tile = a.describe(a_layout, first_row);
+    let b_tile = b.describe(b_layout, group_of(share) * n);
+    fence_cells::<W>(&mut c.cells);
+    fence_mma();
     #[unroll]
     for step in 0..comptime![a_layout.k / k_step] {
-        sums.execute(&a_tile.at(0usize, step * k_step), &b.at(0usize, step * k_step));
+        let a_step = comptime![a_layout.byte_offset(0, step * k_step, size) as u64 / 16];
+        let b_step = comptime![b_layout.byte_offset(0, step * k_step, size) as u64 / 16];
+        issue_mma::<S, W>(&mut c.cells, a_tile + a_step, b_tile + b_step, n, Major::K, b_major);
     }
-    let sums = sums.wait();
+    commit_mma();
+    wait_mma(0usize);
+    fence_cells::<W>(&mut c.cells);
+}
+
+/// [`multiply_wgmma`] with `a` in registers: the accumulator of one product, rounded, is laid out as the
+/// operand of the next.
+#[cube]
+fn multiply_wgmma_registers<S: Numeric, W: Size>(
+    c: &mut Fragment<W>,
+    a: &Fragment<W>,
+    b: &Tile<S>,
+    #[comptime] share: Share,
+) {
+    let size = S::size();
+    let k_step = comptime![WgmmaTileLayout::k_step(size)];
+    let n = comptime![share.group_cols()];
+    let b_layout = comptime![b.shape.operand(Major::MN)];
+    let b_tile = b.describe(b_layout, group_of(share) * n);
+    // One k step reads eight elements of each unit, in the order in which the accumulator holds them.
+    let steps = comptime![a.share.cols / k_step];
+    let mut operands = Sequence::<Array<S>>::new();
     #[unroll]
-    for slot in 0..comptime![share.slots()] {
+    for step in 0..steps {
+        let mut operand = Array::<S>::new(8usize);
         #[unroll]
-        for cell in 0..comptime![share.run()] {
-            let register = comptime![(cell / 2) * 4 + slot * 2 + cell % 2];
-            c.set(slot, cell, c.get(slot, cell) + Vector::new(sums.get(register)));
+        for i in 0..8usize {
+            operand[i] = S::cast_from(a.cells[comptime![step * 8 + i]].extract(0usize));
         }
+        fence_fragment::<S>(&operand);
+        operands.push(operand);
     }
+    fence_cells::<W>(&mut c.cells);
+    fence_mma();
+    #[unroll]
+    for step in 0..steps {
+        let b_step = comptime![b_layout.byte_offset(0, step * k_step, size) as u64 / 16];
+        issue_mma_registers::<S, W>(
+            &mut c.cells,
+            operands.index(step),
+            b_tile + b_step,
+            n,
+            Major::MN,
+        );
+    }
+    commit_mma();
+    wait_mma(0usize);
+    fence_cells::<W>(&mut c.cells);
 }

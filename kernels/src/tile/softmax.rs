@@ -1,23 +1,29 @@
 //! The online softmax of flash attention (Milakov and Gimelshein 2018; Dao et al. 2022): running row
 //! maxima and sums, so that scores are seen once, a tile at a time.
 
-use super::{Fragment, Share, max_cell, max_lanes, sum_cell, sum_lanes};
+use super::{
+    Fragment, Share, exp2_fast, group_of, lane_of, max_cell, max_lanes, row_of, sum_cell,
+    sum_lanes, sync_team, team_memory,
+};
 use cubecl::prelude::*;
 
-/// What is known of each row after some tiles of scores: the largest score and the sum of
-/// `exp(score - largest)`. One entry per slot of the unit.
+/// What is known of each row after some tiles of scores: the largest score, and of each unit's own part
+/// of the row the sum of `exp(softmax_scale · (score - largest))`. One entry per slot of the unit.
 #[derive(CubeType)]
 pub struct OnlineSoftmax {
     top: Array<f32>,
     sum: Array<f32>,
+    softmax_scale: f32,
+    /// One number of each row for each of the warpgroups that share it.
+    exchange: Shared<[f32]>,
     #[cube(comptime)]
     share: Share,
 }
 
 #[cube]
 impl OnlineSoftmax {
-    /// No score seen.
-    pub fn new(#[comptime] share: Share) -> Self {
+    /// No score seen. `softmax_scale`, the factor of the scores, is positive.
+    pub fn new(softmax_scale: f32, #[comptime] share: Share) -> Self {
         let mut top = Array::<f32>::new(comptime![share.slots()]);
         let mut sum = Array::<f32>::new(comptime![share.slots()]);
         #[unroll(share.unrolled())]
@@ -25,16 +31,19 @@ impl OnlineSoftmax {
             top[slot] = f32::NEG_INFINITY;
             sum[slot] = 0.0f32;
         }
-        OnlineSoftmax { top, sum, share }
+        let numbers = comptime![if share.across() == 1 { 1 } else { share.across() * share.rows }];
+        let exchange = team_memory::<f32>(numbers, 16usize, comptime![share.machine]);
+        OnlineSoftmax { top, sum, softmax_scale, exchange, share }
     }
 
-    /// Takes in a tile of scores (already scaled; -inf where there is no key), turns it into
+    /// Takes in a tile of scores (not yet scaled; -inf where there is no key), turns it into
     /// probabilities relative to the new maxima, and rescales `acc` from the old maxima to the new.
     ///
     /// The maximum starts at -inf, so that any finite score counts, however low; a row that has seen
     /// no key subtracts 0 instead, since -inf - -inf is NaN.
     pub fn step<W: Size>(&mut self, scores: &mut Fragment<W>, acc: &mut Fragment<W>) {
         let share = comptime![self.share];
+        let mut tops = Array::<f32>::new(comptime![share.slots()]);
         #[unroll(share.unrolled())]
         for slot in 0..comptime![share.slots()] {
             let mut tile_top = scores.get(slot, 0usize);
@@ -42,27 +51,65 @@ impl OnlineSoftmax {
             for cell in 1..comptime![share.run()] {
                 tile_top = max(tile_top, scores.get(slot, cell));
             }
+            tops[slot] = max_lanes(max_cell(tile_top), share);
+        }
+        if comptime![share.across() > 1] {
+            publish(&mut self.exchange, &tops, share);
+            #[unroll]
+            for slot in 0..comptime![share.slots()] {
+                let row = row_of(slot, share);
+                #[unroll]
+                for group in 0..comptime![share.across()] {
+                    tops[slot] = max(tops[slot], self.exchange[group * share.rows + row]);
+                }
+            }
+        }
+        #[unroll(share.unrolled())]
+        for slot in 0..comptime![share.slots()] {
             let old = self.top[slot];
-            let top = max(old, max_lanes(max_cell(tile_top), share));
+            let top = max(old, tops[slot]);
             let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
-            let rescale = (old - shift).exp();
-
             let mut tile_sum = Vector::<f32, W>::new(0.0f32);
             #[unroll(share.unrolled())]
             for cell in 0..comptime![share.run()] {
-                let p = (scores.get(slot, cell) - Vector::new(shift)).exp();
+                let p = exp_of::<W>(scores.get(slot, cell), shift, self.softmax_scale, share);
                 tile_sum += p;
                 scores.set(slot, cell, p);
             }
+            let old = Vector::<f32, Const<1>>::new(old);
+            let rescale = exp_of::<Const<1>>(old, shift, self.softmax_scale, share).extract(0usize);
             self.top[slot] = top;
-            self.sum[slot] = self.sum[slot] * rescale + sum_lanes(sum_cell(tile_sum), share);
+            self.sum[slot] = self.sum[slot] * rescale + sum_cell(tile_sum);
             acc.scale_row(slot, rescale);
+        }
+    }
+
+    /// Adds up the parts of each row; after the last step, before anything is read.
+    pub fn finish(&mut self) {
+        let share = comptime![self.share];
+        #[unroll(share.unrolled())]
+        for slot in 0..comptime![share.slots()] {
+            self.sum[slot] = sum_lanes(self.sum[slot], share);
+        }
+        if comptime![share.across() > 1] {
+            sync_team(comptime![share.machine]);
+            publish(&mut self.exchange, &self.sum, share);
+            #[unroll]
+            for slot in 0..comptime![share.slots()] {
+                let row = row_of(slot, share);
+                let mut sum = 0.0f32.runtime();
+                #[unroll]
+                for group in 0..comptime![share.across()] {
+                    sum += self.exchange[group * share.rows + row];
+                }
+                self.sum[slot] = sum;
+            }
         }
     }
 
     /// The largest score of `slot`'s row; -inf if it has seen no key.
     pub fn max_logit(&self, slot: usize) -> f32 {
-        self.top[slot]
+        self.top[slot] * self.softmax_scale
     }
 
     /// What `acc`'s row is divided by: the sum of the probabilities, or infinity for a row without a
@@ -74,6 +121,35 @@ impl OnlineSoftmax {
     /// The natural logarithm of the sum of exponentials of `slot`'s row; +inf if it has seen no key
     /// (FlashMLA's convention).
     pub fn lse(&self, slot: usize) -> f32 {
-        select(self.sum[slot] == 0.0f32, f32::INFINITY, self.top[slot] + self.sum[slot].ln())
+        select(self.sum[slot] == 0.0f32, f32::INFINITY, self.max_logit(slot) + self.sum[slot].ln())
     }
+}
+
+/// `exp(softmax_scale · (score - shift))`.
+#[cube]
+fn exp_of<W: Size>(
+    score: Vector<f32, W>,
+    shift: f32,
+    softmax_scale: f32,
+    #[comptime] share: Share,
+) -> Vector<f32, W> {
+    if comptime![share.machine.is_wgmma()] {
+        // One fused multiplication and addition, and the unit that computes powers of two.
+        let scale = softmax_scale * core::f32::consts::LOG2_E;
+        Vector::new(exp2_fast(score.extract(0usize) * scale - shift * scale))
+    } else {
+        ((score - Vector::new(shift)) * Vector::new(softmax_scale)).exp()
+    }
+}
+
+/// Lets the warpgroups that share a row see each other's number of it, one of each slot.
+#[cube]
+fn publish(exchange: &mut Shared<[f32]>, numbers: &Array<f32>, #[comptime] share: Share) {
+    #[unroll]
+    for slot in 0..comptime![share.slots()] {
+        if lane_of(share) % 4 == 0 {
+            exchange[group_of(share) * share.rows + row_of(slot, share)] = numbers[slot];
+        }
+    }
+    sync_team(comptime![share.machine]);
 }

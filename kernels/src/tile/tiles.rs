@@ -1,8 +1,8 @@
 //! Tiles: matrices in the memory of a team, operands of products.
 
 use super::{
-    Fragment, LANES, Lanes, Machine, MatrixUnit, Share, col_of, padded, row_of, team_memory,
-    unit_id,
+    Fragment, LANES, Lanes, Machine, MatrixUnit, Share, col_of, descriptor, padded, row_of,
+    team_memory,
 };
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, Swizzle, WgmmaTileLayout};
@@ -29,6 +29,13 @@ impl TileShape {
         Self { rows, cols, machine }
     }
 
+    /// The shape of the tile through which a fragment shared out as `share` becomes an operand; next to
+    /// nothing where it can be one in registers.
+    pub fn via(share: Share) -> Self {
+        let rows = if share.in_registers() { 8 } else { share.rows };
+        Self::new(share.machine, rows, share.cols)
+    }
+
     /// Vectors in a row.
     pub fn vectors(&self) -> usize {
         self.cols / LANES
@@ -49,10 +56,13 @@ impl TileShape {
         WgmmaTileLayout { major: Major::K, swizzle: Swizzle::B128, rows: self.rows, k: self.cols }
     }
 
-    /// The same bytes read transposed: rows along K, columns along M or N. A panel of one is a panel
-    /// of the other, so one tile serves `q · kᵀ` and `p · v`.
-    pub fn mn_major(&self) -> WgmmaTileLayout {
-        WgmmaTileLayout { major: Major::MN, swizzle: Swizzle::B128, rows: self.cols, k: self.rows }
+    /// The tile as an operand whose rows are contiguous along `major`. Along MN the same bytes are read
+    /// transposed, a panel of one being a panel of the other: so one tile serves `q · kᵀ` and `p · v`.
+    pub fn operand(&self, major: Major) -> WgmmaTileLayout {
+        match major {
+            Major::K => self.k_major(),
+            Major::MN => WgmmaTileLayout { major, rows: self.cols, k: self.rows, ..self.k_major() },
+        }
     }
 
     fn alignment(&self) -> usize {
@@ -68,8 +78,10 @@ impl TileShape {
 /// otherwise.
 #[derive(CubeType)]
 pub struct Tile<S: Numeric> {
-    /// The vectors of the tile, in the order of its layout.
+    /// The vectors of the tile, in the order of its layout, from `first` on.
     pub memory: Shared<[Vector<S, Const<8>>]>,
+    /// The tile's first vector.
+    pub first: usize,
     /// The shape.
     #[cube(comptime)]
     pub shape: TileShape,
@@ -84,144 +96,75 @@ impl<S: Numeric> Tile<S> {
             comptime![shape.alignment()],
             comptime![shape.machine],
         );
-        Tile::<S> { memory, shape }
+        Tile::<S> { memory, first: 0usize, shape }
     }
 
     /// Columns `8 v .. 8 v + 8` of `row`, as f32.
     pub fn vector(&self, row: usize, v: usize) -> Vector<f32, Lanes> {
-        let shape = comptime![self.shape];
-        Vector::cast_from(self.memory[vector_index::<S>(row, v, shape)])
+        Vector::cast_from(self.memory[self.index(row, v)])
     }
 
     /// Replaces columns `8 v .. 8 v + 8` of `row`.
     pub fn put(&mut self, row: usize, v: usize, value: Vector<S, Lanes>) {
+        let at = self.index(row, v);
+        self.memory[at] = value;
+    }
+
+    /// Where columns `8 v .. 8 v + 8` of `row` are in `memory`.
+    pub fn index(&self, row: usize, v: usize) -> usize {
         let shape = comptime![self.shape];
-        self.memory[vector_index::<S>(row, v, shape)] = value;
+        self.first + vector_index::<S>(row, v, shape)
+    }
+
+    /// What a warpgroup MMA finds the operand `layout` of this tile by, from its `row` on.
+    pub fn describe(&self, #[comptime] layout: WgmmaTileLayout, row: usize) -> u64 {
+        let size = S::size();
+        let bytes = self.first * comptime![LANES * size] + layout.byte_offset(row, 0usize, size);
+        // Addresses are counted in units of 16 bytes.
+        descriptor::<S>(&self.memory, layout) + (bytes / 16) as u64
+    }
+}
+
+/// Tiles of the same shape that are filled and used in turn, so that the next ones can be on their way
+/// while one is worked on.
+#[derive(CubeType)]
+pub struct Ring<S: Numeric> {
+    memory: Shared<[Vector<S, Const<8>>]>,
+    #[cube(comptime)]
+    shape: TileShape,
+    #[cube(comptime)]
+    stages: usize,
+}
+
+#[cube]
+impl<S: Numeric> Ring<S> {
+    /// `stages` uninitialised tiles.
+    pub fn new(#[comptime] shape: TileShape, #[comptime] stages: usize) -> Self {
+        let memory = team_memory::<Vector<S, Lanes>>(
+            comptime![shape.len() * stages],
+            comptime![shape.alignment()],
+            comptime![shape.machine],
+        );
+        Ring::<S> { memory, shape, stages }
+    }
+
+    /// The tile that the `n`-th load fills.
+    pub fn tile(&self, n: usize) -> Tile<S> {
+        let shape = comptime![self.shape];
+        let first = n % comptime![self.stages] * comptime![shape.len()];
+        Tile::<S> { memory: self.memory.clone(), first, shape }
     }
 }
 
 /// Where columns `8 v .. 8 v + 8` of `row` are in the memory of a tile.
 #[cube]
 fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) -> usize {
-    if comptime![shape.machine.matrix == MatrixUnit::Wgmma] {
+    if comptime![shape.machine.is_wgmma()] {
         let layout = comptime![shape.k_major()];
         let size = S::size();
         layout.offset(row, v * LANES, size) / LANES
     } else {
         row * comptime![shape.vectors()] + v
-    }
-}
-
-/// Eight elements of `source` from element `at` on, of which the first `valid` exist; zeros instead
-/// of the rest. With `N` = 8, `at` is a multiple of 8 and all or none of the eight exist.
-#[cube]
-pub fn read_vector<E: Numeric, N: Size, S: Numeric>(
-    source: &[Vector<E, N>],
-    at: usize,
-    valid: usize,
-) -> Vector<S, Lanes> {
-    let mut out = Vector::<S, Lanes>::cast_from(Vector::<f32, Lanes>::new(0.0f32));
-    let width = N::value();
-    if comptime![width == LANES] {
-        if valid > 0 {
-            out = Vector::cast_from(source[at / LANES]);
-        }
-    } else {
-        #[unroll]
-        for i in 0..LANES {
-            if i < valid {
-                out.insert(i, S::cast_from(source[at + i].extract(0usize)));
-            }
-        }
-    }
-    out
-}
-
-/// How many of the eight columns from `8 v` on lie before `cols`; the vector's own count may be larger.
-#[cube]
-pub fn left_of(cols: usize, v: usize) -> usize {
-    select(v * LANES < cols, cols - v * LANES, 0usize)
-}
-
-/// The little-endian f32 at byte `at`.
-#[cube]
-pub fn read_f32(bytes: &[u8], at: usize) -> f32 {
-    let mut bits = 0u32.runtime();
-    #[unroll]
-    for i in 0..4usize {
-        bits |= u32::cast_from(bytes[at + i]) << comptime![8 * i as u32];
-    }
-    f32::reinterpret(bits)
-}
-
-/// Writes a little-endian f32 at byte `at`.
-#[cube]
-pub fn write_f32(bytes: &mut [u8], at: usize, value: f32) {
-    let bits = u32::reinterpret(value);
-    #[unroll]
-    for i in 0..4usize {
-        bytes[at + i] = u8::cast_from((bits >> comptime![8 * i as u32]) & 0xffu32);
-    }
-}
-
-/// Fills `tile` with rows of `source`: tile row `r` is the `cols` elements from `start + r * stride`
-/// on, for `r < rows`; the other rows and the padding are zeros.
-#[cube]
-pub fn load_rows<E: Numeric, N: Size, S: Numeric>(
-    tile: &mut Tile<S>,
-    source: &[Vector<E, N>],
-    start: usize,
-    stride: usize,
-    rows: usize,
-    cols: usize,
-) {
-    let shape = comptime![tile.shape];
-    let team = comptime![shape.machine.team];
-    let unit = unit_id(comptime![shape.machine]);
-    for step in 0..comptime![shape.len().div_ceil(team)] {
-        let i = step * team + unit;
-        if comptime![shape.len() % team == 0] || i < comptime![shape.len()] {
-            let row = i / comptime![shape.vectors()];
-            let v = i % comptime![shape.vectors()];
-            let valid = select(row < rows, left_of(cols, v), 0usize);
-            tile.put(
-                row,
-                v,
-                read_vector::<E, N, S>(source, start + row * stride + v * LANES, valid),
-            );
-        }
-    }
-}
-
-/// Fills `tile` with the rows of `source` that `slots` names. Rows come in pages: `page_size` rows,
-/// `stride` elements apart, in each page, and a page every `page_stride` elements; unpaged rows are one
-/// page. A negative slot means no row: zeros, so that nothing of an unused row, not even a NaN, can
-/// reach a product.
-#[cube]
-pub fn gather_rows<E: Numeric, N: Size, S: Numeric>(
-    tile: &mut Tile<S>,
-    source: &[Vector<E, N>],
-    slots: &[i32],
-    stride: usize,
-    page_size: usize,
-    page_stride: usize,
-    cols: usize,
-) {
-    let shape = comptime![tile.shape];
-    let team = comptime![shape.machine.team];
-    let unit = unit_id(comptime![shape.machine]);
-    for step in 0..comptime![shape.len().div_ceil(team)] {
-        let i = step * team + unit;
-        if comptime![shape.len() % team == 0] || i < comptime![shape.len()] {
-            let row = i / comptime![shape.vectors()];
-            let v = i % comptime![shape.vectors()];
-            let slot = slots[row];
-            let valid = select(slot >= 0, left_of(cols, v), 0usize);
-            // The offset of a missing row is never used, but it must not be computed from -1 either.
-            let slot = select(slot >= 0, slot, 0i32) as usize;
-            let at = slot / page_size * page_stride + slot % page_size * stride + v * LANES;
-            tile.put(row, v, read_vector::<E, N, S>(source, at, valid));
-        }
     }
 }
 
@@ -235,17 +178,26 @@ pub fn store_fragment<S: Numeric, W: Size>(
     #[unroll(share.unrolled())]
     for slot in 0..comptime![share.slots()] {
         let row = row_of(slot, share);
-        #[unroll(share.unrolled())]
-        for cell in 0..comptime![share.run()] {
-            let col = col_of(cell, share);
-            let value = fragment.get(slot, cell);
-            if comptime![share.machine.matrix == MatrixUnit::Wgmma] {
-                let layout = comptime![tile.shape.k_major()];
-                let size = S::size();
-                let scalars = tile.memory.with_vector_size_mut::<Const<1>>();
-                scalars[layout.offset(row, col, size)] =
-                    Vector::new(S::cast_from(value.extract(0usize)));
-            } else {
+        if comptime![share.machine.is_wgmma()] {
+            // Cells come in pairs of adjacent columns.
+            let layout = comptime![tile.shape.k_major()];
+            let size = S::size();
+            #[unroll]
+            for pair in 0..comptime![share.run() / 2] {
+                let at = tile.first * LANES + layout.offset(row, col_of(pair * 2, share), size);
+                let mut out =
+                    Vector::<S, Const<2>>::cast_from(Vector::<f32, Const<2>>::new(0.0f32));
+                #[unroll]
+                for i in 0..2usize {
+                    out.insert(i, S::cast_from(fragment.get(slot, pair * 2 + i).extract(0usize)));
+                }
+                tile.memory.with_vector_size_mut::<Const<2>>()[at / 2] = out;
+            }
+        } else {
+            #[unroll(share.unrolled())]
+            for cell in 0..comptime![share.run()] {
+                let col = col_of(cell, share);
+                let value = fragment.get(slot, cell);
                 #[unroll]
                 for v in 0..comptime![share.machine.cell_width() / LANES] {
                     let mut out = Vector::<S, Lanes>::cast_from(Vector::<f32, Lanes>::new(0.0f32));

@@ -114,7 +114,7 @@ pub(super) fn compare(
         let (ks, ke) = causal(s);
         let v = trial.download::<Ix3>(v)?;
         let want = dense_mha(q.view(), k.view(), v.view(), &ks, &ke, c.softmax_scale())?;
-        let machine = dense_attention::machine(device);
+        let machine = dense_attention::machine(device, dtype);
         kernel_checks(&mut section, device, ("dense_mha", machine), &trace, &want)?;
     }
     let dense = trial.download::<Ix2>(&trace.hidden)?; // [s, hidden]
@@ -138,7 +138,7 @@ pub(super) fn compare(
     let (tau, rank) = (c.softmax_scale(), c.kv_lora_rank);
     if s > 1 || trace.indices.is_some() {
         let want = sparse_mla(q.view(), kv.view(), indices.view(), tau, rank, None, None)?;
-        let machine = sparse_attention::machine(device);
+        let machine = sparse_attention::machine(device, dtype);
         kernel_checks(&mut section, device, ("sparse_mla", machine), &trace, &want)?;
         let (ks, ke) = causal(s);
         let of_all = dense_mla(q.view(), kv.view(), &ks, &ke, tau, rank)?;

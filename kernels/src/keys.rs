@@ -1,0 +1,338 @@
+//! Where the keys of absorbed attention are: which rows a token attends to, and how a row is kept.
+//!
+//! | keys of a token | rows |
+//! |---|---|
+//! | an index list (sparse), or a range (dense) | elements, in one piece or in pages; or fp8 records in pages |
+//!
+//! An index that is negative or >= the number of rows is no key: nothing of its row is read.
+
+use crate::attention::AttentionArgs;
+use crate::device::Device;
+use crate::quant::{BLOCK, KvRecord, expect_page_size};
+use crate::tensor::{DType, Tensor};
+use crate::tile::*;
+use crate::{KernelError, Result};
+use cubecl::prelude::*;
+use cubecl_common::e4m3;
+
+/// Which keys a token attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KeySet {
+    /// Those of its index list.
+    Listed,
+    /// Those of its range: dense attention, the same body.
+    Range,
+}
+
+/// How a key's row is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RowFormat {
+    /// As elements.
+    Elements,
+    /// As an fp8 record of the paged cache.
+    Record { kv_lora_rank: usize },
+}
+
+/// How rows lie in their buffer: `page_size` of them, `stride` apart, in each page, a page every
+/// `page_stride`; rows in one piece are one page. In elements, of records in bytes.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Pages {
+    /// Rows that there are.
+    pub count: u32,
+    /// From a row to the next of its page.
+    pub stride: u32,
+    /// Rows of a page.
+    pub page_size: u32,
+    /// From a page to the next.
+    pub page_stride: u32,
+}
+
+#[cube]
+impl Pages {
+    /// Where row `slot` begins.
+    pub fn start(&self, slot: usize) -> usize {
+        let page_size = self.page_size as usize;
+        slot / page_size * self.page_stride as usize + slot % page_size * self.stride as usize
+    }
+}
+
+/// The keys of one token: entries `0 .. end` of its list, or rows `0 .. end`.
+#[derive(CubeType)]
+pub(crate) struct Keys<'a> {
+    /// The index lists.
+    pub indices: &'a [i32],
+    /// Where the token's list begins.
+    pub list: usize,
+    /// The first entry that does not count.
+    pub end: usize,
+    /// How the rows lie.
+    pub pages: Pages,
+    /// Whether the keys are listed.
+    #[cube(comptime)]
+    pub key_set: KeySet,
+}
+
+#[cube]
+impl<'a> Keys<'a> {
+    /// The keys of the list that begins at entry `list` of `indices`, up to its entry `end`.
+    pub fn new(
+        indices: &'a [i32],
+        list: usize,
+        end: usize,
+        pages: Pages,
+        #[comptime] key_set: KeySet,
+    ) -> Self {
+        Keys::<'a> { indices, list, end, pages, key_set }
+    }
+
+    /// The row of key `j`, -1 if it is none.
+    pub fn slot(&self, j: usize) -> i32 {
+        let mut slot = -1i32.runtime();
+        if j < self.end {
+            slot = match comptime![self.key_set] {
+                KeySet::Listed => self.indices[self.list + j],
+                KeySet::Range => j as i32,
+            };
+        }
+        // Compared before it is multiplied by any stride: INT_MIN and INT_MAX are harmless.
+        let valid = slot >= 0 && slot < self.pages.count as i32;
+        select(valid, slot, -1i32)
+    }
+
+    /// What is added to the scores of keys `j ..`: 0, or -inf for what is no key.
+    pub fn mask<W: Size>(&self, j: usize) -> Vector<f32, W> {
+        let mut mask = Vector::<f32, W>::new(0.0f32);
+        #[unroll]
+        for i in 0..W::value() {
+            mask.insert(i, select(self.slot(j + i) >= 0, 0.0f32, f32::NEG_INFINITY));
+        }
+        mask
+    }
+}
+
+#[cube]
+impl<'a> Rows for Keys<'a> {
+    fn row(&self, i: usize) -> (usize, bool) {
+        let slot = self.slot(i);
+        let exists = slot >= 0;
+        // The offset of a missing row is never used, but it must not be computed from -1 either.
+        (self.pages.start(select(exists, slot, 0i32) as usize), exists)
+    }
+}
+
+/// Fills `tile` with keys `first ..`: elements of `kv`, or records among the bytes `records`.
+#[cube]
+pub(crate) fn load_keys<E: Numeric, N: Size, S: Numeric>(
+    tile: &mut Tile<S>,
+    kv: &[Vector<E, N>],
+    records: &[Vector<u8, Const<1>>],
+    keys: &Keys<'_>,
+    first: usize,
+    #[comptime] format: RowFormat,
+    #[comptime] d_qk: usize,
+) {
+    match comptime![format] {
+        RowFormat::Elements => load_rows::<E, N, S, Keys<'_>>(tile, kv, keys, first, d_qk),
+        RowFormat::Record { kv_lora_rank } => {
+            load_records::<S>(tile, records, keys, first, kv_lora_rank, d_qk)
+        }
+    }
+}
+
+/// [`load_rows`] from fp8 records: codes times their block's scale, then the rope part.
+#[cube]
+fn load_records<S: Numeric>(
+    tile: &mut Tile<S>,
+    records: &[Vector<u8, Const<1>>],
+    keys: &Keys<'_>,
+    first: usize,
+    #[comptime] kv_lora_rank: usize,
+    #[comptime] d_qk: usize,
+) {
+    let machine = comptime![tile.shape.machine];
+    let vectors = comptime![tile.shape.vectors()];
+    let along = comptime![units_along(machine)];
+    let down = comptime![machine.team / along];
+    let unit = unit_id(machine);
+    for step in 0..comptime![tile.shape.rows.div_ceil(down)] {
+        let r = step * down + unit / along;
+        if r < comptime![tile.shape.rows] {
+            let (at, exists) = keys.row(first + r);
+            for c in 0..comptime![vectors.div_ceil(along)] {
+                let v = c * along + unit % along;
+                if v < vectors {
+                    let mut out = Vector::<f32, Lanes>::new(0.0f32);
+                    if exists {
+                        out = read_record(records, at, v * LANES, kv_lora_rank, d_qk);
+                    }
+                    tile.put(r, v, Vector::cast_from(out));
+                }
+            }
+        }
+    }
+}
+
+/// Columns `col .. col + 8` of the record that begins at byte `at`; zeros beyond `d_qk`.
+#[cube]
+fn read_record(
+    records: &[Vector<u8, Const<1>>],
+    at: usize,
+    col: usize,
+    #[comptime] kv_lora_rank: usize,
+    #[comptime] d_qk: usize,
+) -> Vector<f32, Lanes> {
+    let blocks = comptime![kv_lora_rank.div_ceil(BLOCK)];
+    let mut out = Vector::<f32, Lanes>::new(0.0f32);
+    #[unroll]
+    for e in 0..LANES {
+        let col = col + e;
+        if col < kv_lora_rank {
+            let code = e4m3::reinterpret(records[at + col].extract(0usize));
+            let scale = read_f32::<Const<1>>(records, at + kv_lora_rank + col / BLOCK * 4);
+            out.insert(e, f32::cast_from(code) * scale);
+        } else if col < d_qk {
+            let from = at + kv_lora_rank + 4 * blocks + 2 * (col - kv_lora_rank);
+            let high = u32::cast_from(records[from + 1].extract(0usize));
+            let low = u32::cast_from(records[from].extract(0usize));
+            // A bf16 is the upper half of an f32.
+            out.insert(e, f32::reinterpret((high << 24) | (low << 16)));
+        }
+    }
+    out
+}
+
+/// Where a launch finds the rows of keys.
+pub(crate) struct KeyRows {
+    /// The buffer.
+    pub buffer: Tensor,
+    /// How a row is kept.
+    pub format: RowFormat,
+    /// How many rows there are.
+    pub count: usize,
+    /// Elements from a row to the next of its page.
+    pub stride: usize,
+    /// Rows of a page.
+    pub page_size: usize,
+    /// Elements from a page to the next.
+    pub page_stride: usize,
+}
+
+impl KeyRows {
+    /// Rows of elements: `kv` `[s_kv, d_qk]` or `[n_pages, page_size, d_qk]`, of the type of q.
+    pub fn elements(kv: &Tensor, q: &Tensor) -> Result<Self> {
+        q.expect_rank("q", &["s", "h", "d_qk"])?;
+        q.expect_dtype("q", &DType::FLOATS)?;
+        kv.expect_dtype("kv", &[q.dtype()])?;
+        let d_qk = q.shape()[2];
+        let (pages, page_size, row, page_stride) = match *kv.shape() {
+            [s_kv, _] => (1, s_kv, kv.strides()[0], 0),
+            [pages, page_size, _] => (pages, page_size, kv.strides()[1], kv.strides()[0]),
+            _ => {
+                kv.expect_rank("kv", &["s_kv (or n_pages, page_size)", "d_qk"])?;
+                (0, 0, 0, 0)
+            }
+        };
+        if kv.shape().last() != Some(&d_qk) {
+            return Err(KernelError::Shape {
+                tensor: "kv",
+                got: kv.shape().to_vec(),
+                expected: format!("rows of d_qk={d_qk} as q has"),
+            });
+        }
+        kv.expect_rows("kv")?;
+        Ok(Self {
+            buffer: kv.clone(),
+            format: RowFormat::Elements,
+            count: pages * page_size,
+            stride: row,
+            page_size: page_size.max(1),
+            page_stride,
+        })
+    }
+
+    /// Rows of fp8 records: `cache` `[n_pages, page_size · record.bytes()]` u8.
+    pub fn records(cache: &Tensor, page_size: usize, record: KvRecord, q: &Tensor) -> Result<Self> {
+        q.expect_rank("q", &["s", "h", "d_qk"])?;
+        expect_page_size(page_size)?;
+        if record.kv_lora_rank.saturating_add(record.rope_dim) != q.shape()[2] {
+            return Err(KernelError::Value {
+                name: "record",
+                got: format!("{record:?}"),
+                expected: format!("d_qk={} elements as q has", q.shape()[2]),
+            });
+        }
+        cache.expect_rank("cache", &["n_pages", "page_size * record"])?;
+        let n_pages = cache.shape()[0];
+        let bytes = page_size * record.bytes();
+        cache.expect_shape("cache", &[("n_pages", n_pages), ("page_size * record", bytes)])?;
+        cache.expect_dtype("cache", &[DType::U8])?;
+        cache.expect_rows("cache")?;
+        Ok(Self {
+            buffer: cache.clone(),
+            format: RowFormat::Record { kv_lora_rank: record.kv_lora_rank },
+            count: n_pages * page_size,
+            stride: record.bytes(),
+            page_size,
+            page_stride: cache.strides()[0],
+        })
+    }
+}
+
+/// Which rows each token of a launch attends to.
+pub(crate) struct KeyLists {
+    /// Whether the keys are listed.
+    pub key_set: KeySet,
+    /// `[s, topk]` i32; any buffer of i32 for ranges.
+    pub indices: Tensor,
+    /// `[s]` i32: the first entry that counts.
+    pub starts: Tensor,
+    /// `[s]` i32: the end of those that count.
+    pub ends: Tensor,
+    /// Entries that there are: of a list, or rows.
+    pub limit: usize,
+}
+
+impl KeyLists {
+    /// The lists `indices` `[s, topk]`, of which the first `args.topk_length` entries count.
+    pub fn indices(
+        device: &Device,
+        indices: &Tensor,
+        q: &Tensor,
+        args: &AttentionArgs,
+    ) -> Result<Self> {
+        let s = q.shape()[0];
+        indices.expect_rank("indices", &["s", "topk"])?;
+        let topk = indices.shape()[1];
+        indices.expect_shape("indices", &[("s", s), ("topk", topk)])?;
+        indices.expect_dtype("indices", &[DType::I32])?;
+        indices.expect_rows("indices")?;
+        let ends = match &args.topk_length {
+            Some(length) => {
+                length.expect_shape("topk_length", &[("s", s)])?;
+                length.expect_dtype("topk_length", &[DType::I32])?;
+                length.expect_contiguous("topk_length")?;
+                length.clone()
+            }
+            None => device.upload_i32(&vec![topk as i32; s], &[s])?,
+        };
+        let starts = device.upload_i32(&vec![0; s], &[s])?;
+        let key_set = KeySet::Listed;
+        Ok(Self { key_set, indices: indices.clone(), starts, ends, limit: topk })
+    }
+
+    /// The ranges `ks .. ke` of rows.
+    pub fn range(ks: &Tensor, ke: &Tensor, q: &Tensor, count: usize) -> Result<Self> {
+        for (name, range) in [("ks", ks), ("ke", ke)] {
+            range.expect_shape(name, &[("s", q.shape()[0])])?;
+            range.expect_dtype(name, &[DType::I32])?;
+            range.expect_contiguous(name)?;
+        }
+        Ok(Self {
+            key_set: KeySet::Range,
+            indices: ks.clone(),
+            starts: ks.clone(),
+            ends: ke.clone(),
+            limit: count,
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! Instructions of NVIDIA GPUs that CubeCL has no name for, as operations of our own in its IR: copies
+//! to shared memory that run while the units compute (`cp.async`), and a power of two in one
+//! instruction.
+//!
+//! CubeCL lowers whatever implements its `ToLLVMDialect`, so an operation takes three pieces: a
+//! `#[cube_op]` struct, what it does to memory (by which CubeCL's optimiser orders it), and the LLVM it
+//! becomes. They exist on NVPTX alone: a body chooses them at compile time, and another target refuses
+//! them by name.
+
+use super::LANES;
+use cubecl::prelude::*;
+use cubecl_ir::attributes::IndexAttr;
+use cubecl_ir::interfaces::side_effects::{MemoryEffect, MemoryEffectsOp};
+use cubecl_ir::prelude::{
+    Context, DialectConversionRewriter, Op, OperandsInfo, Result as IrResult, Rewriter as _,
+    Typed as _, Value, op_interface_impl, op_traits,
+};
+use cubecl_ir::{AddressSpace, CanMaterialize, HasSideEffects, Pure, cube_op};
+use cubecl_llvm::LlvmTarget;
+use cubecl_llvm::shared::intrinsic::{call_intrinsic, call_void};
+use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
+use cubecl_llvm::shared::to_llvm::constant::insert_i32_const;
+use cubecl_llvm::shared::to_llvm::insert::insert;
+use cubecl_llvm::shared::to_llvm::prelude::{CastOpInterface as _, LlvmPointerType, llvm};
+use cubecl_llvm::target::CtxTarget as _;
+use pliron::input_err;
+
+/// Bytes that one asynchronous copy moves.
+pub const COPY_BYTES: usize = 16;
+
+/// Starts an asynchronous copy of [`COPY_BYTES`] bytes from `source[from]` to shared memory, beginning at
+/// the vector `tile[to]`; zeros if not `valid`. PTX: `cp.async.cg.shared.global [to], [from], 16, size`.
+///
+/// A vector of `source` is 16 bytes, and `E` and `S` have the same size: nothing is converted. 16 bytes
+/// are one vector of a 2-byte `S`, two of a 1-byte `S` (then `to` is even), half of one of a 4-byte `S`
+/// (refused). `from` must be an index of `source` even if not `valid`, although nothing is read then.
+///
+/// The bytes are there for this unit after [`commit_copies`] and [`wait_copies`], for the others after a
+/// barrier as well, and for a warpgroup MMA after `sync_async_proxy_shared` before that barrier.
+#[cube]
+pub fn copy_async<E: Numeric, N: Size, S: Numeric>(
+    tile: &mut [Vector<S, Const<8>>],
+    to: usize,
+    source: &[Vector<E, N>],
+    from: usize,
+    valid: bool,
+) {
+    copy_some::<E, N, S>(tile, to, source, from, select(valid, 16u32, 0u32));
+}
+
+/// [`copy_async`] of the first `bytes` bytes, and zeros for the rest.
+#[cube]
+#[allow(unused_variables)]
+fn copy_some<E: Numeric, N: Size, S: Numeric>(
+    tile: &mut [Vector<S, Const<8>>],
+    to: usize,
+    source: &[Vector<E, N>],
+    from: usize,
+    bytes: u32,
+) {
+    intrinsic!(|scope| {
+        let (kept, stored) = (S::elem_type(scope).size(), E::elem_type(scope).size());
+        let width = N::__expand_value(scope);
+        if stored * width != COPY_BYTES || kept != stored || kept * LANES > COPY_BYTES {
+            scope.push_error(format!(
+                "an asynchronous copy moves {COPY_BYTES} bytes, not {width} elements of {stored} \
+                 bytes to a tile of elements of {kept}"
+            ));
+        }
+        let destination = tile.__expand_index_mut_method(scope, to).value(scope);
+        let source = source.__expand_index_method(scope, from).value(scope);
+        let bytes = bytes.read_value(scope);
+        scope.register(&CopyOp::new(scope.ctx_mut(), source, destination, bytes));
+    })
+}
+
+/// Closes the group of all copies this unit started since the last such call.
+/// PTX: `cp.async.commit_group`.
+#[cube]
+pub fn commit_copies() {
+    intrinsic!(|scope| {
+        scope.register(&CommitCopiesOp::new(scope.ctx_mut()));
+    })
+}
+
+/// Waits until at most the last `pending` groups of this unit's copies are still under way.
+/// PTX: `cp.async.wait_group pending`.
+#[cube]
+pub fn wait_copies(#[comptime] pending: usize) {
+    intrinsic!(|scope| {
+        scope.register(&WaitCopiesOp::new(scope.ctx_mut(), pending));
+    })
+}
+
+/// 2 to the power of `x`, to about 2 units in the last place; subnormals count as zero.
+/// PTX: `ex2.approx.ftz.f32`.
+#[cube]
+#[allow(unused_variables)]
+pub fn exp2_fast(x: f32) -> f32 {
+    intrinsic!(|scope| {
+        let x = x.read_value(scope);
+        scope.register_with_result(&Exp2FastOp::new(scope.ctx_mut(), x)).into()
+    })
+}
+
+/// A copy of 16 bytes to shared memory, of which the first `bytes` are read and the rest are zeros.
+#[cube_op(name = "dsa.copy_async")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+struct CopyOp {
+    pub source: Value,
+    pub destination: Value,
+    pub bytes: Value,
+}
+
+#[op_interface_impl]
+impl MemoryEffectsOp for CopyOp {
+    fn memory_effects(&self, ctx: &Context) -> Vec<MemoryEffect> {
+        vec![MemoryEffect::Read(self.source(ctx)), MemoryEffect::Write(self.destination(ctx))]
+    }
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for CopyOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        let destination = in_space(ctx, rewriter, self.destination(ctx), SHARED);
+        let source = in_space(ctx, rewriter, self.source(ctx), GLOBAL);
+        let args = vec![destination, source, self.bytes(ctx)];
+        // The intrinsic and not inline PTX: LLVM folds constant offsets into its addresses.
+        call_void(ctx, rewriter, "llvm.nvvm.cp.async.cg.shared.global.16.s", args);
+        rewriter.erase_operation(ctx, self.get_operation());
+        Ok(())
+    }
+}
+
+/// The end of a group of copies.
+#[cube_op(name = "dsa.commit_copies")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+struct CommitCopiesOp {}
+
+#[op_interface_impl]
+impl MemoryEffectsOp for CommitCopiesOp {
+    fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
+        copies_land()
+    }
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for CommitCopiesOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        call_void(ctx, rewriter, "llvm.nvvm.cp.async.commit.group", vec![]);
+        rewriter.erase_operation(ctx, self.get_operation());
+        Ok(())
+    }
+}
+
+/// The wait for all but the last `pending` groups of copies.
+#[cube_op(name = "dsa.wait_copies")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+struct WaitCopiesOp {
+    pub pending: IndexAttr,
+}
+
+#[op_interface_impl]
+impl MemoryEffectsOp for WaitCopiesOp {
+    fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
+        copies_land()
+    }
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for WaitCopiesOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        let pending = self.pending(ctx).0 as i32;
+        let pending = insert_i32_const(ctx, rewriter, pending);
+        call_void(ctx, rewriter, "llvm.nvvm.cp.async.wait.group", vec![pending]);
+        rewriter.erase_operation(ctx, self.get_operation());
+        Ok(())
+    }
+}
+
+/// 2 to the power of an f32.
+#[cube_op(name = "dsa.exp2_fast")]
+#[result_ty(same_as = input)]
+#[op_traits(CanMaterialize, Pure)]
+struct Exp2FastOp {
+    pub input: Value,
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for Exp2FastOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        let input = self.input(ctx);
+        let ty = input.get_type(ctx);
+        let power = call_intrinsic(ctx, rewriter, "llvm.nvvm.ex2.approx.ftz.f32", ty, vec![input]);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![power]);
+        Ok(())
+    }
+}
+
+/// What committing and waiting do to memory: after them shared memory may hold other bytes than before,
+/// wherever the copies under way write, so no load from it is the same as one before.
+fn copies_land() -> Vec<MemoryEffect> {
+    vec![
+        MemoryEffect::ReadAllInSpace(AddressSpace::Shared),
+        MemoryEffect::WriteAllInSpace(AddressSpace::Shared),
+    ]
+}
+
+/// NVPTX's number of global memory.
+const GLOBAL: u32 = 1;
+/// NVPTX's number of the shared memory of a cube.
+const SHARED: u32 = 3;
+
+/// `pointer` as a pointer into the memory `space`, in which it must point.
+fn in_space(
+    ctx: &mut Context,
+    rewriter: &mut DialectConversionRewriter,
+    pointer: Value,
+    space: u32,
+) -> Value {
+    let ty = LlvmPointerType::get(ctx, space).into();
+    if pointer.get_type(ctx) == ty {
+        return pointer;
+    }
+    let cast = llvm::AddrSpaceCastOp::new(ctx, pointer, ty);
+    insert(ctx, rewriter, &cast)
+}
+
+/// An instruction of NVIDIA GPUs in a kernel for something else.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{operation}` is an instruction of NVIDIA GPUs, and this kernel is compiled for {target:?}"
+)]
+struct NvptxOnly {
+    operation: String,
+    target: LlvmTarget,
+}
+
+/// Refuses `op` unless the kernel is compiled for NVPTX.
+fn only_nvptx(op: &dyn Op, ctx: &Context) -> IrResult<()> {
+    match ctx.target() {
+        LlvmTarget::Nvptx => Ok(()),
+        target => {
+            input_err!(op.loc(ctx), NvptxOnly { operation: op.get_opid().to_string(), target })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{compile_ptx, hopper};
+    use crate::tile::{Machine, MatrixUnit};
+    use cubecl::prelude::BufferCompilationArg;
+    use cubecl_core::Compiler as _;
+    use cubecl_llvm::{PlironCompiler, PlironOptions};
+
+    const MACHINE: Machine = Machine { matrix: MatrixUnit::Wgmma, team: 32, plane: 32, teams: 1 };
+
+    /// Copies the same bytes `times` times and adds up what it finds: nothing of it may leave the loop.
+    #[cube(launch_unchecked)]
+    fn repeated<N: Size>(source: &[Vector<u8, N>], out: &mut [u32], times: u32) {
+        let unit = UNIT_POS as usize;
+        let mut tile = Shared::<[Vector<u8, Const<8>>]>::new_aligned_slice(64usize, 16usize);
+        let mut sum = 0u32.runtime();
+        for _ in 0..times {
+            copy_async(&mut tile, 2 * unit, source, unit, true);
+            commit_copies();
+            wait_copies(0usize);
+            sum += u32::cast_from(tile[2 * unit].extract(0usize));
+        }
+        out[unit] = sum;
+    }
+
+    #[cube(launch_unchecked)]
+    fn powers(out: &mut [f32]) {
+        out[UNIT_POS as usize] = exp2_fast(out[UNIT_POS as usize]);
+    }
+
+    fn buffer() -> BufferCompilationArg {
+        BufferCompilationArg { inplace: None }
+    }
+
+    fn repeated_of(width: usize) -> cubecl_core::prelude::KernelDefinition {
+        let (settings, properties, target) = hopper(MACHINE, u8::elem_type_native());
+        repeated::Repeated::new(settings, properties, target, buffer(), buffer(), (), width)
+            .define()
+    }
+
+    #[test]
+    fn a_copy_that_looks_invariant_stays_in_its_loop() {
+        let ptx = compile_ptx(repeated_of(16)).unwrap();
+        let after = |from: usize, what: &str| {
+            from + ptx[from..].find(what).unwrap_or_else(|| panic!("no {what} in {ptx}"))
+        };
+        let mut at = after(0, "\n$L__BB0_");
+        for what in [
+            "cp.async.cg.shared.global",
+            "cp.async.commit_group",
+            "cp.async.wait_group",
+            "ld.shared",
+            "bra",
+        ] {
+            at = after(at, what);
+        }
+        assert_eq!(ptx.matches("ld.shared").count(), ptx.matches("cp.async.cg").count(), "{ptx}");
+    }
+
+    #[test]
+    fn a_copy_of_other_than_16_bytes_is_refused() {
+        let error = compile_ptx(repeated_of(8)).unwrap_err().to_string();
+        assert!(error.contains("not 8 elements of 1 bytes"), "{error}");
+    }
+
+    #[test]
+    fn another_target_refuses_the_instruction_by_name() {
+        let (settings, properties, target) = hopper(MACHINE, u8::elem_type_native());
+        let kernel = powers::Powers::new(settings, properties, target, buffer()).define();
+        let mut compiler = PlironCompiler { target: LlvmTarget::Cpu };
+        let error = match compiler.compile(kernel, &PlironOptions::default()) {
+            Ok(_) => panic!("compiled for the CPU"),
+            Err(error) => format!("{error:?}"),
+        };
+        assert!(error.contains("dsa.exp2_fast"), "{error}");
+    }
+}

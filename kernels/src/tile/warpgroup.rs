@@ -1,0 +1,516 @@
+//! Warpgroup MMAs (`wgmma`, sm_90a) into registers the body owns: an `Array` of f32 cells that it may
+//! scale between products, which the registers of `cubecl::wgmma::Accumulator` do not allow.
+//!
+//! An MMA runs while its units go on, so the order of the calls is what makes it right and fast:
+//!
+//! ```text
+//! cells[..] = ..                 the units write the registers
+//! fence_cells(&mut cells)        the compiler moves no access to them below here,
+//! fence_mma()                    and neither does the device
+//! issue_mma(&mut cells, ..)      any number; nothing in between touches the registers
+//! commit_mma()
+//! ..                             work on other registers
+//! wait_mma(pending)
+//! fence_cells(&mut cells)        the compiler moves no access to them above here
+//! .. = cells[..]                 the units read and write them again
+//! ```
+//!
+//! What ptxas makes of it (13.0, seen in its remarks and in the machine code):
+//! * an access to the cells between `issue_mma` and the wait for its group makes it wait after *every* MMA
+//!   of the kernel (remark C7514: «instructions are serialized»), without an error; a missing
+//!   `fence_mma` is put in for us (C7519); a branch between issue and wait can get a wait put in (C7517);
+//! * groups of different cells overlap: scores, commit, outputs, commit, `wait_mma(1)`, work on the scores,
+//!   `wait_mma(0)`; and cells may stay in flight across a loop's end;
+//! * it sinks arithmetic, even shuffles, below the next wait, where it no longer overlaps. A store to shared
+//!   memory stays above, with all that it depends on: store what was computed (the probabilities, a row's
+//!   sum) before the wait.
+//!
+//! The cells of a `64 x n` product in unit `u` of the warpgroup: cell `4 g + 2 r + e` is row
+//! `16 (u / 32) + (u % 32) / 4 + 8 r`, column `8 g + 2 (u % 4) + e`.
+
+use cubecl::prelude::*;
+use cubecl::wgmma::{Major, WARPGROUP_M, WgmmaTileLayout};
+use cubecl_ir::dialect::matrix::{
+    WgmmaCommitGroupOp, WgmmaDescriptorOp, WgmmaFenceOp, WgmmaFenceOperandOp, WgmmaOp,
+    WgmmaWaitGroupOp, warpgroup_elems_per_unit,
+};
+use cubecl_ir::features::WgmmaElems;
+use cubecl_ir::prelude::{TypeAttr, Value};
+use cubecl_ir::types::MatrixShape;
+
+/// The descriptor of `tile`, laid out as `layout` in shared memory and aligned to
+/// `layout.alignment()`, through which a warpgroup MMA reads it.
+///
+/// It counts the tile's address in units of 16 bytes, so that of a part of the tile is the sum with
+/// `layout.byte_offset(row, k, size) / 16`: `k` is a multiple of the MMA's k, `row` of 8 (K-major) or of
+/// the columns of a panel (MN-major).
+#[cube]
+#[allow(unused_variables)]
+pub fn descriptor<S: Numeric>(
+    tile: &[Vector<S, Const<8>>],
+    #[comptime] layout: WgmmaTileLayout,
+) -> u64 {
+    intrinsic!(|scope| {
+        if let Err(error) = layout.validate(S::elem_type(scope).size()) {
+            scope.push_error(format!("a warpgroup MMA cannot read the tile: {error}"));
+        }
+        let first = 0usize.into_expand(scope);
+        let start = tile.__expand_index_method(scope, first).value(scope);
+        let op = WgmmaDescriptorOp::new(
+            scope.ctx_mut(),
+            start,
+            layout.leading_byte_offset(),
+            layout.stride_byte_offset(),
+            layout.swizzle,
+        );
+        scope.register_with_result(&op).into()
+    })
+}
+
+/// Issues `cells += a · b`, 64 x `n` in f32, over the 32 bytes of k at which the [`descriptor`]s `a`
+/// (64 rows) and `b` (`n` rows, or columns if `b_major` is `MN`) point.
+///
+/// `cells`: the `n / 2` registers of this unit (`W` is 1), between the fences the module names.
+/// PTX: `wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{S}.{S}`.
+#[cube]
+#[allow(unused_variables)]
+pub fn issue_mma<S: Numeric, W: Size>(
+    cells: &mut Array<Vector<f32, W>>,
+    a: u64,
+    b: u64,
+    #[comptime] n: usize,
+    #[comptime] a_major: Major,
+    #[comptime] b_major: Major,
+) {
+    intrinsic!(|scope| {
+        let (a, b) = (a.read_value(scope), b.read_value(scope));
+        issue::<S, W>(scope, cells, a, b, n, a_major, b_major);
+    })
+}
+
+/// [`issue_mma`] with the rows of `a` in registers: the elements of this unit for one step of k, 8 of a
+/// 2-byte type, ordered as the cells of a 64 x k product. They must not change until the MMA is waited
+/// for, and are fenced ([`fence_fragment`], [`fence_mma`]) after they were written.
+#[cube]
+#[allow(unused_variables)]
+pub fn issue_mma_registers<S: Numeric, W: Size>(
+    cells: &mut Array<Vector<f32, W>>,
+    a: &Array<S>,
+    b: u64,
+    #[comptime] n: usize,
+    #[comptime] b_major: Major,
+) {
+    intrinsic!(|scope| {
+        let (a, b) = (a.read_value(scope), b.read_value(scope));
+        issue::<S, W>(scope, cells, a, b, n, Major::K, b_major);
+    })
+}
+
+/// Pins the registers of `cells` in place: no access to them moves across this point. Costs nothing.
+#[cube]
+#[allow(unused_variables)]
+pub fn fence_cells<W: Size>(cells: &mut Array<Vector<f32, W>>) {
+    intrinsic!(|scope| {
+        let cells = cells.__extract_list(scope);
+        scope.register(&WgmmaFenceOperandOp::new(scope.ctx_mut(), cells));
+    })
+}
+
+/// [`fence_cells`] of the registers of an `a` ([`issue_mma_registers`]).
+#[cube]
+#[allow(unused_variables)]
+pub fn fence_fragment<S: Numeric>(a: &Array<S>) {
+    intrinsic!(|scope| {
+        let a = a.__extract_list(scope);
+        scope.register(&WgmmaFenceOperandOp::new(scope.ctx_mut(), a));
+    })
+}
+
+/// Orders what the units did with registers before the MMAs that follow. PTX:
+/// `wgmma.fence.sync.aligned`.
+#[cube]
+pub fn fence_mma() {
+    intrinsic!(|scope| {
+        scope.register(&WgmmaFenceOp::new(scope.ctx_mut()));
+    })
+}
+
+/// Closes the group of all MMAs issued since the last such call. PTX:
+/// `wgmma.commit_group.sync.aligned`.
+#[cube]
+pub fn commit_mma() {
+    intrinsic!(|scope| {
+        scope.register(&WgmmaCommitGroupOp::new(scope.ctx_mut()));
+    })
+}
+
+/// Waits until at most the last `pending` groups of MMAs are still running. PTX:
+/// `wgmma.wait_group.sync.aligned pending`.
+#[cube]
+pub fn wait_mma(#[comptime] pending: usize) {
+    intrinsic!(|scope| {
+        scope.register(&WgmmaWaitGroupOp::new(scope.ctx_mut(), pending));
+    })
+}
+
+/// Adds one MMA to the kernel, and an error if the device has no such form.
+fn issue<S: Numeric, W: Size>(
+    scope: &Scope,
+    cells: &NativeExpand<Array<Vector<f32, W>>>,
+    a: Value,
+    b: Value,
+    n: usize,
+    a_major: Major,
+    b_major: Major,
+) {
+    let elem = S::elem_type(scope);
+    let elems = WgmmaElems { a: elem, b: elem, cd: f32::elem_type(scope) };
+    let shape = MatrixShape { m: WARPGROUP_M, n, k: WgmmaTileLayout::k_step(elem.size()) };
+    let properties = scope.state().device_properties.clone();
+    let known = properties.as_ref().is_none_or(|known| {
+        known.features.matmul.wgmma.iter().any(|form| form.matches(elems, shape))
+    });
+    if !known {
+        scope.push_error(format!(
+            "the device has no {}x{n}x{} warpgroup MMA of {elem:?} into f32",
+            shape.m, shape.k
+        ));
+    }
+    let registers = cells.__expand_len_method(scope) * W::__expand_value(scope);
+    let expected = warpgroup_elems_per_unit(n);
+    if W::__expand_value(scope) != 1 || registers != expected {
+        scope.push_error(format!(
+            "a warpgroup MMA of {n} columns adds to {expected} single cells, not to {registers}"
+        ));
+    }
+    let cells = cells.__extract_list(scope);
+    let ty = TypeAttr::new(S::__expand_as_type(scope));
+    let op = WgmmaOp::new(scope.ctx_mut(), a, b, cells, ty.clone(), ty, shape, a_major, b_major);
+    scope.register(&op);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{compile_ptx, hopper};
+    use crate::tile::{Machine, MatrixUnit, commit_copies, copy_async, exp2_fast, wait_copies};
+    use cubecl::prelude::BufferCompilationArg;
+    use cubecl::wgmma::Swizzle;
+    use half::bf16;
+
+    type Cell = Const<1>;
+
+    const MACHINE: Machine = Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 };
+
+    fn layout(major: Major, rows: usize, k: usize) -> WgmmaTileLayout {
+        WgmmaTileLayout { major, swizzle: Swizzle::B128, rows, k }
+    }
+
+    /// Starts the copy of `rows` rows of 64 columns from row `from` on to row `to` of a tile of
+    /// `tile_rows` rows.
+    #[cube]
+    fn fill(
+        tile: &mut [Vector<bf16, Const<8>>],
+        source: &[Vector<bf16, Const<8>>],
+        to: usize,
+        from: usize,
+        valid: bool,
+        #[comptime] rows: usize,
+        #[comptime] tile_rows: usize,
+    ) {
+        let tile_layout = comptime![layout(Major::K, tile_rows, 64)];
+        let from = select(valid, from, 0usize);
+        #[unroll]
+        for step in 0..comptime![rows * 8 / 128] {
+            let i = step * 128 + UNIT_POS as usize;
+            let at = tile_layout.offset(to + i / 8, i % 8 * 8, 2usize) / 8;
+            copy_async(tile, at, source, from * 8 + i, valid);
+        }
+    }
+
+    #[cube]
+    fn clear<W: Size>(cells: &mut Array<Vector<f32, W>>) {
+        #[unroll]
+        for i in 0..cells.len() {
+            cells[i] = Vector::new(0.0f32);
+        }
+    }
+
+    #[cube]
+    fn scale<W: Size>(cells: &mut Array<Vector<f32, W>>, by: f32) {
+        #[unroll]
+        for i in 0..cells.len() {
+            cells[i] *= Vector::new(by);
+        }
+    }
+
+    /// `out = Σ_j 2^(..) a[j] · b[j]ᵀ`, both tiles 64 x 64, the next two copied while these are multiplied.
+    #[cube(launch_unchecked)]
+    fn scaled_products(
+        a: &[Vector<bf16, Const<8>>],
+        b: &[Vector<bf16, Const<8>>],
+        out: &mut [f32],
+        tiles: u32,
+    ) {
+        let both = comptime![layout(Major::K, 128, 64)];
+        let mut a_tile =
+            Shared::<[Vector<bf16, Const<8>>]>::new_aligned_slice(1024usize, 1024usize);
+        let mut b_tile =
+            Shared::<[Vector<bf16, Const<8>>]>::new_aligned_slice(1024usize, 1024usize);
+        let a_at = descriptor::<bf16>(&a_tile, both);
+        let b_at = descriptor::<bf16>(&b_tile, both);
+        let mut cells = Array::<Vector<f32, Cell>>::new(32usize);
+        clear::<Cell>(&mut cells);
+        let tiles = tiles as usize;
+        fill(&mut a_tile, a, 0usize, 0usize, true, 64usize, 128usize);
+        fill(&mut b_tile, b, 0usize, 0usize, true, 64usize, 128usize);
+        commit_copies();
+        for j in 0..tiles {
+            let next = (j + 1) % 2 * 64;
+            fill(&mut a_tile, a, next, (j + 1) * 64, j + 1 < tiles, 64usize, 128usize);
+            fill(&mut b_tile, b, next, (j + 1) * 64, j + 1 < tiles, 64usize, 128usize);
+            commit_copies();
+            wait_copies(1usize);
+            sync_async_proxy_shared();
+            sync_cube();
+            let by = exp2_fast(cells[0].extract(0usize));
+            scale::<Cell>(&mut cells, by);
+            fence_cells::<Cell>(&mut cells);
+            fence_mma();
+            #[unroll]
+            for step in 0..4usize {
+                let at = both.byte_offset(j % 2 * 64, step * 16, 2usize) as u64 / 16;
+                issue_mma::<bf16, Cell>(
+                    &mut cells,
+                    a_at + at,
+                    b_at + at,
+                    64usize,
+                    comptime![Major::K],
+                    comptime![Major::K],
+                );
+            }
+            commit_mma();
+            wait_mma(0usize);
+            fence_cells::<Cell>(&mut cells);
+            sync_cube();
+        }
+        #[unroll]
+        for i in 0..32usize {
+            out[i * 128 + UNIT_POS as usize] = cells[i].extract(0usize);
+        }
+    }
+
+    /// Adds `q · kᵀ` (64 x 32) to cleared scores, from row `half` of the keys on, as one group.
+    #[cube]
+    fn issue_scores(scores: &mut Array<Vector<f32, Cell>>, q_at: u64, k_at: u64, half: usize) {
+        let keys = comptime![layout(Major::K, 64, 64)];
+        #[unroll]
+        for step in 0..4usize {
+            issue_mma::<bf16, Cell>(
+                scores,
+                q_at + keys.byte_offset(0usize, step * 16, 2usize) as u64 / 16,
+                k_at + keys.byte_offset(half, step * 16, 2usize) as u64 / 16,
+                32usize,
+                comptime![Major::K],
+                comptime![Major::K],
+            );
+        }
+        commit_mma();
+    }
+
+    /// Adds `p · v` (64 x 256) to the cells, from row `half` of the values on, as one group.
+    #[cube]
+    fn issue_outputs(
+        cells: &mut Array<Vector<f32, Cell>>,
+        low: &Array<bf16>,
+        high: &Array<bf16>,
+        v_at: u64,
+        half: usize,
+    ) {
+        let values = comptime![layout(Major::MN, 256, 64)];
+        let first = v_at + values.byte_offset(0usize, half, 2usize) as u64 / 16;
+        let second = v_at + values.byte_offset(0usize, half + 16, 2usize) as u64 / 16;
+        issue_mma_registers::<bf16, Cell>(cells, low, first, 256usize, comptime![Major::MN]);
+        issue_mma_registers::<bf16, Cell>(cells, high, second, 256usize, comptime![Major::MN]);
+        commit_mma();
+    }
+
+    /// A flash step in miniature: 16 cells of scores `q · kᵀ` (64 x 32), their powers `p` in registers,
+    /// and 128 cells of `p · v` (64 x 256) that are rescaled before each tile. The powers of one tile are
+    /// computed while the product of the tile before runs.
+    #[cube(launch_unchecked)]
+    fn flash(
+        q: &[Vector<bf16, Const<8>>],
+        k: &[Vector<bf16, Const<8>>],
+        v: &[Vector<bf16, Const<8>>],
+        out: &mut [f32],
+        tiles: u32,
+    ) {
+        let q_layout = comptime![layout(Major::K, 64, 64)];
+        let k_layout = comptime![layout(Major::K, 64, 64)];
+        let v_layout = comptime![layout(Major::MN, 256, 64)];
+        let mut q_tile = Shared::<[Vector<bf16, Const<8>>]>::new_aligned_slice(512usize, 1024usize);
+        let mut k_tile = Shared::<[Vector<bf16, Const<8>>]>::new_aligned_slice(512usize, 1024usize);
+        let mut v_tile =
+            Shared::<[Vector<bf16, Const<8>>]>::new_aligned_slice(2048usize, 1024usize);
+        let mut tops = Shared::<[f32]>::new_slice(128usize);
+        let q_at = descriptor::<bf16>(&q_tile, q_layout);
+        let k_at = descriptor::<bf16>(&k_tile, k_layout);
+        let v_at = descriptor::<bf16>(&v_tile, v_layout);
+        let mut scores = Array::<Vector<f32, Cell>>::new(16usize);
+        let mut cells = Array::<Vector<f32, Cell>>::new(128usize);
+        let mut low = Array::<bf16>::new(8usize);
+        let mut high = Array::<bf16>::new(8usize);
+        clear::<Cell>(&mut cells);
+        #[unroll]
+        for i in 0..8usize {
+            low[i] = bf16::cast_from(0.0f32);
+            high[i] = bf16::cast_from(0.0f32);
+        }
+        let tiles = tiles as usize;
+        fill(&mut q_tile, q, 0usize, 0usize, true, 64usize, 64usize);
+        fill(&mut k_tile, k, 0usize, 0usize, true, 32usize, 64usize);
+        fill(&mut v_tile, v, 0usize, 0usize, true, 256usize, 256usize);
+        commit_copies();
+        for j in 0..tiles {
+            let half = j % 2 * 32;
+            fill(&mut k_tile, k, 32 - half, (j + 1) * 32, j + 1 < tiles, 32usize, 64usize);
+            commit_copies();
+            wait_copies(1usize);
+            sync_async_proxy_shared();
+            sync_cube();
+            clear::<Cell>(&mut scores);
+            fence_cells::<Cell>(&mut scores);
+            fence_cells::<Cell>(&mut cells);
+            fence_fragment::<bf16>(&low);
+            fence_fragment::<bf16>(&high);
+            fence_mma();
+            issue_scores(&mut scores, q_at, k_at, half);
+            issue_outputs(&mut cells, &low, &high, v_at, half);
+            wait_mma(1usize);
+            fence_cells::<Cell>(&mut scores);
+            let mut low_next = Array::<bf16>::new(8usize);
+            let mut high_next = Array::<bf16>::new(8usize);
+            let mut top = 0.0f32.runtime();
+            #[unroll]
+            for i in 0..8usize {
+                let x = exp2_fast(scores[i].extract(0usize));
+                let y = exp2_fast(scores[i + 8].extract(0usize));
+                low_next[i] = bf16::cast_from(x);
+                high_next[i] = bf16::cast_from(y);
+                top = max(top, max(x, y));
+            }
+            let by = exp2_fast(-top);
+            tops[UNIT_POS as usize] = top;
+            wait_mma(0usize);
+            fence_cells::<Cell>(&mut cells);
+            fence_fragment::<bf16>(&low);
+            fence_fragment::<bf16>(&high);
+            scale::<Cell>(&mut cells, by);
+            #[unroll]
+            for i in 0..8usize {
+                low[i] = low_next[i];
+                high[i] = high_next[i];
+            }
+            sync_cube();
+        }
+        #[unroll]
+        for i in 0..128usize {
+            out[i * 128 + UNIT_POS as usize] =
+                cells[i].extract(0usize) + tops[127 - UNIT_POS as usize];
+        }
+    }
+
+    /// The PTX of a kernel, checked by the `ptxas` that `DSA_PTXAS` names, if it names one: nothing is
+    /// spilled, and no remark says that MMAs were serialised or that a fence was missing.
+    fn compiled(name: &str, kernel: cubecl_core::prelude::KernelDefinition) -> String {
+        let ptx = compile_ptx(kernel).unwrap();
+        if let Ok(ptxas) = std::env::var("DSA_PTXAS") {
+            let file = std::env::temp_dir().join(format!("{name}.ptx"));
+            std::fs::write(&file, &ptx).unwrap();
+            let output = std::process::Command::new(ptxas)
+                .args(["-v", "-arch=sm_90a", "-o", "/dev/null"])
+                .arg(&file)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            println!("{name}: {said}");
+            assert!(output.status.success(), "{said}");
+            assert!(said.contains(" 0 bytes spill stores"), "{said}");
+            assert!(!said.contains("wgmma") && !said.contains("warpgroup"), "{said}");
+        }
+        ptx
+    }
+
+    fn buffer() -> BufferCompilationArg {
+        BufferCompilationArg { inplace: None }
+    }
+
+    #[test]
+    fn copies_products_and_scales_share_one_loop_and_no_local_memory() {
+        let (settings, properties, target) = hopper(MACHINE, bf16::elem_type_native());
+        let kernel = scaled_products::ScaledProducts::new(
+            settings,
+            properties,
+            target,
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+        );
+        let ptx = compiled("scaled_products", kernel.define());
+        // The loop is all there is between the wait for copies and its backward branch.
+        let label = ptx.find("\n$L__BB0_2:").unwrap();
+        let (before, body) = ptx.split_at(label);
+        let body = &body[..body.find("$L__BB0_2;").unwrap()];
+        for (instruction, count) in [
+            ("cp.async.cg.shared.global", 8),
+            ("cp.async.commit_group", 1),
+            ("cp.async.wait_group", 1),
+            ("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16", 4),
+            ("wgmma.fence", 1),
+            ("wgmma.commit_group", 1),
+            ("wgmma.wait_group", 1),
+            ("ex2.approx.ftz.f32", 1),
+        ] {
+            assert_eq!(body.matches(instruction).count(), count, "{instruction} in {body}");
+        }
+        assert_eq!(before.matches("cp.async.commit_group").count(), 1, "{before}");
+        assert!(!ptx.contains(".local"), "{ptx}");
+    }
+
+    #[test]
+    fn products_from_registers_run_beside_the_next_scores() {
+        let (settings, properties, target) = hopper(MACHINE, bf16::elem_type_native());
+        let kernel = flash::Flash::new(
+            settings,
+            properties,
+            target,
+            buffer(),
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+        );
+        let ptx = compiled("flash", kernel.define());
+        assert!(ptx.contains("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16"), "{ptx}");
+        assert!(!ptx.contains(".local"), "{ptx}");
+    }
+
+    /// One product on a device that is said to have none of bf16.
+    #[test]
+    fn a_device_without_the_form_refuses_it() {
+        let (settings, properties, target) = hopper(MACHINE, half::f16::elem_type_native());
+        let kernel = scaled_products::ScaledProducts::new(
+            settings,
+            properties,
+            target,
+            buffer(),
+            buffer(),
+            buffer(),
+            (),
+        );
+        let error = compile_ptx(kernel.define()).unwrap_err().to_string();
+        assert!(error.contains("the device has no 64x64x16 warpgroup MMA"), "{error}");
+    }
+}
