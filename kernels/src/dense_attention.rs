@@ -118,7 +118,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
             multiply_nt::<S, W>(&mut scores, &q_tile, &k_tiles.tile(tile), score_share);
             // Most tiles are seen by all of the queries.
             if n0 < seen.last_start || n0 + (tiling.keys as i32) > seen.first_end {
-                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, score_share);
+                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
             }
             softmax.step::<W>(&mut scores, &mut acc);
             multiply_fragment_nn::<S, W>(
@@ -177,7 +177,7 @@ fn union_of(ks: &[i32], ke: &[i32], t0: usize, count: usize, s_kv: i32) -> Seen 
     Seen { start: min(start, end), end, last_start, first_end }
 }
 
-/// Sets the scores of keys `n0 ..` to -inf where a query's range does not hold the key.
+/// Sets the scores of keys `n0 ..` to -inf where a query's range, which ends at `last`, does not hold the key.
 #[cube]
 fn mask_unseen<W: Size>(
     scores: &mut Fragment<W>,
@@ -186,6 +186,7 @@ fn mask_unseen<W: Size>(
     t0: usize,
     s: usize,
     n0: i32,
+    last: i32,
     #[comptime] share: Share,
 ) {
     #[unroll(share.unrolled())]
@@ -195,7 +196,7 @@ fn mask_unseen<W: Size>(
         let mut end = 0i32.runtime();
         if t < s {
             start = ks[t];
-            end = ke[t];
+            end = min(ke[t], last);
         }
         #[unroll(share.unrolled())]
         for cell in 0..comptime![share.run()] {
