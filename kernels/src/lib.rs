@@ -53,6 +53,11 @@ const SOURCES: &[(&str, &str)] = &[
     ("tile/tiles.rs", include_str!("tile/tiles.rs")),
 ];
 
+/// The text of a source file of the kernels, as `indexer.rs`.
+fn source(file: &str) -> Option<&'static str> {
+    SOURCES.iter().find(|(name, _)| *name == file).map(|(_, text)| *text)
+}
+
 /// SHA-256 of the source of the kernels in `file` and of the vocabulary they are written in, or of all
 /// kernels if `file` is `None`: what tells measurements of different kernels apart. 64 hex digits.
 pub fn source_hash(file: Option<&str>) -> String {
