@@ -94,7 +94,11 @@ fi
 
 # What compiles for an NVIDIA GPU with none at hand: libdevice (CubeCL links it for exp) and ptxas (it tells registers
 # and spills). .cargo/config.toml points CUDA_PATH here unless it is set.
-if [ ! -d fetched/cuda ] && [ "$(uname -m)" = x86_64 ]; then
+if [ -x "${CUDA_PATH:-}/bin/ptxas" ] && [ -e "${CUDA_PATH:-}/nvvm/libdevice/libdevice.10.bc" ]; then
+  say "ptxas and libdevice are those of CUDA_PATH ($CUDA_PATH)"
+elif [ "$(uname -m)" != x86_64 ]; then
+  say "no ptxas is pinned for $(uname -m): set CUDA_PATH to a CUDA toolkit to see what kernels take of an NVIDIA GPU" >&2
+elif [ ! -d fetched/cuda ]; then
   say "fetching ptxas and libdevice of CUDA 13.0"
   if ! command -v unzip >/dev/null; then
     as_root apt-get update -qq

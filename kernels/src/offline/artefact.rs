@@ -54,9 +54,13 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The warnings that say that warpgroup products wait for each other.
+    /// The warnings that say that warpgroup products wait for each other: all of them, or where ptxas
+    /// had to put a wait between two.
     pub fn serialised(&self) -> impl Iterator<Item = &str> {
-        let serialised = |line: &&str| line.contains("wgmma") && line.contains("are serialized");
+        let serialised = |line: &&str| {
+            line.contains("wgmma.mma_async instructions are serialized")
+                || line.contains("warpgroup.wait is injected")
+        };
         self.warnings.iter().map(String::as_str).filter(serialised)
     }
 

@@ -137,7 +137,7 @@ mod tests {
         let mut block = Shared::<[f32]>::new_slice(comptime![kb * 256]);
         block[UNIT_POS as usize] = 1.0f32;
         sync_cube();
-        out[UNIT_POS as usize] = block[CUBE_DIM as usize - 1 - UNIT_POS as usize];
+        out[UNIT_POS as usize] = block[(UNIT_POS ^ 1) as usize];
     }
 
     fn launch(device: &Device, kb: usize) {
