@@ -5,6 +5,7 @@
 # cannot be reached, this script installs the distribution's LLVM 22 and presents it as that bundle: the build script
 # accepts any folder <data>/tracel/tracel-llvm-<version> that holds `.tracel-llvm-installed` and `bin/llvm-config`.
 set -euo pipefail
+cd "$(dirname "$0")"
 
 bundle_version=23.1.0-4
 data=${XDG_DATA_HOME:-$HOME/.local/share}
@@ -59,6 +60,59 @@ else
   say "GitHub does not answer and this is no Debian: install LLVM 22 (static) and lld, then make
 $bundle/bin/llvm-config forward to its llvm-config and touch $bundle/.tracel-llvm-installed" >&2
   exit 1
+fi
+
+# Downloads $1 and checks its SHA-256 against $2; leaves it as $3.
+download() {
+  curl --silent --show-error --fail --location --retry 3 --output "$3.part" "$1"
+  echo "$2  $3.part" | sha256sum --check --status || { say "$1 is not the file that was pinned" >&2; exit 1; }
+  mv "$3.part" "$3"
+}
+
+# What is fetched lies in setup/fetched, which git ignores. Each piece is unpacked beside its place and moved there when
+# it is whole, so that an interrupted set-up leaves nothing half done.
+mkdir -p fetched
+scratch=$(mktemp -d fetched/.unpacking.XXXXXX)
+trap 'rm -rf "$scratch"' EXIT
+
+# CubeCL's table of AMD architectures ends at gfx942. The wavefront of an architecture that is not in it is unknown, and
+# both the compiler and the HIP runtime refuse it. Cargo.toml builds cubecl-ir from this folder: the published crate, with
+# gfx95* read as gfx94*, i.e. CDNA with wavefronts of 64 units.
+ir=cubecl-ir-0.12.0-pre.1
+if [ ! -d "fetched/$ir" ]; then
+  say "fetching $ir and teaching it gfx950"
+  download "https://static.crates.io/crates/cubecl-ir/$ir.crate" \
+    4e09478aab51860e5740bbca04a6c4cef9bbcb9f2aeaa0eb1b007a2742f10f34 "$scratch/ir.crate"
+  tar -xzf "$scratch/ir.crate" -C "$scratch"
+  table=$scratch/$ir/src/amd.rs
+  sed -i 's/norm\.starts_with("gfx94")/norm.starts_with("gfx94") || norm.starts_with("gfx95")/' "$table"
+  grep -q 'starts_with("gfx95")' "$table" || { say "the line of $ir that names gfx94 was not found" >&2; exit 1; }
+  # The date of the published files: cargo builds anew what is younger than its last build.
+  touch -r "$scratch/$ir/Cargo.toml" "$table"
+  mv "$scratch/$ir" fetched/
+fi
+
+# What compiles for an NVIDIA GPU with none at hand: libdevice (CubeCL links it for exp) and ptxas (it tells registers
+# and spills). .cargo/config.toml points CUDA_PATH here unless it is set.
+if [ -x "${CUDA_PATH:-}/bin/ptxas" ] && [ -e "${CUDA_PATH:-}/nvvm/libdevice/libdevice.10.bc" ]; then
+  say "ptxas and libdevice are those of CUDA_PATH ($CUDA_PATH)"
+elif [ "$(uname -m)" != x86_64 ]; then
+  say "no ptxas is pinned for $(uname -m): set CUDA_PATH to a CUDA toolkit to see what kernels take of an NVIDIA GPU" >&2
+elif [ ! -d fetched/cuda ]; then
+  say "fetching ptxas and libdevice of CUDA 13.0"
+  if ! command -v unzip >/dev/null; then
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends unzip >/dev/null
+  fi
+  wheels=https://files.pythonhosted.org/packages
+  download "$wheels/71/8b/a546c12881fffeba927d810598987df25d74b8b241788c7db8dfc93b0173/nvidia_cuda_nvcc-13.0.88-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl" \
+    56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03 "$scratch/nvcc.whl"
+  download "$wheels/15/b0/ee41e6d1108d959b5097163e7190c2d0f7857dea75606ce358f0275891b4/nvidia_nvvm-13.0.88-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl" \
+    c5f41ffeb6466944a026dfa5317d7d85355c119bbec279205d22f1869d1054e0 "$scratch/nvvm.whl"
+  unzip -q "$scratch/nvcc.whl" 'nvidia/cu13/bin/ptxas' -d "$scratch"
+  unzip -q "$scratch/nvvm.whl" 'nvidia/cu13/nvvm/libdevice/*' -d "$scratch"
+  chmod +x "$scratch/nvidia/cu13/bin/ptxas"
+  mv "$scratch/nvidia/cu13" fetched/cuda
 fi
 
 command -v cargo >/dev/null || { say "cargo is missing: install Rust 1.95 or newer from https://rustup.rs" >&2; exit 1; }

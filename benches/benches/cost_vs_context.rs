@@ -8,7 +8,7 @@
 use anyhow::Context;
 use clap::Parser;
 use dsa_benches::args::{Args, Axes};
-use dsa_benches::peaks;
+use dsa_benches::peaks::{Ceilings, random};
 use dsa_benches::session::{Session, describe};
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
@@ -72,12 +72,8 @@ fn main() -> anyhow::Result<ExitCode> {
         config.index_n_heads,
         config.index_topk
     );
-    let peak = peaks::measure(&device)?;
-    eprintln!(
-        "measured ceilings: {:.1} GFLOP/s, {:.1} GB/s",
-        peak.flops / 1e9,
-        peak.bytes_per_s / 1e9
-    );
+    let ceilings = Ceilings::measure(&device)?;
+    eprintln!("measured ceilings: {ceilings}");
     let gate = verified(&device, args.seed)?;
     let mut layer = Attention::random(&device, &config, DType::Bf16, args.seed)?;
     // As the official service does: below topk keys, sparse prefill is dense anyway.
@@ -85,7 +81,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let figures = args.figures_of(&device);
     let options = Options { price_per_hour: args.price, ..Default::default() };
     let (budget, seed) = (args.budget, args.seed);
-    let mut session = Session::new(COST_BENCH, args, device.clone(), peak)?;
+    let mut session = Session::new(COST_BENCH, args, device.clone(), ceilings)?;
     let bench = Bench { device, layer, config, scale, axes, seed, gate };
 
     climb(&bench, &mut session, &ladder, start, budget)?;
@@ -228,7 +224,7 @@ impl Bench {
             Cache::new(&self.device, &self.config, size, DType::Bf16, KvFormat::Elements)?;
         let chunk = if point.stage == Stage::Decode { 1 } else { tokens };
         cache.fill_random(point.context - chunk, self.seed)?;
-        let x = peaks::random(&self.device, DType::Bf16, &[tokens, hidden], self.seed)?;
+        let x = random(&self.device, DType::Bf16, &[tokens, hidden], self.seed)?;
         let start = point.context - chunk;
 
         let mut samples = Vec::new();
@@ -272,10 +268,11 @@ impl Bench {
         for (name, seconds) in by_stage {
             stages.insert(name, median(seconds));
         }
-        let moe = self.moe_flop() as f64 * tokens as f64 / session.peak().flops;
+        let peak = session.ceilings().of(&DType::Bf16.to_string());
+        let moe = self.moe_flop() as f64 * tokens as f64 / peak.flops;
         stages.insert(format!("moe{OP_COUNT_SUFFIX}"), moe);
         let (flop, bytes) = self.work(point, tokens);
-        let work = Work { flop, bytes, peak: Some(session.peak().clone()) };
+        let work = Work { flop, bytes, peak: Some(peak) };
         let timing = Timing::from_samples(samples)?;
         Ok(Row::new(what, self.gate.clone(), timing, work, session.origin())?
             .with_stages(stages)?)

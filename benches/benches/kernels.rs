@@ -2,8 +2,9 @@
 
 use clap::Parser;
 use dsa_benches::args::{Args, Axes};
+use dsa_benches::peaks::Ceilings;
 use dsa_benches::session::Session;
-use dsa_benches::{peaks, specs};
+use dsa_benches::specs;
 use std::process::ExitCode;
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -11,20 +12,15 @@ fn main() -> anyhow::Result<ExitCode> {
     let device = args.open()?;
     let axes = Axes::new(&args, &device)?;
     eprintln!("{} ({}), {axes:?}", device.kind(), device.name());
-    let peak = peaks::measure(&device)?;
-    eprintln!(
-        "measured ceilings: {:.1} GFLOP/s, {:.1} GB/s ({})",
-        peak.flops / 1e9,
-        peak.bytes_per_s / 1e9,
-        peak.how
-    );
+    let ceilings = Ceilings::measure(&device)?;
+    eprintln!("measured ceilings: {ceilings}");
     let figures = args.figures_of(&device);
     let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
     let mut chosen = specs::all(&device, &axes, args.seed)?;
     if let Some(only) = &args.only {
         chosen.retain(|spec| spec.kernel.contains(only.as_str()));
     }
-    let mut session = Session::new("kernels", args, device, peak)?;
+    let mut session = Session::new("kernels", args, device, ceilings)?;
     session.kernels(chosen)?;
     for file in dsa_figures::draw(&session.current()?, &figures, &options)? {
         println!("{}", file.display());

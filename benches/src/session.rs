@@ -1,13 +1,14 @@
 //! From a measurement's description to its row: gate, time, write.
 
 use crate::args::Args;
+use crate::peaks::Ceilings;
 use anyhow::{Context, bail};
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use dsa_figures::compare::{THRESHOLD, Verdict, compare};
 use dsa_figures::row::COST_BENCH;
 use dsa_figures::{
-    Gate, Origin, PassedGate, Peak, Row, Stage, Timing, Variant, What, Work, append, find, latest,
-    read, read_or_empty,
+    Gate, Origin, PassedGate, Row, Stage, Timing, Variant, What, Work, append, find, latest, read,
+    read_or_empty,
 };
 use dsa_kernels::{Device, DeviceKind};
 use dsa_tests::gate::{gate, judge_on};
@@ -51,20 +52,25 @@ pub struct Session {
     device: Device,
     path: PathBuf,
     rows: Vec<Row>,
-    peak: Peak,
+    ceilings: Ceilings,
     gates: HashMap<&'static str, PassedGate>,
 }
 
 impl Session {
-    /// Opens the file of rows of `bench`; `peak`: the device's ceilings, measured just now.
-    pub fn new(bench: &str, args: Args, device: Device, peak: Peak) -> anyhow::Result<Self> {
+    /// Opens the file of rows of `bench`; `ceilings`: the device's, measured just now.
+    pub fn new(
+        bench: &str,
+        args: Args,
+        device: Device,
+        ceilings: Ceilings,
+    ) -> anyhow::Result<Self> {
         let path = args.rows_of(bench, &device);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("{} cannot be made", folder.display()))?;
         }
         let rows = read_or_empty(&path)?;
-        Ok(Self { args, device, path, rows, peak, gates: HashMap::new() })
+        Ok(Self { args, device, path, rows, ceilings, gates: HashMap::new() })
     }
 
     /// Says what this run is to measure. What an interrupted run has measured of it is kept; if nothing is
@@ -137,7 +143,8 @@ impl Session {
                 criterion.benchmark_group(format!("{}/{}", spec.kernel, spec.stage.name()));
             let samples = time(&mut group, &self.device, &spec)?;
             group.finish();
-            let work = Work { flop: spec.flop, bytes: spec.bytes, peak: Some(self.peak.clone()) };
+            let peak = Some(self.ceilings.of(&spec.dtype));
+            let work = Work { flop: spec.flop, bytes: spec.bytes, peak };
             let row = Row::new(what, passed, Timing::from_samples(samples)?, work, self.origin())?;
             report(&row);
             self.keep(row)?;
@@ -158,8 +165,8 @@ impl Session {
     }
 
     /// The measured ceilings.
-    pub fn peak(&self) -> &Peak {
-        &self.peak
+    pub fn ceilings(&self) -> &Ceilings {
+        &self.ceilings
     }
 
     fn what(&self, spec: &Spec) -> anyhow::Result<What> {

@@ -74,13 +74,16 @@ impl Device {
             device.map(|device| device.client()).map_err(|error| error.to_string())
         });
         match opened {
-            Ok(Ok(client)) => {
-                let name = client.properties().identity.name.clone();
-                Ok(Self { kind, name, client })
-            }
+            Ok(Ok(client)) => Ok(Self::from_client(kind, client)),
             Ok(Err(reason)) => Err(unknown(reason)),
             Err(_) => Err(unknown("the runtime panicked while it opened the device".to_string())),
         }
+    }
+
+    /// The device that `client` reaches, whose launches are those of `kind`.
+    pub(crate) fn from_client(kind: DeviceKind, client: Client) -> Self {
+        let name = client.properties().identity.name.clone();
+        Self { kind, name, client }
     }
 
     /// The runtime.

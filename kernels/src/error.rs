@@ -59,4 +59,12 @@ pub enum KernelError {
         /// What the runtime said.
         reason: String,
     },
+    /// A tool that looks at compiled kernels is missing, or did not understand what it was given.
+    #[error("{tool}: {reason}")]
+    Tool {
+        /// The tool.
+        tool: &'static str,
+        /// What went wrong, and what to do.
+        reason: String,
+    },
 }

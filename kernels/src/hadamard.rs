@@ -8,6 +8,9 @@
 //! rounding to fp8 (DeepSeek-V3.2-Exp demo, `rotate_activation`).
 //!
 //! Cost: `n log2 n` additions a row; bound by memory.
+//!
+//! Budget (sm_90a): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 8 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};

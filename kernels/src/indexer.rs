@@ -10,6 +10,9 @@
 //!
 //! Cost: `2 · s · s_kv · H · D` FLOP; reads `D + 4` bytes a key for each tile of queries, writes 4 bytes
 //! a logit. Prefill is bound by the products, decode by reading the keys.
+//!
+//! Budget (sm_90a): at most 128 registers a unit, 49 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
+//! Budget (gfx950): at most 120 registers a unit, 51 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
 use crate::keys::{Pages, PagesLaunch};

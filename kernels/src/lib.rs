@@ -19,6 +19,7 @@ mod keys;
 mod merge_splits;
 pub mod norm;
 pub mod offline;
+pub mod peak;
 pub mod quant;
 pub mod rope;
 pub mod sparse_attention;
@@ -43,6 +44,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("keys.rs", include_str!("keys.rs")),
     ("merge_splits.rs", include_str!("merge_splits.rs")),
     ("norm.rs", include_str!("norm.rs")),
+    ("peak.rs", include_str!("peak.rs")),
     ("quant.rs", include_str!("quant.rs")),
     ("rope.rs", include_str!("rope.rs")),
     ("sparse_attention.rs", include_str!("sparse_attention.rs")),
@@ -57,6 +59,11 @@ const SOURCES: &[(&str, &str)] = &[
     ("tile/tiles.rs", include_str!("tile/tiles.rs")),
     ("tile/warpgroup.rs", include_str!("tile/warpgroup.rs")),
 ];
+
+/// The text of a source file of the kernels, as `indexer.rs`.
+fn source(file: &str) -> Option<&'static str> {
+    SOURCES.iter().find(|(name, _)| *name == file).map(|(_, text)| *text)
+}
 
 /// SHA-256 of the source of the kernels in `file` and of the vocabulary they are written in, or of all
 /// kernels if `file` is `None`: what tells measurements of different kernels apart. 64 hex digits.

@@ -8,6 +8,9 @@
 //! the merged result, not to the splits.
 //!
 //! Cost: reads every split once; bound by memory.
+//!
+//! Budget (sm_90a): at most 32 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::attention::{Attention, AttentionArgs, sink_factor};

@@ -9,6 +9,9 @@
 //! with a bias, not an RMSNorm.
 //!
 //! Cost: about 4 FLOP and one read and write an element; bound by memory.
+//!
+//! Budget (sm_90a): at most 32 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};

@@ -11,6 +11,9 @@
 //! quantiser differs in one point: its floor of 1e-4 is on the scale, not on amax ([`store_kv`]).
 //!
 //! Cost: two reads of x and one write of a quarter to a half of its bytes; bound by memory.
+//!
+//! Budget (sm_90a): at most 40 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 24 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};

@@ -9,6 +9,9 @@
 //! (DeepSeek-V3.2-Exp, fix of 2025-11-17), and GLM-5 interleaves in both, so the pairing is an argument.
 //!
 //! Cost: 6 FLOP a pair; bound by memory.
+//!
+//! Budget (sm_90a): at most 24 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 24 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};

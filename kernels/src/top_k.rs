@@ -15,6 +15,9 @@
 //! above it and as many equal to it as are still wanted.
 //!
 //! Cost: five reads of the row (from cache after the first), `4 · L` bytes from memory a row.
+//!
+//! Budget (sm_90a): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};

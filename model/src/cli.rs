@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+mod compiled;
+
 /// A workbench for DeepSeek Sparse Attention.
 #[derive(Parser, Debug)]
 #[command(name = "dsa", version, arg_required_else_help = true)]
@@ -26,7 +28,8 @@ struct Cli {
 enum Command {
     /// What this machine can do: devices, matrix units, the lowering every kernel will take, LLVM.
     Doctor,
-    /// Runs a kernel's gate: random cases against the reference. The heart of the edit loop.
+    /// Runs a kernel's gate: random cases against the reference; then says what the kernel compiles to
+    /// for an H200 and an MI350, neither of which need be here. The heart of the edit loop.
     Check {
         /// Kernels, or source files (`indexer`, `top_k`, `quant`, ...); all if none is named.
         kernels: Vec<String>,
@@ -61,6 +64,11 @@ enum Command {
         #[arg(long = "set", value_name = "NAME=VALUE")]
         scalars: Vec<String>,
     },
+    /// Writes the code that a kernel compiles to for a device that need not be here.
+    ///
+    /// The code is that of DeepSeek-V3.2's dimensions: each kernel that the launcher launches for them,
+    /// one after the other, each under a comment that numbers and describes it.
+    Emit(compiled::Emit),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -143,6 +151,10 @@ pub fn run(
             writeln!(out, "{} on {by}: {} -> {}", kernel.name, list.join(", "), to.display())?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Emit(emit) => {
+            compiled::emit(out, &emit)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Verify { checkpoint, config, tokens, device, seed } => {
             let device = open(device.as_deref())?;
             let report = match checkpoint {
@@ -196,6 +208,10 @@ fn check(
         match gate(kernel, device, cases, seed) {
             Ok(report) => {
                 writeln!(out, "PASS {report}\n  on {} in {:.1?}", device.kind(), start.elapsed())?;
+                out.flush()?;
+                if !compiled::table(out, kernel)? {
+                    failed += 1;
+                }
             }
             Err(failure) => {
                 failed += 1;

@@ -13,7 +13,7 @@ fn golden() -> PathBuf {
 }
 
 /// Runs `dsa` with `args`; what it prints and whether it succeeded, or its error.
-fn dsa(args: &[&str]) -> Result<(String, bool), String> {
+pub fn dsa(args: &[&str]) -> Result<(String, bool), String> {
     let mut out = Vec::new();
     let all = std::iter::once("dsa").chain(args.iter().copied()).map(Into::into);
     let code = cli::run(all, &mut out).map_err(|error| format!("{error:#}"))?;

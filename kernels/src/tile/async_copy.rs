@@ -276,13 +276,8 @@ fn only_nvptx(op: &dyn Op, ctx: &Context) -> IrResult<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offline::{compile_ptx, hopper};
-    use crate::tile::{Machine, MatrixUnit};
-    use cubecl::prelude::BufferCompilationArg;
-    use cubecl_core::Compiler as _;
-    use cubecl_llvm::{PlironCompiler, PlironOptions};
-
-    const MACHINE: Machine = Machine { matrix: MatrixUnit::Wgmma, team: 32, plane: 32, teams: 1 };
+    use crate::offline::{Offline, Target};
+    use crate::{DType, KernelError};
 
     /// Copies the same bytes `times` times and adds up what it finds: nothing of it may leave the loop.
     #[cube(launch_unchecked)]
@@ -304,19 +299,31 @@ mod tests {
         out[UNIT_POS as usize] = exp2_fast(out[UNIT_POS as usize]);
     }
 
-    fn buffer() -> BufferCompilationArg {
-        BufferCompilationArg { inplace: None }
-    }
-
-    fn repeated_of(width: usize) -> cubecl_core::prelude::KernelDefinition {
-        let (settings, properties, target) = hopper(MACHINE, u8::elem_type_native());
-        repeated::Repeated::new(settings, properties, target, buffer(), buffer(), (), width)
-            .define()
+    /// What compiling [`repeated`] from vectors of `width` bytes for a Hopper comes to.
+    fn repeated_of(width: usize) -> crate::Result<String> {
+        let artefacts = Offline::open(Target::Sm90a)?.compile(|device| {
+            let source = device.empty(&[32 * width], DType::U8);
+            let out = device.empty(&[32], DType::I32);
+            // SAFETY: both buffers hold what 32 units read and write; and nothing runs offline.
+            unsafe {
+                repeated::launch_unchecked(
+                    device.client(),
+                    CubeCount::Static(1, 1, 1),
+                    CubeDim::new_1d(32),
+                    width,
+                    source.arg(width),
+                    out.arg(1),
+                    3,
+                );
+            }
+            Ok::<_, KernelError>(())
+        })?;
+        artefacts[0].assembly()
     }
 
     #[test]
     fn a_copy_that_looks_invariant_stays_in_its_loop() {
-        let ptx = compile_ptx(repeated_of(16)).unwrap();
+        let ptx = repeated_of(16).unwrap();
         let after = |from: usize, what: &str| {
             from + ptx[from..].find(what).unwrap_or_else(|| panic!("no {what} in {ptx}"))
         };
@@ -335,19 +342,20 @@ mod tests {
 
     #[test]
     fn a_copy_of_other_than_16_bytes_is_refused() {
-        let error = compile_ptx(repeated_of(8)).unwrap_err().to_string();
+        let error = repeated_of(8).unwrap_err().to_string();
         assert!(error.contains("not 8 elements of 1 bytes"), "{error}");
     }
 
     #[test]
     fn another_target_refuses_the_instruction_by_name() {
-        let (settings, properties, target) = hopper(MACHINE, u8::elem_type_native());
-        let kernel = powers::Powers::new(settings, properties, target, buffer()).define();
-        let mut compiler = PlironCompiler { target: LlvmTarget::Cpu };
-        let error = match compiler.compile(kernel, &PlironOptions::default()) {
-            Ok(_) => panic!("compiled for the CPU"),
-            Err(error) => format!("{error:?}"),
-        };
-        assert!(error.contains("dsa.exp2_fast"), "{error}");
+        let compiled = Offline::open(Target::Gfx950).unwrap().compile(|device| {
+            let out = device.empty(&[64], DType::F32);
+            let (count, dim) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(64));
+            // SAFETY: the buffer holds what 64 units read and write; and nothing runs offline.
+            unsafe { powers::launch_unchecked(device.client(), count, dim, out.arg(1)) };
+            Ok::<_, KernelError>(())
+        });
+        let error = compiled.unwrap_err().to_string();
+        assert!(error.contains("dsa.exp2_fast") && error.contains("NVIDIA"), "{error}");
     }
 }

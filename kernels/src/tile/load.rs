@@ -47,7 +47,8 @@ pub fn load_rows<E: Numeric, N: Size, S: Numeric, R: Rows>(
 ) {
     let shape = comptime![tile.shape];
     let machine = comptime![shape.machine];
-    let chunk = comptime![load_width(machine, S::size())];
+    let size = S::size();
+    let chunk = comptime![load_width(machine, size)];
     let chunks = comptime![shape.cols / chunk];
     let across = comptime![units_along(machine)];
     let down = comptime![machine.team / across];
@@ -80,7 +81,8 @@ fn load_chunk<E: Numeric, N: Size, S: Numeric>(
 ) {
     let machine = comptime![tile.shape.machine];
     let width = N::value();
-    let chunk = comptime![load_width(machine, S::size())];
+    let size = S::size();
+    let chunk = comptime![load_width(machine, size)];
     if comptime![machine.is_wgmma() && width == chunk] {
         let to = tile.index(row, col / LANES);
         copy_async::<E, N, S>(&mut tile.memory, to, source, at / width, valid > 0);

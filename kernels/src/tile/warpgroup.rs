@@ -192,15 +192,14 @@ fn issue<S: Numeric, W: Size>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offline::{compile_ptx, hopper};
-    use crate::tile::{Machine, MatrixUnit, commit_copies, copy_async, exp2_fast, wait_copies};
-    use cubecl::prelude::BufferCompilationArg;
+    use crate::offline::{Artefact, Offline, Target};
+    use crate::tile::{commit_copies, copy_async, exp2_fast, wait_copies};
+    use crate::{DType, Device, KernelError};
     use cubecl::wgmma::Swizzle;
     use half::bf16;
+    use std::sync::Arc;
 
     type Cell = Const<1>;
-
-    const MACHINE: Machine = Machine { matrix: MatrixUnit::Wgmma, team: 128, plane: 32, teams: 1 };
 
     fn layout(major: Major, rows: usize, k: usize) -> WgmmaTileLayout {
         WgmmaTileLayout { major, swizzle: Swizzle::B128, rows, k }
@@ -421,44 +420,40 @@ mod tests {
         }
     }
 
-    /// The PTX of a kernel, checked by the `ptxas` that `DSA_PTXAS` names, if it names one: nothing is
-    /// spilled, and no remark says that MMAs were serialised or that a fence was missing.
-    fn compiled(name: &str, kernel: cubecl_core::prelude::KernelDefinition) -> String {
-        let ptx = compile_ptx(kernel).unwrap();
-        if let Ok(ptxas) = std::env::var("DSA_PTXAS") {
-            let file = std::env::temp_dir().join(format!("{name}.ptx"));
-            std::fs::write(&file, &ptx).unwrap();
-            let output = std::process::Command::new(ptxas)
-                .args(["-v", "-arch=sm_90a", "-o", "/dev/null"])
-                .arg(&file)
-                .output()
-                .unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            println!("{name}: {said}");
-            assert!(output.status.success(), "{said}");
-            assert!(said.contains(" 0 bytes spill stores"), "{said}");
-            assert!(!said.contains("wgmma") && !said.contains("warpgroup"), "{said}");
-        }
-        ptx
+    /// What a kernel launched by `launch` is compiled to on `target`, with as many buffers as it takes.
+    fn compiled(
+        target: Target,
+        launch: impl FnOnce(&Device, CubeCount, CubeDim, &dyn Fn(usize) -> BufferArg),
+    ) -> crate::Result<Arc<Artefact>> {
+        let artefacts = Offline::open(target)?.compile(|device| {
+            let buffer = |width| device.empty(&[1 << 16], DType::Bf16).arg(width);
+            launch(device, CubeCount::Static(1, 1, 1), CubeDim::new_1d(128), &buffer);
+            Ok::<_, KernelError>(())
+        })?;
+        Ok(artefacts[0].clone())
     }
 
-    fn buffer() -> BufferCompilationArg {
-        BufferCompilationArg { inplace: None }
+    fn scaled(target: Target) -> crate::Result<Arc<Artefact>> {
+        compiled(target, |device, count, dim, buffer| {
+            let (a, b, out) = (buffer(8), buffer(8), buffer(1));
+            // SAFETY: nothing runs on an offline device.
+            unsafe {
+                scaled_products::launch_unchecked(device.client(), count, dim, a, b, out, 3);
+            }
+        })
+    }
+
+    /// Nothing is in memory that belongs in registers, and no product waits that need not.
+    fn expect_fast(artefact: &Artefact) {
+        let usage = artefact.usage().unwrap();
+        assert_eq!((usage.spills, usage.stack), (0, 0));
+        assert_eq!(usage.serialised().count(), 0, "{:?}", usage.warnings);
     }
 
     #[test]
     fn copies_products_and_scales_share_one_loop_and_no_local_memory() {
-        let (settings, properties, target) = hopper(MACHINE, bf16::elem_type_native());
-        let kernel = scaled_products::ScaledProducts::new(
-            settings,
-            properties,
-            target,
-            buffer(),
-            buffer(),
-            buffer(),
-            (),
-        );
-        let ptx = compiled("scaled_products", kernel.define());
+        let artefact = scaled(Target::Sm90a).unwrap();
+        let ptx = artefact.assembly().unwrap();
         // The loop is all there is between the wait for copies and its backward branch.
         let label = ptx.find("\n$L__BB0_2:").unwrap();
         let (before, body) = ptx.split_at(label);
@@ -476,41 +471,25 @@ mod tests {
             assert_eq!(body.matches(instruction).count(), count, "{instruction} in {body}");
         }
         assert_eq!(before.matches("cp.async.commit_group").count(), 1, "{before}");
-        assert!(!ptx.contains(".local"), "{ptx}");
+        expect_fast(&artefact);
     }
 
     #[test]
     fn products_from_registers_run_beside_the_next_scores() {
-        let (settings, properties, target) = hopper(MACHINE, bf16::elem_type_native());
-        let kernel = flash::Flash::new(
-            settings,
-            properties,
-            target,
-            buffer(),
-            buffer(),
-            buffer(),
-            buffer(),
-            (),
-        );
-        let ptx = compiled("flash", kernel.define());
+        let artefact = compiled(Target::Sm90a, |device, count, dim, buffer| {
+            let (q, k, v, out) = (buffer(8), buffer(8), buffer(8), buffer(1));
+            // SAFETY: nothing runs on an offline device.
+            unsafe { flash::launch_unchecked(device.client(), count, dim, q, k, v, out, 3) };
+        })
+        .unwrap();
+        let ptx = artefact.assembly().unwrap();
         assert!(ptx.contains("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16"), "{ptx}");
-        assert!(!ptx.contains(".local"), "{ptx}");
+        expect_fast(&artefact);
     }
 
-    /// One product on a device that is said to have none of bf16.
     #[test]
     fn a_device_without_the_form_refuses_it() {
-        let (settings, properties, target) = hopper(MACHINE, half::f16::elem_type_native());
-        let kernel = scaled_products::ScaledProducts::new(
-            settings,
-            properties,
-            target,
-            buffer(),
-            buffer(),
-            buffer(),
-            (),
-        );
-        let error = compile_ptx(kernel.define()).unwrap_err().to_string();
+        let error = scaled(Target::Gfx950).unwrap_err().to_string();
         assert!(error.contains("the device has no 64x64x16 warpgroup MMA"), "{error}");
     }
 }

@@ -1,0 +1,125 @@
+//! What every kernel compiles to for an H200 and an MI350, neither of which is here.
+
+use dsa_kernels::DType;
+use dsa_kernels::offline::{Artefact, Budget, Target};
+use dsa_tests::CaseError;
+use dsa_tests::kernels::ALL;
+use dsa_tests::offline::{compile, device};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Every compiled kernel for `target`, by the source file that defines it.
+fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
+    let mut files: BTreeMap<String, Vec<Arc<Artefact>>> = BTreeMap::new();
+    let mut add = |artefact: Arc<Artefact>| {
+        let list = files.entry(artefact.file()).or_default();
+        if !list.iter().any(|other| Arc::ptr_eq(other, &artefact)) {
+            list.push(artefact);
+        }
+    };
+    for kernel in ALL {
+        let compiled = compile(kernel, target);
+        let compiled = compiled.unwrap_or_else(|error| panic!("{}: {error}", kernel.name));
+        assert!(!compiled.is_empty(), "{} launches nothing", kernel.name);
+        compiled.into_iter().for_each(|compiled| add(compiled.artefact));
+    }
+    // The probe of bandwidth is a kernel that the list does not name.
+    let copied = device(target).unwrap().compile(|device| {
+        let (x, out) = (device.empty(&[64, 64], DType::F32), device.empty(&[64, 64], DType::F32));
+        dsa_kernels::copy::copy(device, &x, &out).map_err(CaseError::from)
+    });
+    copied.unwrap().into_iter().for_each(add);
+    files
+}
+
+fn keeps_its_budgets(target: Target) {
+    let mut wrong = Vec::new();
+    for (file, artefacts) in by_file(target) {
+        let usages: Vec<_> = artefacts.iter().map(|a| a.usage().unwrap()).collect();
+        let taken = Budget::covering(usages);
+        let stated = Budget::of(&file, target);
+        if stated.as_ref().is_ok_and(|budget| budget.holds(&taken)) {
+            continue;
+        }
+        let stated = stated.map_or_else(|e| e.to_string(), |budget| budget.line(target));
+        let line = taken.line(target);
+        wrong.push(format!("kernels/src/{file} takes, and if that is right its header says,\n{line}\nbut it says\n{stated}"));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn every_kernel_keeps_the_budget_of_its_header_on_sm_90a() {
+    keeps_its_budgets(Target::Sm90a);
+}
+
+#[test]
+fn every_kernel_keeps_the_budget_of_its_header_on_gfx950() {
+    keeps_its_budgets(Target::Gfx950);
+}
+
+#[test]
+fn no_warpgroup_product_waits_for_another() {
+    for artefact in by_file(Target::Sm90a).into_values().flatten() {
+        let serialised: Vec<_> = artefact.usage().unwrap().serialised().collect();
+        assert!(serialised.is_empty(), "{}: {serialised:?}", artefact.kernel);
+    }
+}
+
+#[test]
+fn the_assembly_of_gfx950_is_that_of_its_code_object() {
+    for artefact in by_file(Target::Gfx950).into_values().flatten() {
+        let assembly = artefact.assembly().unwrap();
+        let usage = artefact.usage().unwrap();
+        for (name, number) in
+            [("vgpr_count", usage.registers), ("private_segment_fixed_size", usage.stack)]
+        {
+            let line = format!(".{name}:");
+            let said = assembly.lines().find_map(|l| l.trim().strip_prefix(&line));
+            assert_eq!(
+                said.map(str::trim),
+                Some(number.to_string().as_str()),
+                "{}",
+                artefact.kernel
+            );
+        }
+        assert!(assembly.contains(".wavefront_size: 64"), "{}", artefact.kernel);
+    }
+}
+
+fn kernels_src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src")
+}
+
+/// The functions under `#[cube(launch...)]` in `text`.
+fn launched_functions(text: &str) -> impl Iterator<Item = &str> {
+    text.split("\n#[cube(launch").skip(1).filter_map(|rest| {
+        let name = rest.split_once("\nfn ").or_else(|| rest.split_once("\npub fn "))?.1;
+        name.split(['<', '(']).next()
+    })
+}
+
+#[test]
+fn the_code_of_every_kernel_function_is_judged() {
+    for target in Target::ALL {
+        let files = by_file(target);
+        let judged: BTreeSet<_> = files.values().flatten().map(|a| a.function()).collect();
+        let mut seen = 0;
+        for entry in std::fs::read_dir(kernels_src()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            for function in launched_functions(&std::fs::read_to_string(&path).unwrap()) {
+                seen += 1;
+                assert!(
+                    judged.contains(function),
+                    "{function} of {} is in no case of tests/src/production.rs",
+                    path.display()
+                );
+            }
+        }
+        assert!(seen >= 17, "{seen} kernel functions found");
+    }
+}
