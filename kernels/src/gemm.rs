@@ -67,11 +67,12 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let x_at = b * x_batch as usize + m0 * x_row as usize;
     let w_at = b * w_batch as usize + n0 * w_row as usize;
     let steps = (k as usize).div_ceil(tiling.k);
-    let ahead = comptime![loads_ahead(stages)];
-    // The last steps load nothing, the first ones multiply nothing.
+    // One product runs while the next is started, so a stage is free a turn later.
+    let ahead = comptime![loads_ahead(stages).saturating_sub(1)];
+    // The last turns load nothing, the first ones multiply nothing.
     for turn in 0..steps + ahead {
         if turn >= ahead {
-            await_load(stages, machine);
+            await_load(comptime![ahead + 1], machine);
         }
         if turn < steps {
             let k0 = turn * tiling.k;
@@ -83,12 +84,14 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
             load_rows::<E, N, S, Strided>(&mut x_tiles.tile(turn), x, &x_rows, 0usize, cols);
             load_rows::<E, N, S, Strided>(&mut w_tiles.tile(turn), w, &w_rows, 0usize, cols);
         }
-        end_load(stages, machine);
+        end_load(comptime![ahead + 1], machine);
         if turn >= ahead {
             let (x_tile, w_tile) = (x_tiles.tile(turn - ahead), w_tiles.tile(turn - ahead));
-            multiply_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
+            start_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
+            finish_product::<W>(&mut sums, 1usize);
         }
     }
+    finish_product::<W>(&mut sums, 0usize);
 
     #[unroll(share.unrolled())]
     for slot in 0..comptime![share.slots()] {

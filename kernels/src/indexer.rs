@@ -149,40 +149,70 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let table = request * sizes.max_pages as usize;
     let end = seen.highest;
     let keys = IndexKeys::new(block_table, table, end, pages, tiling.paged);
-    let tiles = (span_end - span_start).div_ceil(tiling.keys);
+    // Whole tiles from the first key that a query of this program may see to the last; the rest of the
+    // span is not even read.
+    let skipped = clamp(seen.lowest, span_start, span_end) - span_start;
+    let from = span_start + skipped / tiling.keys * tiling.keys;
+    let tiles = (clamp(seen.highest, from, span_end) - from).div_ceil(tiling.keys);
+    let to = min(from + tiles * tiling.keys, span_end);
+    for t in 0..count {
+        let row = (t0 + t) * sizes.logits_row as usize;
+        fill_unseen(logits, row + span_start, row + from, machine);
+        fill_unseen(logits, row + to, row + span_end, machine);
+    }
+
     let ahead = comptime![loads_ahead(stages)];
-    // The last turns load nothing, the first ones multiply nothing. A tile that no query of this program
-    // may see is not even read.
+    // The last turns load nothing, the first ones multiply nothing.
     for turn in 0..tiles + ahead {
         if turn >= ahead {
             await_load(stages, machine);
         }
-        let s0 = span_start + turn * tiling.keys;
-        if turn < tiles && seen.any_of(s0, tiling.keys) {
+        if turn < tiles {
+            let s0 = from + turn * tiling.keys;
             load_rows::<E, N, S, IndexKeys<'_>>(&mut k_tiles.tile(turn), k, &keys, s0, tiling.dim);
         }
         end_load(stages, machine);
         if turn >= ahead {
             let tile = turn - ahead;
-            let s0 = span_start + tile * tiling.keys;
+            let s0 = from + tile * tiling.keys;
             let mut dots = Fragment::<W>::zeroed(share);
-            if seen.any_of(s0, tiling.keys) {
-                multiply_nt::<S, W>(&mut dots, &k_tiles.tile(tile), &q_tile, share);
-            }
+            start_nt::<S, W>(&mut dots, &k_tiles.tile(tile), &q_tile, share);
+            // Fetched while the product runs.
+            let mut scales = Array::<f32>::new(comptime![share.slots()]);
+            let mut exists = Array::<bool>::new(comptime![share.slots()]);
             #[unroll(share.unrolled())]
             for slot in 0..comptime![share.slots()] {
                 let key = s0 + row_of(slot, share);
-                let (scale, exists) = keys.scale::<B>(k_scale, key, tiling.dim);
+                let (scale, known) = keys.scale::<B>(k_scale, key, tiling.dim);
+                scales[slot] = scale;
+                exists[slot] = known;
+            }
+            finish_product::<W>(&mut dots, 0usize);
+            #[unroll(share.unrolled())]
+            for slot in 0..comptime![share.slots()] {
+                let key = s0 + row_of(slot, share);
                 #[unroll]
                 for t in 0..comptime![tiling.queries] {
                     let sum = sum_heads::<W>(&dots, &weights, slot, t, tiling, share);
                     if t < count && key < span_end && lane_of(share) == 0 {
-                        let visible = exists && key >= seen.starts[t] && key < seen.ends[t];
+                        let visible = exists[slot] && key >= seen.starts[t] && key < seen.ends[t];
                         let at = (t0 + t) * sizes.logits_row as usize + key;
-                        logits[at] = select(visible, sum * scale, f32::NEG_INFINITY);
+                        logits[at] = select(visible, sum * scales[slot], f32::NEG_INFINITY);
                     }
                 }
             }
+        }
+    }
+}
+
+/// Writes -inf to `logits[from .. to]`.
+#[cube]
+fn fill_unseen(logits: &mut [f32], from: usize, to: usize, #[comptime] machine: Machine) {
+    let team = comptime![machine.team];
+    for step in 0..(to - from).div_ceil(team) {
+        let at = from + step * team + unit_id(machine);
+        if at < to {
+            logits[at] = f32::NEG_INFINITY;
         }
     }
 }
@@ -264,14 +294,6 @@ struct Ranges {
     ends: Array<usize>,
     lowest: usize,
     highest: usize,
-}
-
-#[cube]
-impl Ranges {
-    /// Whether any query may see any of the `count` keys from `s0` on.
-    fn any_of(&self, s0: usize, count: usize) -> bool {
-        s0 < self.highest && s0 + count > self.lowest
-    }
 }
 
 /// The ranges of the tile's queries, from the `first`-th of `request` on, clamped to `0..s_kv`.
@@ -598,7 +620,7 @@ fn launch(
     }
 
     let machine = machine(device, q.dtype());
-    let tiling = Tiling::new(machine, heads, dim, q.dtype().size(), keys.paged, score_fn);
+    let tiling = Tiling::new(machine, rows, heads, dim, q.dtype().size(), keys.paged, score_fn);
     // Enough programs to fill the device, few enough that a tile of queries is loaded seldom.
     let row_tiles = requests * rows.div_ceil(tiling.queries);
     let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
@@ -676,6 +698,7 @@ impl Tiling {
     /// The tiles that suit `machine`.
     fn new(
         machine: Machine,
+        rows: usize,
         heads: usize,
         dim: usize,
         elem_size: usize,
@@ -685,7 +708,7 @@ impl Tiling {
         if machine.is_wgmma() {
             // A 64 x 128 product: 64 keys against two queries of 64 heads, or as many as fit.
             let heads = heads.next_multiple_of(8);
-            let queries = (128 / heads).max(1);
+            let queries = (128 / heads).clamp(1, rows);
             // The swizzled layout cuts rows into panels of 128 bytes.
             let tile_dim = dim.next_multiple_of(128 / elem_size);
             return Self { queries, heads, keys: 64, stages: 3, dim, tile_dim, paged, score_fn };

@@ -28,10 +28,34 @@ pub fn multiply_nt<S: Numeric, W: Size>(
     b: &Tile<S>,
     #[comptime] share: Share,
 ) {
+    start_nt::<S, W>(c, a, b, share);
+    finish_product::<W>(c, 0usize);
+}
+
+/// Starts [`multiply_nt`]: until [`finish_product`], `c` is not to be touched, nor the tiles overwritten.
+#[cube]
+pub fn start_nt<S: Numeric, W: Size>(
+    c: &mut Fragment<W>,
+    a: &Tile<S>,
+    b: &Tile<S>,
+    #[comptime] share: Share,
+) {
     if comptime![share.machine.is_wgmma()] {
         multiply_wgmma::<S, W>(c, a, b, Major::K, share);
     } else {
         multiply_nt_plain::<S, W>(c, a, b, share);
+    }
+}
+
+/// Waits until at most the last `pending` products that were started are still running; with none, `c` may
+/// be used again.
+#[cube]
+pub fn finish_product<W: Size>(c: &mut Fragment<W>, #[comptime] pending: usize) {
+    if comptime![c.share.machine.is_wgmma()] {
+        wait_mma(pending);
+        if comptime![pending == 0] {
+            fence_cells::<W>(&mut c.cells);
+        }
     }
 }
 
@@ -48,6 +72,7 @@ pub fn multiply_nn<S: Numeric, W: Size>(
 ) {
     if comptime![share.machine.is_wgmma()] {
         multiply_wgmma::<S, W>(c, a, b, Major::MN, share);
+        finish_product::<W>(c, 0usize);
     } else {
         multiply_nn_plain::<S, W>(c, a, b, share);
     }
@@ -172,8 +197,8 @@ fn multiply_nn_plain<S: Numeric, W: Size>(
     }
 }
 
-/// Each warpgroup multiplies its 64 rows of `a` by its columns of `b`, read in place, into its own
-/// registers, and waits for the result.
+/// Starts the product in which each warpgroup multiplies its 64 rows of `a` by its columns of `b`, read in
+/// place, into its own registers.
 #[cube]
 fn multiply_wgmma<S: Numeric, W: Size>(
     c: &mut Fragment<W>,
@@ -199,8 +224,6 @@ fn multiply_wgmma<S: Numeric, W: Size>(
         issue_mma::<S, W>(&mut c.cells, a_tile + a_step, b_tile + b_step, n, Major::K, b_major);
     }
     commit_mma();
-    wait_mma(0usize);
-    fence_cells::<W>(&mut c.cells);
 }
 
 /// [`multiply_wgmma`] with `a` in registers: the accumulator of one product, rounded, is laid out as the
