@@ -7,7 +7,6 @@
 //! An index that is negative or >= the number of rows is no key: nothing of its row is read.
 
 use crate::attention::AttentionArgs;
-use crate::device::Device;
 use crate::quant::{BLOCK, KvRecord, expect_page_size};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
@@ -134,14 +133,14 @@ pub(crate) fn load_keys<E: Numeric, N: Size, S: Numeric>(
     match comptime![format] {
         RowFormat::Elements => load_rows::<E, N, S, Keys<'_>>(tile, kv, keys, first, d_qk),
         RowFormat::Record { kv_lora_rank } => {
-            load_records::<S>(tile, records, keys, first, kv_lora_rank, d_qk)
+            load_records::<E, S>(tile, records, keys, first, kv_lora_rank, d_qk)
         }
     }
 }
 
-/// [`load_rows`] from fp8 records: codes times their block's scale, then the rope part.
+/// [`load_rows`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
-fn load_records<S: Numeric>(
+fn load_records<E: Numeric, S: Numeric>(
     tile: &mut Tile<S>,
     records: &[Vector<u8, Const<1>>],
     keys: &Keys<'_>,
@@ -165,7 +164,7 @@ fn load_records<S: Numeric>(
                     if exists {
                         out = read_record(records, at, v * LANES, kv_lora_rank, d_qk);
                     }
-                    tile.put(r, v, Vector::cast_from(out));
+                    tile.put(r, v, Vector::cast_from(Vector::<E, Lanes>::cast_from(out)));
                 }
             }
         }
@@ -284,40 +283,35 @@ pub(crate) struct KeyLists {
     pub key_set: KeySet,
     /// `[s, topk]` i32; any buffer of i32 for ranges.
     pub indices: Tensor,
-    /// `[s]` i32: the first entry that counts.
-    pub starts: Tensor,
-    /// `[s]` i32: the end of those that count.
-    pub ends: Tensor,
+    /// `[s]` i32: the first entry that counts; without it the first there is.
+    pub starts: Option<Tensor>,
+    /// `[s]` i32: the end of those that count; without it the end of all.
+    pub ends: Option<Tensor>,
     /// Entries that there are: of a list, or rows.
     pub limit: usize,
 }
 
 impl KeyLists {
     /// The lists `indices` `[s, topk]`, of which the first `args.topk_length` entries count.
-    pub fn indices(
-        device: &Device,
-        indices: &Tensor,
-        q: &Tensor,
-        args: &AttentionArgs,
-    ) -> Result<Self> {
+    pub fn indices(indices: &Tensor, q: &Tensor, args: &AttentionArgs) -> Result<Self> {
         let s = q.shape()[0];
         indices.expect_rank("indices", &["s", "topk"])?;
         let topk = indices.shape()[1];
         indices.expect_shape("indices", &[("s", s), ("topk", topk)])?;
         indices.expect_dtype("indices", &[DType::I32])?;
         indices.expect_rows("indices")?;
-        let ends = match &args.topk_length {
-            Some(length) => {
-                length.expect_shape("topk_length", &[("s", s)])?;
-                length.expect_dtype("topk_length", &[DType::I32])?;
-                length.expect_contiguous("topk_length")?;
-                length.clone()
-            }
-            None => device.upload_i32(&vec![topk as i32; s], &[s])?,
-        };
-        let starts = device.upload_i32(&vec![0; s], &[s])?;
-        let key_set = KeySet::Listed;
-        Ok(Self { key_set, indices: indices.clone(), starts, ends, limit: topk })
+        if let Some(length) = &args.topk_length {
+            length.expect_shape("topk_length", &[("s", s)])?;
+            length.expect_dtype("topk_length", &[DType::I32])?;
+            length.expect_contiguous("topk_length")?;
+        }
+        Ok(Self {
+            key_set: KeySet::Listed,
+            indices: indices.clone(),
+            starts: None,
+            ends: args.topk_length.clone(),
+            limit: topk,
+        })
     }
 
     /// The ranges `ks .. ke` of rows.
@@ -330,8 +324,8 @@ impl KeyLists {
         Ok(Self {
             key_set: KeySet::Range,
             indices: ks.clone(),
-            starts: ks.clone(),
-            ends: ke.clone(),
+            starts: Some(ks.clone()),
+            ends: Some(ke.clone()),
             limit: count,
         })
     }

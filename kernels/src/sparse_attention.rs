@@ -44,6 +44,8 @@ struct Tiling {
     out_cols: usize,
     key_set: KeySet,
     format: RowFormat,
+    /// Whether each token says where its entries begin and where they end.
+    has_bounds: (bool, bool),
     has_sink: bool,
 }
 
@@ -98,8 +100,14 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let split = program % splits;
 
     let limit = sizes.limit as i32;
-    let start = clamp(starts[t], 0i32, limit) as usize;
-    let end = max(clamp(ends[t], 0i32, limit) as usize, start);
+    let mut start = 0usize.runtime();
+    let mut end = limit as usize;
+    if comptime![tiling.has_bounds.0] {
+        start = clamp(starts[t], 0i32, limit) as usize;
+    }
+    if comptime![tiling.has_bounds.1] {
+        end = max(clamp(ends[t], 0i32, limit) as usize, start);
+    }
     let list = t * sizes.indices_row as usize;
     let keys = Keys::new(indices, list, end, pages, tiling.key_set);
     // Splits get whole tiles, the first ones a tile more.
@@ -196,16 +204,27 @@ impl Tiling {
         heads: usize,
         d_qk: usize,
         args: &AttentionArgs,
-        key_set: KeySet,
+        lists: &KeyLists,
         format: RowFormat,
     ) -> Self {
-        let d_v = args.d_v;
-        let has_sink = args.attn_sink.is_some();
+        let (d_v, key_set, has_sink) = (args.d_v, lists.key_set, args.attn_sink.is_some());
+        let has_bounds = (lists.starts.is_some(), lists.ends.is_some());
         if machine.is_wgmma() {
             // Each warpgroup holds the output of 64 heads in its part of the columns, up to 256.
             let out_cols = d_v.next_multiple_of(64 * machine.warpgroups());
             let (heads, keys, stages) = (WARPGROUP_ROWS, 64, 2);
-            return Self { heads, keys, stages, d_qk, d_v, out_cols, key_set, format, has_sink };
+            return Self {
+                heads,
+                keys,
+                stages,
+                d_qk,
+                d_v,
+                out_cols,
+                key_set,
+                format,
+                has_bounds,
+                has_sink,
+            };
         }
         // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
         // rows its units stand along them, and the keys they need do not fit shared memory.
@@ -214,7 +233,7 @@ impl Tiling {
         let cells = LANES * Share::new(machine, heads, LANES).lanes();
         let (keys, stages) = (cells.max(32), 1);
         let out_cols = d_v.next_multiple_of(cells);
-        Self { heads, keys, stages, d_qk, d_v, out_cols, key_set, format, has_sink }
+        Self { heads, keys, stages, d_qk, d_v, out_cols, key_set, format, has_bounds, has_sink }
     }
 }
 
@@ -234,7 +253,7 @@ pub fn sparse_mla(
     args: &AttentionArgs,
 ) -> Result<Attention> {
     let rows = KeyRows::elements(kv, q)?;
-    let list = KeyLists::indices(device, indices, q, args)?;
+    let list = KeyLists::indices(indices, q, args)?;
     attend(device, q, rows, list, args)
 }
 
@@ -243,8 +262,8 @@ pub fn sparse_mla(
 /// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1;
 /// - `indices`: `[s, topk]` i32 of slots, `page · page_size + offset`.
 ///
-/// Contract: FlashMLA `flash_mla_with_kvcache` with `indices`; scales are multiplied in f32, so they need
-/// not be powers of two.
+/// Contract: FlashMLA `flash_mla_with_kvcache` with `indices`: codes times their scale, any f32, are rounded
+/// to the type of q.
 pub fn sparse_mla_paged(
     device: &Device,
     q: &Tensor,
@@ -255,7 +274,7 @@ pub fn sparse_mla_paged(
     args: &AttentionArgs,
 ) -> Result<Attention> {
     let rows = KeyRows::records(cache, page_size, record, q)?;
-    let list = KeyLists::indices(device, indices, q, args)?;
+    let list = KeyLists::indices(indices, q, args)?;
     attend(device, q, rows, list, args)
 }
 
@@ -300,7 +319,7 @@ fn attend(
     }
 
     let mut machine = machine(device, q.dtype());
-    let tiling = |machine| Tiling::new(machine, heads, d_qk, args, lists.key_set, rows.format);
+    let tiling = |machine| Tiling::new(machine, heads, d_qk, args, &lists, rows.format);
     if machine.is_wgmma() && !tiling(machine).fits(machine, device) {
         machine = device.machine(64);
     }
@@ -339,8 +358,8 @@ fn attend(
             elements.arg(width),
             rows.buffer.reinterpret(DType::U8).arg(1),
             lists.indices.arg(1),
-            lists.starts.arg(1),
-            lists.ends.arg(1),
+            lists.starts.as_ref().unwrap_or(&lists.indices).arg(1),
+            lists.ends.as_ref().unwrap_or(&lists.indices).arg(1),
             sink.arg(1),
             part.out.arg(1),
             part.lse.arg(1),

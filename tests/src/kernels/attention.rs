@@ -101,10 +101,13 @@ pub(super) fn reference_sparse_mla_paged(case: &Case) -> Result<Outputs, CaseErr
     let flat = HostTensor::u8(&[slots, record.bytes()], cache.bytes.clone());
     let records = Case::new("").with("records", flat).array_u8("records")?;
     let (length, sink) = lengths_and_sinks(case);
-    let a = reference::sparse_attention::sparse_mla_paged(
+    // FlashMLA's contract: the dequantised rows are of the type of q.
+    let dtype = case.tensor("q")?.dtype;
+    let mut kv = record.dequantise_kv(records.view());
+    kv.mapv_inplace(|x| dtype.decode(&dtype.encode(&[x])).first().copied().unwrap_or(x));
+    let a = reference::sparse_attention::sparse_mla(
         q.view(),
-        records.view(),
-        record,
+        kv.view(),
         case.array_i32("indices")?.view(),
         case.scalar("softmax_scale")?,
         kv_lora_rank,
