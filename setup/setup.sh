@@ -79,7 +79,7 @@ trap 'rm -rf "$scratch"' EXIT
 # both the compiler and the HIP runtime refuse it. Cargo.toml builds cubecl-ir from this folder: the published crate, with
 # gfx95* read as gfx94*, i.e. CDNA with wavefronts of 64 units.
 ir=cubecl-ir-0.12.0-pre.1
-if [ ! -d "fetched/$ir" ]; then
+if ! grep -qs 'starts_with("gfx95")' "fetched/$ir/src/amd.rs"; then
   say "fetching $ir and teaching it gfx950"
   download "https://static.crates.io/crates/cubecl-ir/$ir.crate" \
     4e09478aab51860e5740bbca04a6c4cef9bbcb9f2aeaa0eb1b007a2742f10f34 "$scratch/ir.crate"
@@ -89,6 +89,7 @@ if [ ! -d "fetched/$ir" ]; then
   grep -q 'starts_with("gfx95")' "$table" || { say "the line of $ir that names gfx94 was not found" >&2; exit 1; }
   # The date of the published files: cargo builds anew what is younger than its last build.
   touch -r "$scratch/$ir/Cargo.toml" "$table"
+  rm -rf "fetched/$ir"
   mv "$scratch/$ir" fetched/
 fi
 

@@ -222,3 +222,19 @@ unsafe fn message(text: *mut c_char) -> String {
         reason
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_code_object_or_no_ir_is_refused_with_a_reason() {
+        for bytes in [&b""[..], b"no ELF at all", &[0x7f; 64]] {
+            let error = usage(bytes).expect_err("refused").to_string();
+            assert!(error.contains("ELF"), "{error}");
+        }
+        // A code object was compiled before any is assembled, which registers the target.
+        let error = Module::parse("this is no IR").map(|_| ()).expect_err("refused").to_string();
+        assert!(error.starts_with("LLVM for AMD: ") && error.len() > 20, "{error}");
+    }
+}

@@ -4,12 +4,17 @@ use super::Target;
 use cubecl::ir::amd::GfxArch;
 use cubecl::ir::features::{Plane, Tma};
 use cubecl::ir::nvidia::SmArch;
+use cubecl::ir::types::{LdMatrixForm, StMatrixForm};
 use cubecl::ir::{
-    DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDeviceProperties, OpaqueType,
-    TargetProperties, VectorSize,
+    DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties,
+    MemoryDeviceProperties, OpaqueType, TargetProperties, VectorSize,
 };
 use cubecl_common::profile::TimingMethod;
 use cubecl_core::__private::Runtime;
+use cubecl_cpp::cuda::arch::CudaArchitecture;
+use cubecl_cpp::cuda::mma::CudaCmmaCompiler;
+use cubecl_cpp::cuda::supported_mma_combinations;
+use cubecl_cpp::shared::{register_mma_features, register_wmma_features};
 use cubecl_llvm::shared::lowered_features::{GpuTarget, restrict_features};
 
 /// The properties of `target`'s device, and what its runtime says of its instructions.
@@ -20,8 +25,7 @@ pub(super) fn of(target: Target) -> (DeviceProperties, TargetProperties) {
     }
 }
 
-/// An H200 as the CUDA runtime reports it, less the forms of matrix product that no kernel here asks for
-/// (those of single warps).
+/// An H200 as the CUDA runtime reports it.
 fn h200() -> DeviceProperties {
     let hardware = HardwareProperties {
         load_width: 128,
@@ -46,6 +50,19 @@ fn h200() -> DeviceProperties {
     properties.register_opaque_type(OpaqueType::TensorMap);
     properties.features.tma.insert(Tma::Base);
     properties.features.plane.insert(Plane::Sync);
+    let arch = CudaArchitecture { version: 90, tensor_cores: true };
+    register_wmma_features(
+        CudaCmmaCompiler::Cpp.supported_cmma_combinations(&arch),
+        &mut properties,
+    );
+    register_mma_features(supported_mma_combinations(&arch), &mut properties);
+    let matmul = &mut properties.features.matmul;
+    for elem in [FloatKind::F16, FloatKind::BF16] {
+        matmul.ldmatrix.insert(ElemType::Float(elem));
+        matmul.stmatrix.insert(ElemType::Float(elem));
+    }
+    matmul.ldmatrix_forms.insert(LdMatrixForm::M8N8B16);
+    matmul.stmatrix_forms.insert(StMatrixForm::M8N8B16);
     restrict_features(&mut properties, GpuTarget::Nvptx { arch: SmArch::new(90, true) });
     properties
 }
@@ -95,4 +112,27 @@ fn device(
     properties.features.plane.insert(Plane::Ops);
     properties.features.plane.insert(Plane::NonUniformControlFlow);
     properties
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hip_runtime_would_open_an_mi350() {
+        // It compares the driver's wavefront with the table's before anything else, and gives up if
+        // they differ. The driver appends features to the name.
+        assert_eq!(GfxArch::parse("gfx950:sramecc+:xnack-").plane_dim(), Some(64));
+        assert_eq!(mi350().hardware.plane_size_max, 64);
+    }
+
+    #[test]
+    fn an_h200_multiplies_fp8_bf16_and_f16_by_warpgroups_and_an_mi350_does_not() {
+        let h200 = h200().features.matmul.wgmma;
+        for elem in [FloatKind::E4M3, FloatKind::BF16, FloatKind::F16].map(ElemType::Float) {
+            let f32 = ElemType::Float(FloatKind::F32);
+            assert!(h200.iter().any(|c| c.elems.a == elem && c.elems.cd == f32), "{elem:?}");
+        }
+        assert!(mi350().features.matmul.wgmma.is_empty());
+    }
 }

@@ -11,13 +11,17 @@ fn failed(reason: String) -> KernelError {
     KernelError::Tool { tool: "ptxas", reason }
 }
 
-/// ptxas of the toolkit in `cuda`, or else of the search path `path`.
-fn find(cuda: Option<OsString>, path: Option<OsString>) -> Result<PathBuf> {
+/// Where a toolkit lies if nothing says so; CubeCL looks for libdevice there too.
+const USUAL: [&str; 2] = ["/usr/local/cuda/bin", "/opt/cuda/bin"];
+
+/// ptxas of the toolkit in `cuda`, or else of the search path `path` or of the usual folders.
+fn find(cuda: Option<OsString>, path: Option<OsString>, usual: &[&str]) -> Result<PathBuf> {
     let beside = cuda.map(|cuda| PathBuf::from(cuda).join("bin"));
     let path = path.unwrap_or_default();
     beside
         .into_iter()
         .chain(std::env::split_paths(&path))
+        .chain(usual.iter().map(PathBuf::from))
         .map(|folder| folder.join("ptxas"))
         .find(|file| file.is_file())
         .ok_or_else(|| {
@@ -31,7 +35,7 @@ fn find(cuda: Option<OsString>, path: Option<OsString>) -> Result<PathBuf> {
 
 /// What ptxas says of `ptx`, which holds one kernel.
 pub(super) fn usage(ptx: &str, target: Target) -> Result<Usage> {
-    let ptxas = find(std::env::var_os("CUDA_PATH"), std::env::var_os("PATH"))?;
+    let ptxas = find(std::env::var_os("CUDA_PATH"), std::env::var_os("PATH"), &USUAL)?;
     let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
     let (source, object) = (folder.path().join("kernel.ptx"), folder.path().join("kernel.cubin"));
     std::fs::write(&source, ptx).map_err(|error| failed(error.to_string()))?;
@@ -144,9 +148,12 @@ mod tests {
         std::fs::create_dir(&bin).expect("a folder");
         std::fs::write(bin.join("ptxas"), "").expect("a file");
         let cuda = || Some(folder.path().into());
-        assert_eq!(find(cuda(), None), Ok(bin.join("ptxas")));
-        assert_eq!(find(Some("/nowhere".into()), Some(bin.clone().into())), Ok(bin.join("ptxas")));
-        let error = find(Some("/nowhere".into()), None).expect_err("missing").to_string();
+        assert_eq!(find(cuda(), None, &[]), Ok(bin.join("ptxas")));
+        assert_eq!(
+            find(Some("/nowhere".into()), Some(bin.clone().into()), &[]),
+            Ok(bin.join("ptxas"))
+        );
+        let error = find(Some("/nowhere".into()), None, &[]).expect_err("missing").to_string();
         assert!(error.contains("setup/setup.sh") && error.contains("CUDA_PATH"), "{error}");
     }
 }

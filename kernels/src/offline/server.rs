@@ -30,6 +30,7 @@ use cubecl_server::server::{
 use cubecl_server::storage::{BytesStorage, ComputeStorage, ManagedResource};
 use cubecl_server::validation::{validate_cube_dim, validate_shared_memory, validate_units};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The driver whose PTX version is emitted: CUDA 13.0.
@@ -65,6 +66,22 @@ impl OfflineServer {
             ContiguousMemoryLayoutPolicy::new(alignment),
         );
         Self { target, utilities: Arc::new(utilities), compiled: HashMap::new(), record }
+    }
+
+    /// [`Self::compile`], a panic of the compiler included: CubeCL would only log it, and the kernel would
+    /// be missing from the record without a word.
+    fn compile_or_say_why(&self, kernel: &dyn CubeKernel, id: &KernelId) -> Result<Artefact> {
+        let compiled = catch_unwind(AssertUnwindSafe(|| self.compile(kernel, id)));
+        compiled.unwrap_or_else(|panic| {
+            let said = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("it did not say why");
+            let device = self.target.to_string();
+            let reason = format!("{}: the compiler panicked: {said}", kernel.name());
+            Err(KernelError::Launch { device, reason })
+        })
     }
 
     /// Compiles `kernel` as the target's own runtime does, its limits included.
@@ -204,7 +221,7 @@ impl Server for OfflineServer {
         let id = kernel.id();
         let compiled = match self.compiled.get(&id) {
             Some(artefact) => Ok(artefact.clone()),
-            None => self.compile(kernel.as_ref(), &id).map(Arc::new),
+            None => self.compile_or_say_why(kernel.as_ref(), &id).map(Arc::new),
         };
         if let Ok(artefact) = &compiled {
             self.compiled.insert(id, artefact.clone());
