@@ -61,6 +61,9 @@ struct Tiling {
     keys: usize,
     /// Tiles of keys in memory: the next are loaded while one is worked on.
     stages: usize,
+    /// Elements from a key to the next, if they are without gaps: the addresses of a tile's keys are then
+    /// constants apart.
+    key_stride: Option<usize>,
     /// Elements of a head.
     dim: usize,
     /// The same, padded to what the matrix unit multiplies.
@@ -123,8 +126,6 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let first = program / spans % row_tiles * tiling.queries;
     let t0 = request * rows + first;
     let count = min(rows - first, tiling.queries);
-    let seen = ranges_of(starts, ends, request, first, rows, sizes.s_kv as i32, tiling);
-
     // The heads of all queries of the tile stand side by side: row t · heads + h of the q tile, and
     // column t · heads + h of the products.
     let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
@@ -144,21 +145,44 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &heads, 0usize, tiling.dim);
     let weights = head_weights::<W>(weights, sizes.w_row as usize, &heads, share);
 
+    let lists = KeyRanges::new(starts, ends, request, rows, sizes.s_kv as i32, tiling.paged);
+    let mut lowest = s_kv;
+    let mut highest = 0usize.runtime();
+    for t in 0..count {
+        let (start, end) = lists.of(first + t);
+        if start < end {
+            lowest = min(lowest, start);
+            highest = max(highest, end);
+        }
+    }
     let span_start = program % spans * span;
     let span_end = min(span_start + span, s_kv);
     let table = request * sizes.max_pages as usize;
-    let end = seen.highest;
-    let keys = IndexKeys::new(block_table, table, end, pages, tiling.paged);
+    let keys = IndexKeys::new(block_table, table, highest, pages, tiling.paged, tiling.key_stride);
+
     // Whole tiles from the first key that a query of this program may see to the last; the rest of the
     // span is not even read.
-    let skipped = clamp(seen.lowest, span_start, span_end) - span_start;
+    let skipped = clamp(lowest, span_start, span_end) - span_start;
     let from = span_start + skipped / tiling.keys * tiling.keys;
-    let tiles = (clamp(seen.highest, from, span_end) - from).div_ceil(tiling.keys);
+    let tiles = (clamp(highest, from, span_end) - from).div_ceil(tiling.keys);
     let to = min(from + tiles * tiling.keys, span_end);
     for t in 0..count {
         let row = (t0 + t) * sizes.logits_row as usize;
         fill_unseen(logits, row + span_start, row + from, machine);
         fill_unseen(logits, row + to, row + span_end, machine);
+    }
+
+    // The lanes that hold a row share out its logits, one for each query of the tile.
+    let pairs = comptime![share.slots() * tiling.queries];
+    let owned = comptime![pairs.div_ceil(share.lanes())];
+    let mut own = Sequence::<Pair>::new();
+    #[unroll(share.unrolled())]
+    for i in 0..owned {
+        let e = i * comptime![share.lanes()] + lane_of(share);
+        let (row, t) = (row_of(e / tiling.queries, share), e % tiling.queries);
+        let (start, end) = lists.of(first + t);
+        let at = (t0 + t) * sizes.logits_row as usize;
+        own.push(Pair { row, start, end, at, exists: e < pairs && t < count });
     }
 
     let ahead = comptime![loads_ahead(stages)];
@@ -176,33 +200,41 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
             let tile = turn - ahead;
             let s0 = from + tile * tiling.keys;
             let mut dots = Fragment::<W>::zeroed(share);
-            start_nt::<S, W>(&mut dots, &k_tiles.tile(tile), &q_tile, share);
-            // Fetched while the product runs.
-            let mut scales = Array::<f32>::new(comptime![share.slots()]);
-            let mut exists = Array::<bool>::new(comptime![share.slots()]);
+            multiply_nt::<S, W>(&mut dots, &k_tiles.tile(tile), &q_tile, share);
+            let mut sums = Array::<f32>::new(pairs);
             #[unroll(share.unrolled())]
             for slot in 0..comptime![share.slots()] {
-                let key = s0 + row_of(slot, share);
-                let (scale, known) = keys.scale::<B>(k_scale, key, tiling.dim);
-                scales[slot] = scale;
-                exists[slot] = known;
-            }
-            finish_product::<W>(&mut dots, 0usize);
-            #[unroll(share.unrolled())]
-            for slot in 0..comptime![share.slots()] {
-                let key = s0 + row_of(slot, share);
                 #[unroll]
                 for t in 0..comptime![tiling.queries] {
                     let sum = sum_heads::<W>(&dots, &weights, slot, t, tiling, share);
-                    if t < count && key < span_end && lane_of(share) == 0 {
-                        let visible = exists[slot] && key >= seen.starts[t] && key < seen.ends[t];
-                        let at = (t0 + t) * sizes.logits_row as usize + key;
-                        logits[at] = select(visible, sum * scales[slot], f32::NEG_INFINITY);
-                    }
+                    sums[slot * tiling.queries + t] = sum;
+                }
+            }
+            #[unroll(share.unrolled())]
+            for i in 0..owned {
+                let sum = scatter_sums(&sums, i * comptime![share.lanes()], pairs, share);
+                let pair = own.index(i);
+                let key = s0 + pair.row;
+                if pair.exists && key < span_end {
+                    let (scale, exists) = keys.scale::<B>(k_scale, key, tiling.dim);
+                    let visible = exists && key >= pair.start && key < pair.end;
+                    logits[pair.at + key] = select(visible, sum * scale, f32::NEG_INFINITY);
                 }
             }
         }
     }
+}
+
+/// A logit of each tile that this unit writes: that of the tile's key `row` and of a query that sees the keys
+/// `start .. end` and whose logits begin at `at`.
+#[derive(CubeType)]
+struct Pair {
+    row: usize,
+    start: usize,
+    end: usize,
+    at: usize,
+    /// Whether there is such a query.
+    exists: bool,
 }
 
 /// Writes -inf to `logits[from .. to]`.
@@ -217,7 +249,7 @@ fn fill_unseen(logits: &mut [f32], from: usize, to: usize, #[comptime] machine: 
     }
 }
 
-/// `Σ_h w[t, h] · relu(q[t, h] · k)` of this unit's `slot`-th key and query `t` of the tile.
+/// This unit's part of `Σ_h w[t, h] · relu(q[t, h] · k)` for its `slot`-th key and query `t` of the tile.
 #[cube]
 fn sum_heads<W: Size>(
     dots: &Fragment<W>,
@@ -234,7 +266,7 @@ fn sum_heads<W: Size>(
         let cell = comptime![t * of_query] + cell;
         sum += score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
     }
-    sum_lanes(sum_cell(sum), share)
+    sum_cell(sum)
 }
 
 /// The heads of a tile of queries: row `t · tile_heads + h` is head `h` of its query `t`.
@@ -258,7 +290,7 @@ impl Rows for QueryHeads {
         let (t, h) = (i / comptime![self.tile_heads], i % comptime![self.tile_heads]);
         let exists = t < self.count && h < self.heads;
         let at = (self.t0 + t) * self.q_row + h * self.q_head;
-        (select(exists, at, 0usize), exists)
+        (at, exists)
     }
 }
 
@@ -287,53 +319,47 @@ fn head_weights<W: Size>(
     values
 }
 
-/// The keys that each query of a tile may see, and the part of the keys that any of them may.
+/// The keys that each query of one request may see.
 #[derive(CubeType)]
-struct Ranges {
-    starts: Array<usize>,
-    ends: Array<usize>,
-    lowest: usize,
-    highest: usize,
-}
-
-/// The ranges of the tile's queries, from the `first`-th of `request` on, clamped to `0..s_kv`.
-#[cube]
-fn ranges_of(
-    starts: &[i32],
-    ends: &[i32],
+struct KeyRanges<'a> {
+    starts: &'a [i32],
+    ends: &'a [i32],
     request: usize,
-    first: usize,
     rows: usize,
     s_kv: i32,
-    #[comptime] tiling: Tiling,
-) -> Ranges {
-    let mut from = Array::<usize>::new(tiling.queries);
-    let mut to = Array::<usize>::new(tiling.queries);
-    let mut lowest = s_kv as usize;
-    let mut highest = 0usize.runtime();
-    #[unroll]
-    for t in 0..comptime![tiling.queries] {
-        let i = first + t;
+    #[cube(comptime)]
+    paged: bool,
+}
+
+#[cube]
+impl<'a> KeyRanges<'a> {
+    fn new(
+        starts: &'a [i32],
+        ends: &'a [i32],
+        request: usize,
+        rows: usize,
+        s_kv: i32,
+        #[comptime] paged: bool,
+    ) -> Self {
+        KeyRanges::<'a> { starts, ends, request, rows, s_kv, paged }
+    }
+
+    /// The first key that query `i` of the request may see and the end, within `0..s_kv`.
+    fn of(&self, i: usize) -> (usize, usize) {
         let mut start = 0i32.runtime();
         let mut end = 0i32.runtime();
-        if i < rows {
-            if comptime![tiling.paged] {
+        if i < self.rows {
+            if comptime![self.paged] {
                 // Of next_n new tokens the last sees the whole context, each one before it a key less.
                 // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
-                end = max(ends[request], 0i32) - rows as i32 + i as i32 + 1;
+                end = max(self.ends[self.request], 0i32) - self.rows as i32 + i as i32 + 1;
             } else {
-                start = starts[request * rows + i];
-                end = ends[request * rows + i];
+                start = self.starts[self.request * self.rows + i];
+                end = self.ends[self.request * self.rows + i];
             }
         }
-        from[t] = clamp(start, 0i32, s_kv) as usize;
-        to[t] = clamp(end, 0i32, s_kv) as usize;
-        if from[t] < to[t] {
-            lowest = min(lowest, from[t]);
-            highest = max(highest, to[t]);
-        }
+        (clamp(start, 0i32, self.s_kv) as usize, clamp(end, 0i32, self.s_kv) as usize)
     }
-    Ranges { starts: from, ends: to, lowest, highest }
 }
 
 /// The keys of one request, of which the first `end` are wanted: rows (prefill), or slots of the paged cache
@@ -347,6 +373,8 @@ struct IndexKeys<'a> {
     pages: Pages,
     #[cube(comptime)]
     paged: bool,
+    #[cube(comptime)]
+    stride: Option<usize>,
 }
 
 #[cube]
@@ -357,8 +385,9 @@ impl<'a> IndexKeys<'a> {
         end: usize,
         pages: Pages,
         #[comptime] paged: bool,
+        #[comptime] stride: Option<usize>,
     ) -> Self {
-        IndexKeys::<'a> { block_table, table, end, pages, paged }
+        IndexKeys::<'a> { block_table, table, end, pages, paged, stride }
     }
 
     /// The page of `key` and its position there, and whether there is such a key.
@@ -398,8 +427,11 @@ impl<'a> IndexKeys<'a> {
 impl<'a> Rows for IndexKeys<'a> {
     fn row(&self, i: usize) -> (usize, bool) {
         let (page, position, exists) = self.locate(i);
-        let at = page * self.pages.page_stride as usize + position * self.pages.stride as usize;
-        (select(exists, at, 0usize), exists)
+        let stride = match comptime![self.stride] {
+            Some(stride) => stride.runtime(),
+            None => self.pages.stride as usize,
+        };
+        (page * self.pages.page_stride as usize + position * stride, exists)
     }
 }
 
@@ -620,7 +652,16 @@ fn launch(
     }
 
     let machine = machine(device, q.dtype());
-    let tiling = Tiling::new(machine, rows, heads, dim, q.dtype().size(), keys.paged, score_fn);
+    let tiling = Tiling::new(
+        machine,
+        rows,
+        heads,
+        dim,
+        q.dtype().size(),
+        (keys.row == dim).then_some(dim),
+        keys.paged,
+        score_fn,
+    );
     // Enough programs to fill the device, few enough that a tile of queries is loaded seldom.
     let row_tiles = requests * rows.div_ceil(tiling.queries);
     let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
@@ -702,6 +743,7 @@ impl Tiling {
         heads: usize,
         dim: usize,
         elem_size: usize,
+        key_stride: Option<usize>,
         paged: bool,
         score_fn: ScoreFn,
     ) -> Self {
@@ -711,11 +753,23 @@ impl Tiling {
             let queries = (128 / heads).clamp(1, rows);
             // The swizzled layout cuts rows into panels of 128 bytes.
             let tile_dim = dim.next_multiple_of(128 / elem_size);
-            return Self { queries, heads, keys: 64, stages: 3, dim, tile_dim, paged, score_fn };
+            let (keys, stages) = (64, 4);
+            return Self {
+                queries,
+                heads,
+                keys,
+                stages,
+                key_stride,
+                dim,
+                tile_dim,
+                paged,
+                score_fn,
+            };
         }
         let keys = 32;
         let lanes = Share::new(machine, keys, LANES).lanes();
         let heads = heads.next_multiple_of(LANES * lanes);
-        Self { queries: 1, heads, keys, stages: 1, dim, tile_dim: dim, paged, score_fn }
+        let (queries, stages, tile_dim) = (1, 1, dim);
+        Self { queries, heads, keys, stages, key_stride, dim, tile_dim, paged, score_fn }
     }
 }

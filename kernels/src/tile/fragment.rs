@@ -149,6 +149,43 @@ pub fn sum_lanes(value: f32, #[comptime] share: Share) -> f32 {
     sum
 }
 
+/// Sums several values over the lanes that hold cells of the same row, and leaves each lane with one of them:
+/// the lane `l` gets the sum of `values[first + l]`, in a fixed order. `count` is how many values there are;
+/// with fewer than lanes, a power of two, they repeat.
+#[cube]
+pub fn scatter_sums(
+    values: &Array<f32>,
+    first: usize,
+    #[comptime] count: usize,
+    #[comptime] share: Share,
+) -> f32 {
+    let lanes = comptime![share.lanes()];
+    let n = comptime![if count < lanes { count } else { lanes }];
+    let mut kept = Array::<f32>::new(n);
+    #[unroll]
+    for i in 0..n {
+        kept[i] = values[first + i];
+    }
+    // Each exchange halves what a lane still adds up: it gives one half away and gets its own half's.
+    #[unroll]
+    for step in 0..comptime![n.ilog2() as usize] {
+        let half = comptime![n >> (step + 1)];
+        let upper = lane_of(share) / half % 2 == 1;
+        #[unroll]
+        for i in 0..half {
+            let given = select(upper, kept[i], kept[i + half]);
+            let own = select(upper, kept[i + half], kept[i]);
+            kept[i] = own + plane_shuffle_xor(given, comptime![half as u32]);
+        }
+    }
+    let mut sum = kept[0];
+    #[unroll]
+    for step in 0..comptime![(lanes / n).ilog2() as usize] {
+        sum += plane_shuffle_xor(sum, comptime![(n << step) as u32]);
+    }
+    sum
+}
+
 /// The maximum of `value` over the lanes that hold cells of the same row.
 #[cube]
 pub fn max_lanes(value: f32, #[comptime] share: Share) -> f32 {

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 /// Where the rows of a tile begin in the buffer they are loaded from.
 #[cube]
 pub trait Rows {
-    /// The element at which row `i` begins, and whether there is such a row; 0 if there is not.
+    /// The element at which row `i` begins, and whether there is such a row: if not, nothing is read there.
     fn row(&self, i: usize) -> (usize, bool);
 }
 
@@ -26,8 +26,7 @@ pub struct Strided {
 #[cube]
 impl Rows for Strided {
     fn row(&self, i: usize) -> (usize, bool) {
-        let exists = i < self.count;
-        (select(exists, self.start + i * self.stride, 0usize), exists)
+        (self.start + i * self.stride, i < self.count)
     }
 }
 
