@@ -45,6 +45,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("rope.rs", include_str!("rope.rs")),
     ("sparse_attention.rs", include_str!("sparse_attention.rs")),
     ("top_k.rs", include_str!("top_k.rs")),
+    ("top_k/columns.rs", include_str!("top_k/columns.rs")),
     ("tile/fragment.rs", include_str!("tile/fragment.rs")),
     ("tile/machine.rs", include_str!("tile/machine.rs")),
     ("tile/multiply.rs", include_str!("tile/multiply.rs")),
@@ -61,7 +62,9 @@ pub fn source_hash(file: Option<&str>) -> String {
         // Dense MLA is the body of sparse attention, and both merge their splits alike.
         let shared = name.starts_with("tile/")
             || ["attention.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
-        if shared || file.is_none_or(|file| file == *name) {
+        // A file's modules, `top_k/columns.rs`, are part of it.
+        let part = |file: &str| name.starts_with(file.trim_end_matches(".rs"));
+        if shared || file.is_none_or(part) {
             hash.update(name);
             hash.update(text);
         }
