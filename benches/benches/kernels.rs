@@ -20,10 +20,7 @@ fn main() -> anyhow::Result<ExitCode> {
     );
     let figures = args.figures_of(&device);
     let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
-    let mut chosen = specs::all(&device, &axes, args.seed)?;
-    if let Some(only) = &args.only {
-        chosen.retain(|spec| spec.kernel.contains(only.as_str()));
-    }
+    let chosen = specs::all(&device, &axes, args.seed, args.only.as_deref().unwrap_or(""))?;
     let mut session = Session::new("kernels", args, device, peak)?;
     session.kernels(chosen)?;
     for file in dsa_figures::draw(&session.current()?, &figures, &options)? {

@@ -5,11 +5,10 @@ use crate::tile::*;
 use cubecl::prelude::*;
 
 /// A column as a number that orders like the ranking: its [`rank`], and of equal ranks the lower column
-/// first. 0 for a column that is never taken.
+/// first. A column of rank 0 is none.
 #[cube]
 pub(super) fn place(rank: u32, column: u32) -> u64 {
-    let place = u64::cast_from(rank) << 32u64 | u64::cast_from(!column);
-    select(rank == 0, 0u64, place)
+    u64::cast_from(rank) << 32u64 | u64::cast_from(!column)
 }
 
 /// The rank in a place.
@@ -36,7 +35,7 @@ pub(super) struct Steps {
 pub(super) trait Columns: CubeType {
     /// The steps in which the columns `from .. to` come up, and perhaps others.
     fn steps(&self, from: u32, to: u32) -> Steps;
-    /// The places of this unit's columns of a step, 0 where there is none.
+    /// The places of this unit's columns of a step, of rank 0 where there is none.
     fn load(&self, step: u32) -> Sequence<u64>;
 }
 
