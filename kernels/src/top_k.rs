@@ -164,7 +164,8 @@ fn sift_kernel<N: Size>(
 
     // Every `every`-th vector is sampled; odd, so that no period of the row hides from it.
 
-    let every = (end - start).div_ceil(SAMPLE) | 1u32;
+    let every =
+        (end - start).div_ceil(comptime![knob("DSA_X_SAMPLE", SAMPLE as usize) as u32]) | 1u32;
     let sample = Row::new(logits, base, start, end, every / 2, every, 1u32, policy, machine);
     let wanted = wanted_of_sample(wanted, (end - start) / every, end - start);
     let mut histogram = Histogram::new(machine);

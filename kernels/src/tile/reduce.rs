@@ -76,12 +76,14 @@ impl TeamScan {
     }
 
     /// The sum of the counts `own` of the units before this one, and of all. Every unit of the team calls
-    /// it.
+    /// it, and the team syncs before and after.
     pub fn count(&mut self, own: u32) -> Counted {
         let machine = comptime![self.machine];
         let mut before = 0u32.runtime();
         let mut total = own;
         if comptime![machine.team > 1] {
+            // A plane scans over the units that arrive together: those that a loop kept must come too.
+            sync_team(machine);
             before = plane_exclusive_sum(own);
             let plane = unit_id(machine) / comptime![machine.plane];
             let of_plane = plane_sum(own);

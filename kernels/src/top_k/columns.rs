@@ -42,7 +42,7 @@ pub(super) trait Columns: CubeType {
 /// Columns that a unit of `machine` has in flight, which come in vectors of `width`.
 fn in_flight(machine: Machine, width: usize) -> usize {
     // A core of a CPU overlaps its loads by itself.
-    if machine.team == 1 { width } else { 16 }
+    if machine.team == 1 { width } else { super::knob("DSA_X_FLIGHT", 16) }
 }
 
 /// The columns `start .. end` of a row of logits, or some of them: of their vectors, cut into runs of
