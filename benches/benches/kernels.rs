@@ -16,10 +16,7 @@ fn main() -> anyhow::Result<ExitCode> {
     eprintln!("measured ceilings: {ceilings}");
     let figures = args.figures_of(&device);
     let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
-    let mut chosen = specs::all(&device, &axes, args.seed)?;
-    if let Some(only) = &args.only {
-        chosen.retain(|spec| spec.kernel.contains(only.as_str()));
-    }
+    let chosen = specs::all(&device, &axes, args.seed, args.only.as_deref().unwrap_or(""))?;
     let mut session = Session::new("kernels", args, device, ceilings)?;
     session.kernels(chosen)?;
     for file in dsa_figures::draw(&session.current()?, &figures, &options)? {

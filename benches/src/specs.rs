@@ -36,19 +36,29 @@ fn vec_i32(device: &Device, values: &[i32]) -> Result<dsa_kernels::Tensor> {
     device.upload_i32(values, &[values.len()])
 }
 
-/// Every measurement the axes ask for.
-pub fn all(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {
+/// Every measurement the axes ask for of the kernels whose name contains `only`; the inputs of others, which
+/// may be large, are not made.
+pub fn all(device: &Device, axes: &Axes, seed: u64, only: &str) -> Result<Vec<Spec>> {
+    type Make<'a> = &'a dyn Fn(usize) -> Result<Spec>;
+    let of_context: [(&str, Make); 9] = [
+        ("indexer_logits", &|n| indexer_prefill(device, axes, n, seed)),
+        ("indexer_logits_paged", &|n| indexer_decode(device, axes, n, seed)),
+        ("top_k", &|n| select(device, axes, n, Stage::Prefill, axes.s_q, seed)),
+        ("top_k", &|n| select(device, axes, n, Stage::Decode, axes.batch, seed)),
+        ("sparse_mla", &|n| sparse(device, axes, n, Stage::Prefill, axes.s_q, seed)),
+        ("sparse_mla", &|n| sparse(device, axes, n, Stage::Decode, axes.batch, seed)),
+        ("sparse_mla_paged", &|n| sparse_fp8(device, axes, n, seed)),
+        ("dense_mha", &|n| dense_prefill(device, axes, n, seed)),
+        ("dense_mla", &|n| dense_decode(device, axes, n, seed)),
+    ];
     let mut specs = pointwise(device, axes, seed)?;
+    specs.retain(|spec| spec.kernel.contains(only));
     for context in &axes.contexts {
-        specs.push(indexer_prefill(device, axes, *context, seed)?);
-        specs.push(indexer_decode(device, axes, *context, seed)?);
-        specs.push(select(device, axes, *context, Stage::Prefill, axes.s_q, seed)?);
-        specs.push(select(device, axes, *context, Stage::Decode, axes.batch, seed)?);
-        specs.push(sparse(device, axes, *context, Stage::Prefill, axes.s_q, seed)?);
-        specs.push(sparse(device, axes, *context, Stage::Decode, axes.batch, seed)?);
-        specs.push(sparse_fp8(device, axes, *context, seed)?);
-        specs.push(dense_prefill(device, axes, *context, seed)?);
-        specs.push(dense_decode(device, axes, *context, seed)?);
+        for (kernel, make) in of_context {
+            if kernel.contains(only) {
+                specs.push(make(*context)?);
+            }
+        }
     }
     Ok(specs)
 }

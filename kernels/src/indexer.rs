@@ -175,14 +175,23 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     // The lanes that hold a row share out its logits, one for each query of the tile.
     let pairs = comptime![share.slots() * tiling.queries];
     let owned = comptime![pairs.div_ceil(share.lanes())];
-    let mut own = Sequence::<Pair>::new();
+    let mut own = Pairs {
+        row: Array::new(owned),
+        start: Array::new(owned),
+        end: Array::new(owned),
+        at: Array::new(owned),
+        exists: Array::new(owned),
+    };
     #[unroll(share.unrolled())]
     for i in 0..owned {
         let e = i * comptime![share.lanes()] + lane_of(share);
-        let (row, t) = (row_of(e / tiling.queries, share), e % tiling.queries);
+        let t = e % tiling.queries;
         let (start, end) = lists.of(first + t);
-        let at = (t0 + t) * sizes.logits_row as usize;
-        own.push(Pair { row, start, end, at, exists: e < pairs && t < count });
+        own.row[i] = row_of(e / tiling.queries, share);
+        own.start[i] = start;
+        own.end[i] = end;
+        own.at[i] = (t0 + t) * sizes.logits_row as usize;
+        own.exists[i] = e < pairs && t < count;
     }
 
     let ahead = comptime![loads_ahead(stages)];
@@ -213,28 +222,26 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
             #[unroll(share.unrolled())]
             for i in 0..owned {
                 let sum = scatter_sums(&sums, i * comptime![share.lanes()], pairs, share);
-                let pair = own.index(i);
-                let key = s0 + pair.row;
-                if pair.exists && key < span_end {
+                let key = s0 + own.row[i];
+                if own.exists[i] && key < span_end {
                     let (scale, exists) = keys.scale::<B>(k_scale, key, tiling.dim);
-                    let visible = exists && key >= pair.start && key < pair.end;
-                    logits[pair.at + key] = select(visible, sum * scale, f32::NEG_INFINITY);
+                    let visible = exists && key >= own.start[i] && key < own.end[i];
+                    logits[own.at[i] + key] = select(visible, sum * scale, f32::NEG_INFINITY);
                 }
             }
         }
     }
 }
 
-/// A logit of each tile that this unit writes: that of the tile's key `row` and of a query that sees the keys
-/// `start .. end` and whose logits begin at `at`.
+/// The logits of each tile that this unit writes: of the tile's key `row` and of a query, if it `exists`, that
+/// sees the keys `start .. end` and whose logits begin at `at`.
 #[derive(CubeType)]
-struct Pair {
-    row: usize,
-    start: usize,
-    end: usize,
-    at: usize,
-    /// Whether there is such a query.
-    exists: bool,
+struct Pairs {
+    row: Array<usize>,
+    start: Array<usize>,
+    end: Array<usize>,
+    at: Array<usize>,
+    exists: Array<bool>,
 }
 
 /// Writes -inf to `logits[from .. to]`.
@@ -753,7 +760,7 @@ impl Tiling {
             let queries = (128 / heads).clamp(1, rows);
             // The swizzled layout cuts rows into panels of 128 bytes.
             let tile_dim = dim.next_multiple_of(128 / elem_size);
-            let (keys, stages) = (64, 4);
+            let (keys, stages) = (64, if elem_size == 1 { 4 } else { 2 });
             return Self {
                 queries,
                 heads,

@@ -49,6 +49,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("rope.rs", include_str!("rope.rs")),
     ("sparse_attention.rs", include_str!("sparse_attention.rs")),
     ("top_k.rs", include_str!("top_k.rs")),
+    ("top_k/columns.rs", include_str!("top_k/columns.rs")),
     ("tile/async_copy.rs", include_str!("tile/async_copy.rs")),
     ("tile/fragment.rs", include_str!("tile/fragment.rs")),
     ("tile/load.rs", include_str!("tile/load.rs")),
@@ -73,7 +74,9 @@ pub fn source_hash(file: Option<&str>) -> String {
         // Dense MLA is the body of sparse attention, and both merge their splits alike.
         let shared = name.starts_with("tile/")
             || ["attention.rs", "keys.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
-        if shared || file.is_none_or(|file| file == *name) {
+        // A file's modules, `top_k/columns.rs`, are part of it.
+        let part = |file: &str| name.starts_with(file.trim_end_matches(".rs"));
+        if shared || file.is_none_or(part) {
             hash.update(name);
             hash.update(text);
         }

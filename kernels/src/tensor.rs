@@ -328,6 +328,12 @@ impl Tensor {
             && self.extent.is_multiple_of(width)
     }
 
+    /// Whether the buffer, from the view's start on, is whole vectors of `width` elements, wherever in
+    /// them its rows start.
+    pub(crate) fn in_whole_vectors(&self, width: usize) -> bool {
+        self.offset.is_multiple_of(width) && self.extent.is_multiple_of(width)
+    }
+
     /// Refuses a tensor whose rows are no whole vectors of eight elements.
     pub(crate) fn expect_vectors(&self, tensor: &'static str) -> Result<()> {
         if self.in_vectors(LANES) {

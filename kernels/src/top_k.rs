@@ -9,20 +9,31 @@
 //! NaN and -inf are never selected; -0 equals +0. Columns come out ascending, then -1 up to k. The result
 //! depends on the values alone: no order of atomics shows in it (sglang #31115, flashinfer #2584).
 //!
-//! Method: radix select on an order-preserving 32-bit key, 8 bits a pass. Four passes over the row count
-//! how many keys share each next byte and so find the k-th largest key exactly, whatever ties or plateaus
-//! the row holds: there is no candidate buffer to overflow. A last pass writes, in column order, every key
-//! above it and as many equal to it as are still wanted.
+//! Method, in two kernels:
 //!
-//! Cost: five reads of the row (from cache after the first), `4 · L` bytes from memory a row.
+//! 1. *Sift* ([`sift_kernel`]), for long rows only. A sample of the row, spread evenly over it, says which
+//!    rank about 1.5 k columns of the row reach. One pass over the row then lists those columns; several
+//!    programs share a row where there are few.
+//! 2. *Choose* ([`choose_kernel`]). Radix select, 8 bits at a time, finds the place of the last column taken
+//!    among the listed ones. The columns up to it are marked in a set of bits, which is written in order.
+//!
+//! The sample only saves time. Where the lists do not hold the k best (because the sample misled, or the
+//! k-th best is one of more equals than a list has room for), or where nothing was sifted, the second
+//! kernel reads the row itself, as often as it must: the result is exact for every input.
+//!
+//! Cost: one read of the row, `4 · L` bytes; without lists one read for each 8 bits that tell the last
+//! column taken from the next (2 to 8), and one more.
 //!
 //! Budget (sm_90a): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
+
+mod columns;
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
+use columns::*;
 use cubecl::prelude::*;
 
 /// Which keys are taken. **[`budget`] and [`rank`] are the functions to change to try another policy.**
@@ -87,25 +98,156 @@ fn rank(logit: f32, position: u32, start: u32, end: u32, #[comptime] policy: Pol
 /// An unsigned integer that orders as the logits do: NaN and -inf give 0, -0 and +0 the same key.
 #[cube]
 fn ordered_key(logit: f32) -> u32 {
-    let bits = select(logit == 0.0f32, 0u32, u32::reinterpret(logit));
-    let is_nan = (bits & 0x7fff_ffffu32) > 0x7f80_0000u32;
+    // Adding +0 makes a -0 positive and changes no other number.
+    let bits = u32::reinterpret(logit + 0.0f32);
     let negative = (bits >> 31) == 1u32;
     let key = select(negative, !bits, bits | 0x8000_0000u32);
-    select(is_nan || bits == 0xff80_0000u32, 0u32, key)
+    // From the lowest finite number, 0x0080_0000, to +inf, 0xff80_0000. -inf and the NaNs are outside.
+    select(key - 0x0080_0000u32 <= 0xff00_0000u32, key, 0u32)
 }
 
-/// One program selects for one row. `ranges`: 1 if `starts` and `ends` hold a range for each row, 0 if the
-/// whole row counts.
+/// The range of a row, clamped to its `length`.
+#[derive(CubeType)]
+struct Range {
+    start: u32,
+    end: u32,
+}
+
+#[cube]
+fn range_of(starts: &[i32], ends: &[i32], row: usize, length: u32) -> Range {
+    let start = clamp(starts[row], 0i32, length as i32) as u32;
+    let end = max(clamp(ends[row], 0i32, length as i32) as u32, start);
+    Range { start, end }
+}
+
+/// Columns of a row that are sampled, at most.
+const SAMPLE: u32 = 4096;
+
+/// Vectors that neighbouring units read together; the programs of a row take turns at them, so that each
+/// gets its share of the best columns wherever in the row these are.
+const GRAIN: u32 = 32;
+
+/// How many of `sampled` columns out of `len` to go down the ranking, to find a rank that more than
+/// `wanted` of all columns reach: their share, and five standard deviations of it more.
+#[cube]
+fn wanted_of_sample(wanted: u32, sampled: u32, len: u32) -> u32 {
+    let share = f32::cast_from(wanted) * f32::cast_from(sampled) / f32::cast_from(max(len, 1u32));
+    u32::cast_from(share + 5.0f32 * share.sqrt()) + 5u32
+}
+
+/// Lists the columns of each row that may be among its best. Program `(row, piece)` lists those of its piece:
+/// `places[row, piece, ..]`, in no particular order, and how many in `counts[row, piece]`, which is more than
+/// `capacity` if not all found room.
 #[cube(launch_unchecked)]
-fn top_k_kernel(
-    logits: &[f32],
+fn sift_kernel<N: Size>(
+    logits: &[Vector<f32, N>],
     starts: &[i32],
     ends: &[i32],
+    places: &mut [u64],
+    counts: &mut [u32],
+    rows: u32,
+    length: u32,
+    logits_row: u32,
+    topk: u32,
+    pieces: u32,
+    capacity: u32,
+    #[comptime] policy: Policy,
+    #[comptime] machine: Machine,
+) {
+    let program = program_id(machine);
+    if program >= rows as usize * pieces as usize {
+        terminate!();
+    }
+    let row = program / pieces as usize;
+    let piece = (program % pieces as usize) as u32;
+    let base = row * logits_row as usize;
+    let range = range_of(starts, ends, row, length);
+    let (start, end) = (range.start, range.end);
+    let wanted = budget(end - start, topk, policy);
+
+    // Every `every`-th vector is sampled; odd, so that no period of the row hides from it.
+
+    let every =
+        (end - start).div_ceil(comptime![knob("DSA_X_SAMPLE", SAMPLE as usize) as u32]) | 1u32;
+    let sample = Row::new(logits, base, start, end, every / 2, every, 1u32, policy, machine);
+    let wanted = wanted_of_sample(wanted, (end - start) / every, end - start);
+    let mut histogram = Histogram::new(machine);
+    let least = rank_of(last_place::<Row<N>>(&sample, start, end, wanted, &mut histogram));
+
+    let mut cursor = Cursor::new(machine);
+    let own = Row::new(logits, base, start, end, piece, pieces, GRAIN, policy, machine);
+    let list = program * capacity as usize;
+    let steps = own.steps(start, end);
+    for step in steps.first..steps.end {
+        for place in own.load(step) {
+            if rank_of(place) >= least {
+                let at = cursor.take();
+                if at < capacity {
+                    places[list + at as usize] = place;
+                }
+            }
+        }
+    }
+    sync_team(machine);
+    if unit_id(machine) == 0 {
+        counts[program] = cursor.taken();
+    }
+}
+
+/// The place of the last of the `wanted` best columns, `wanted` being at least 1; or a lower one that no
+/// further column reaches, of rank 1 at least.
+#[cube]
+fn last_place<C: Columns>(
+    columns: &C,
+    start: u32,
+    end: u32,
+    wanted: u32,
+    histogram: &mut Histogram,
+) -> u64 {
+    let steps = columns.steps(start, end);
+    // The bits found so far, and of the columns that begin with them how many are still wanted.
+    let mut found = 0u64.runtime();
+    let mut known = 0u64.runtime();
+    let mut left = wanted;
+    let mut shift = 64u64.runtime();
+    while shift > 0 {
+        shift -= 8u64;
+        histogram.clear();
+        for step in steps.first..steps.end {
+            for place in columns.load(step) {
+                if rank_of(place) != 0 && (place & known) == found {
+                    histogram.add(u32::cast_from((place >> shift) & 0xffu64));
+                }
+            }
+        }
+        let bin = histogram.find(left);
+        found |= u64::cast_from(bin.number) << shift;
+        known |= 0xffu64 << shift;
+        if bin.above + bin.count <= left {
+            // The whole bin is wanted: nothing more to tell apart.
+            shift = 0u64;
+        }
+        left -= bin.above;
+    }
+    max(found, place(1u32, 0xffff_ffffu32))
+}
+
+/// Writes the best columns of each row. One program a row, which reads the lists of its `pieces` if they
+/// hold these, and the row itself otherwise.
+#[cube(launch_unchecked)]
+fn choose_kernel<N: Size>(
+    logits: &[Vector<f32, N>],
+    starts: &[i32],
+    ends: &[i32],
+    places: &[u64],
+    counts: &[u32],
     indices: &mut [i32],
     rows: u32,
     length: u32,
     logits_row: u32,
     topk: u32,
+    pieces: u32,
+    capacity: u32,
     #[comptime] policy: Policy,
     #[comptime] machine: Machine,
 ) {
@@ -114,82 +256,101 @@ fn top_k_kernel(
         terminate!();
     }
     let base = row * logits_row as usize;
-    let start = clamp(starts[row], 0i32, length as i32) as u32;
-    let end = max(clamp(ends[row], 0i32, length as i32) as u32, start);
-    let team = comptime![machine.team as u32];
-    let unit = unit_id(machine) as u32;
-    let steps = (end - start).div_ceil(team);
-    let wanted = budget(end - start, topk, policy);
-
-    // The k-th largest key, byte by byte: `threshold` holds the bytes found so far, and `ties` how many
-    // keys that begin with them are still wanted.
-    let mut histogram = Histogram::new(machine);
-    let mut threshold = 0u32.runtime();
-    let mut found = 0u32.runtime();
-    let mut ties = wanted;
-    #[unroll]
-    for pass in 0..4u32 {
-        let shift = comptime![24 - 8 * pass];
-        histogram.clear();
-        for step in 0..steps {
-            let position = start + step * team + unit;
-            if position < end {
-                let key = rank(logits[base + position as usize], position, start, end, policy);
-                if key != 0 && (key & found) == threshold {
-                    histogram.add((key >> shift) & 0xffu32);
-                }
-            }
-        }
-        sync_team(machine);
-        // From the highest bin down, the one in which the wanted key lies.
-        let mut bin = 256u32.runtime();
-        let mut above = 0u32.runtime();
-        let mut reached = 0u32.runtime();
-        while bin > 0 && reached < ties {
-            bin -= 1;
-            above = reached;
-            reached += histogram.count(bin);
-        }
-        // With fewer keys than wanted the walk ends at bin 0 and the threshold at 0: all are taken.
-        if reached >= ties {
-            ties -= above;
-        }
-        threshold |= bin << shift;
-        found |= comptime![0xffu32 << shift];
-    }
-
-    let mut scan = TeamScan::new(machine);
+    let range = range_of(starts, ends, row, length);
+    let (start, end) = (range.start, range.end);
+    let wanted = min(budget(end - start, topk, policy), end - start);
     let out = row * topk as usize;
-    let mut count = 0u32.runtime();
-    let mut ties_seen = 0u32.runtime();
-    for step in 0..steps {
-        let position = start + step * team + unit;
-        let mut key = 0u32.runtime();
-        if position < end {
-            key = rank(logits[base + position as usize], position, start, end, policy);
+    let mut written = 0u32.runtime();
+    if wanted > 0 {
+        let mut tools = Tools { histogram: Histogram::new(machine), marks: Marks::new(machine) };
+        let list = row * pieces as usize;
+        let sifted = Sifted::new(places, counts, list, pieces, capacity, machine);
+        if sifted.hold(wanted) {
+            written = write_best::<Sifted>(&sifted, start, end, wanted, indices, out, &mut tools);
+        } else {
+            let whole = Row::new(logits, base, start, end, 0u32, 1u32, 1u32, policy, machine);
+            written = write_best::<Row<N>>(&whole, start, end, wanted, indices, out, &mut tools);
         }
-        let tie = key != 0 && key == threshold;
-        let tied = scan.count(u32::cast_from(tie));
-        let take = key > threshold || (tie && ties_seen + tied.before < ties);
-        let taken = scan.count(u32::cast_from(take));
-        if take {
-            indices[out + (count + taken.before) as usize] = position as i32;
-        }
-        count += taken.total;
-        ties_seen += tied.total;
     }
-    for step in 0..(topk - count).div_ceil(team) {
-        let at = count + step * team + unit;
+    let team = comptime![machine.team as u32];
+    for step in 0..(topk - written).div_ceil(team) {
+        let at = written + step * team + unit_id(machine) as u32;
         if at < topk {
             indices[out + at as usize] = -1;
         }
     }
 }
 
+/// The memory that [`write_best`] works in.
+#[derive(CubeType)]
+struct Tools {
+    histogram: Histogram,
+    marks: Marks,
+}
+
+/// Writes the `wanted` best of `columns`, ascending, to `out` from `at` on; returns how many there are.
+#[cube]
+fn write_best<C: Columns>(
+    columns: &C,
+    start: u32,
+    end: u32,
+    wanted: u32,
+    out: &mut [i32],
+    at: usize,
+    tools: &mut Tools,
+) -> u32 {
+    let last = last_place::<C>(columns, start, end, wanted, &mut tools.histogram);
+    let mut written = 0u32.runtime();
+    // As many columns at a time as there are marks.
+    let blocks = (end - start).div_ceil(MARKS as u32);
+    for block in 0..blocks {
+        let first = start + block * MARKS as u32;
+        let limit = min(end - first, MARKS as u32);
+        tools.marks.clear(limit);
+        let steps = columns.steps(first, first + limit);
+        for step in steps.first..steps.end {
+            for place in columns.load(step) {
+                // Columns before the block wrap to beyond it.
+                let number = column_of(place) - first;
+                if place >= last && number < limit {
+                    tools.marks.insert(number);
+                }
+            }
+        }
+        written += tools.marks.write(limit, out, at + written as usize, first);
+    }
+    written
+}
+
 /// How these kernels run on `device`.
 pub fn machine(device: &Device) -> Machine {
-    device.machine(1024)
+    device.machine(knob("DSA_X_TEAM", 512))
 }
+
+/// For the experiment only.
+fn knob(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Rows up to this length are chosen from at once: reading them again, from cache, costs less than sifting.
+const SHORT: usize = 16384;
+
+/// Columns of a piece, at least: a vector for each unit.
+const PIECE: usize = 2048;
+
+/// Into how many pieces rows are cut to be sifted; 0 where they are not sifted.
+fn pieces(device: &Device, rows: usize, length: usize) -> usize {
+    if length <= knob("DSA_X_SHORT", SHORT) {
+        return 0;
+    }
+    // Two programs a core hide each other's waiting.
+    (knob("DSA_X_PROGRAMS", 2) * device.cores() / rows)
+        .clamp(1, length / knob("DSA_X_PIECE", PIECE))
+        .min(MOST_PIECES)
+}
+
+/// Pieces of a row, at most.
+const MOST_PIECES: usize = 1024;
 
 /// The `topk` best columns of each row of `logits`.
 ///
@@ -204,6 +365,20 @@ pub fn top_k(
     ke: &Tensor,
     topk: usize,
     policy: Policy,
+) -> Result<Tensor> {
+    top_k_in_pieces(device, logits, ks, ke, topk, policy, None)
+}
+
+/// [`top_k`] with rows that are sifted in so many `pieces`, 0 for not at all, or as suits the device. The
+/// result is the same.
+pub fn top_k_in_pieces(
+    device: &Device,
+    logits: &Tensor,
+    ks: &Tensor,
+    ke: &Tensor,
+    topk: usize,
+    policy: Policy,
+    pieces: Option<usize>,
 ) -> Result<Tensor> {
     logits.expect_rank("logits", &["rows", "length"])?;
     logits.expect_dtype("logits", &[DType::F32])?;
@@ -233,26 +408,69 @@ pub fn top_k(
         let expected = "per_mille up to 1000, window below 2^22".to_string();
         return Err(KernelError::Value { name, got: value.to_string(), expected });
     }
+    let pieces = pieces.unwrap_or_else(|| self::pieces(device, rows.max(1), length));
+    if pieces > MOST_PIECES {
+        return Err(KernelError::Value {
+            name: "pieces",
+            got: pieces.to_string(),
+            expected: format!("at most {MOST_PIECES}"),
+        });
+    }
     let indices = device.empty(&[rows, topk], DType::I32);
     if rows == 0 {
         return Ok(indices);
     }
     let machine = machine(device);
-    // SAFETY: the kernel reads columns below `length` of rows below `rows`, clamps the ranges, and writes
-    // at most `topk` entries a row.
+    // Sifting is meant to leave some 1.5 k columns; more than 2^16 would take as long as the row itself.
+    let capacity = (2 * topk).clamp(8192, 1 << 16).min(length.max(1));
+    // A place is a number of 64 bits, as long as two of the buffer's elements.
+    let places =
+        device.empty(&[rows, pieces.max(1), if pieces > 0 { capacity } else { 1 }, 2], DType::I32);
+    let counts = device.empty(&[rows, pieces.max(1)], DType::I32);
+    let width = if logits.in_whole_vectors(4) { 4 } else { 1 };
+    let client = device.client();
+    // SAFETY: the kernels read columns below `length` of rows below `rows`, or others of the same vectors,
+    // all of which the buffer holds; they clamp the ranges, compare with `capacity` before they write a
+    // place, and write at most `topk` indices a row.
     unsafe {
-        top_k_kernel::launch_unchecked(
-            device.client(),
+        if pieces > 0 {
+            sift_kernel::launch_unchecked(
+                client,
+                machine.cube_count(rows * pieces),
+                machine.cube_dim(),
+                width,
+                logits.arg(width),
+                ks.arg(1),
+                ke.arg(1),
+                places.arg(2),
+                counts.arg(1),
+                rows as u32,
+                length as u32,
+                logits.strides()[0] as u32,
+                topk as u32,
+                pieces as u32,
+                capacity as u32,
+                policy,
+                machine,
+            );
+        }
+        choose_kernel::launch_unchecked(
+            client,
             machine.cube_count(rows),
             machine.cube_dim(),
-            logits.arg(1),
+            width,
+            logits.arg(width),
             ks.arg(1),
             ke.arg(1),
+            places.arg(2),
+            counts.arg(1),
             indices.arg(1),
             rows as u32,
             length as u32,
             logits.strides()[0] as u32,
             topk as u32,
+            pieces as u32,
+            capacity as u32,
             policy,
             machine,
         );

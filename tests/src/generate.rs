@@ -460,6 +460,8 @@ fn top_k_cases() -> impl Strategy<Value = Case> {
                 .set("topk", topk)
                 .set("policy", policy)
                 .set("strided", strided);
+            // Short rows are only sifted if they are told to be.
+            let case = if rng.one_in(2) { case.set("pieces", rng.below(5)) } else { case };
             match policy {
                 "fraction" => case.set("per_mille", rng.below(1001)).set("min", rng.below(100)),
                 "window" => case.set("window", rng.below(300)).set("sinks", rng.below(20)),

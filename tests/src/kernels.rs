@@ -209,6 +209,7 @@ pub const ALL: &[Kernel] = &[
             "policy: fixed|fraction|window (fixed)",
             "per_mille, min: integers (policy fraction)",
             "window, sinks: integers (policy window)",
+            "pieces: integer (chosen for the device)",
             "strided: true|false (false)",
         ],
         outputs: &["indices: [rows, topk] i32"],

@@ -1,6 +1,7 @@
 //! Edge cases of the selection.
 
 use crate::support::*;
+use dsa_tests::Case;
 use dsa_tests::generate::Rng;
 
 const INF: f32 = f32::INFINITY;
@@ -237,4 +238,123 @@ fn the_selected_scores_are_the_k_best_of_those_that_may_be_selected() {
         assert_eq!(scores, best, "k {k}");
         assert!(kept.windows(2).all(|w| w[0] < w[1]), "ascending and without duplicates");
     }
+}
+
+/// A case in every way a row can be cut: as the device likes, not sifted, and sifted in some pieces.
+#[track_caller]
+fn selected_in_pieces(case: &Case) -> Vec<Vec<i32>> {
+    let lists = selected(case);
+    for pieces in [0, 1, 2, 7] {
+        assert_eq!(selected(&case.clone().set("pieces", pieces)), lists, "in {pieces} pieces");
+    }
+    lists
+}
+
+#[test]
+fn rows_of_300000_equal_scores_select_the_first_columns() {
+    // No list of candidates has room for as many, and there are more than there are marks.
+    for value in [0.0, -3.5] {
+        let case = top_k(&[vec![value; 300_000]], 2_048);
+        assert_eq!(selected_in_pieces(&case), [first(2_048, 2_048)]);
+    }
+}
+
+#[test]
+fn a_plateau_at_rank_k_longer_than_any_list_of_candidates_is_cut_at_the_lowest_columns() {
+    // 1,000 keys are above the plateau, a third of the other 139,000 are below it.
+    let value = |i: usize| match i {
+        i if i % 140 == 3 => 2.0 + i as f32,
+        i if i % 3 == 0 => -1.0,
+        _ => 1.25,
+    };
+    let row: Vec<f32> = (0..140_000).map(value).collect();
+    let plateau = (0..140_000).filter(|i| value(*i) == 1.25).take(1_048);
+    let mut expected: Vec<i32> =
+        plateau.chain((0..140_000).filter(|i| value(*i) > 1.25)).map(|i| i as i32).collect();
+    expected.sort();
+    assert_eq!(expected.len(), 2_048);
+    assert_eq!(selected_in_pieces(&top_k(&[row], 2_048)), [expected]);
+}
+
+#[test]
+fn the_best_columns_are_found_wherever_in_a_long_row_they_are() {
+    // Rising, falling, all in one place, and hidden from every sample that steps by a power of two.
+    let rising = (0..140_000).map(|i| i as f32).collect();
+    let falling = (0..140_000).map(|i| -(i as f32)).collect();
+    let mut heap = normals(21, 140_000);
+    heap[70_001..73_000].iter_mut().for_each(|v| *v += 50.0);
+    let comb = (0..140_000).map(|i| if i % 64 < 4 { 9.0 + i as f32 } else { -1.0 }).collect();
+    selected_in_pieces(&top_k(&[rising, falling, heap, comb], 2_048));
+}
+
+#[test]
+fn ranges_that_begin_and_end_inside_vectors_are_kept_to() {
+    let rows: Vec<Vec<f32>> = (0..8).map(|t| normals(30 + t, 20_003)).collect();
+    let ranges: Vec<(i32, i32)> = (0..8).map(|t| (t * 3 + t / 4, 20_003 - t * 5 / 3)).collect();
+    for strided in [false, true] {
+        let case = top_k_in(&rows, &ranges, 300).set("strided", strided);
+        let lists = selected_in_pieces(&case);
+        for (list, (start, end)) in lists.iter().zip(&ranges) {
+            assert!(list.iter().all(|i| (*start..*end).contains(i)));
+        }
+    }
+    // An even number of elements, so that rows are read in vectors, though each begins elsewhere in one.
+    let rows: Vec<Vec<f32>> = (0..4).map(|t| normals(40 + t, 5_001)).collect();
+    selected_in_pieces(&top_k_in(&rows, &[(0, 5_001), (1, 5_000), (2, 4_999), (3, 5)], 77));
+}
+
+#[test]
+fn a_long_row_with_fewer_numbers_than_k_is_padded() {
+    let mut rng = Rng::new(11);
+    let mut row = vec![NAN; 30_000];
+    row.iter_mut().step_by(2).for_each(|v| *v = -INF);
+    let mut numbers: Vec<usize> = (0..500).map(|_| rng.below(30_000)).collect();
+    numbers.sort();
+    numbers.dedup();
+    for (i, at) in numbers.iter().enumerate() {
+        row[*at] = [INF, 0.0, -0.0, f32::MIN, 1.0][i % 5];
+    }
+    let lists = selected_in_pieces(&top_k(&[row], 2_048));
+    let taken: Vec<usize> = lists[0].iter().filter(|i| **i >= 0).map(|i| *i as usize).collect();
+    assert_eq!(taken, numbers);
+}
+
+#[test]
+fn a_long_row_shorter_than_k_is_taken_whole() {
+    let case = top_k(&[normals(12, 17_000)], 20_000);
+    assert_eq!(selected_in_pieces(&case), [first(17_000, 20_000)]);
+}
+
+#[test]
+fn nan_and_infinities_across_pieces_keep_their_places() {
+    let mut rng = Rng::new(13);
+    let mut row = normals(14, 50_000);
+    for _ in 0..20_000 {
+        row[rng.below(50_000)] = [NAN, -INF, INF, -NAN, -0.0][rng.below(5)];
+    }
+    for k in [1, 2_048, 4_500, 40_000] {
+        selected_in_pieces(&top_k_in(&[row.clone(), row.clone()], &[(0, 50_000), (7, 49_999)], k));
+    }
+}
+
+#[test]
+fn policies_hold_in_long_rows_and_in_pieces() {
+    let rows = [normals(15, 40_000), vec![0.5; 40_000]];
+    let case = top_k(&rows, 2_048);
+    let window = case.clone().set("policy", "window").set("window", 1_000).set("sinks", 9);
+    for list in selected_in_pieces(&window) {
+        assert_eq!(list[..9], [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(list[1_048..], (39_000..40_000).collect::<Vec<i32>>());
+    }
+    let fraction = case.set("policy", "fraction").set("per_mille", 20).set("min", 5);
+    for list in selected_in_pieces(&fraction) {
+        assert_eq!(list.iter().filter(|i| **i >= 0).count(), 800);
+    }
+}
+
+#[test]
+fn a_share_of_nothing_selects_nothing() {
+    let case = top_k(&[normals(16, 20_000)], 64).set("policy", "fraction");
+    let case = case.set("per_mille", 0).set("min", 0);
+    assert_eq!(selected_in_pieces(&case), [[-1; 64]]);
 }

@@ -81,7 +81,12 @@ pub(super) fn run_top_k(device: &Device, case: &Case) -> Result<Outputs, CaseErr
     };
     let logits = case.upload_rows(device, "logits")?;
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
-    let indices = top_k::top_k(device, &logits, &ks, &ke, case.scalar("topk")?, policy)?;
+    let topk = case.scalar("topk")?;
+    let pieces = match case.scalars.get("pieces") {
+        Some(_) => Some(case.scalar("pieces")?),
+        None => None,
+    };
+    let indices = top_k::top_k_in_pieces(device, &logits, &ks, &ke, topk, policy, pieces)?;
     Ok(outputs([("indices", HostTensor::download(device, &indices)?)]))
 }
 
