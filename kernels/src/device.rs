@@ -140,10 +140,14 @@ impl Device {
         self.client.properties().hardware.max_shared_memory_size
     }
 
-    /// Programs of `machine` worth launching to keep the whole device busy. A team with a matrix unit
-    /// fills a core's memory; of others several share a core.
-    pub fn programs_at_once(&self, machine: Machine) -> usize {
-        self.cores() * if machine.is_wgmma() { 1 } else { 4 }
+    /// Parts into which each of `programs` programs of `machine` is worth splitting to keep every core busy.
+    pub fn splits_of(&self, machine: Machine, programs: usize) -> usize {
+        if machine.is_wgmma() {
+            // One team fills a core: one more than there are cores would make all wait for a second turn.
+            self.cores() / programs
+        } else {
+            (4 * self.cores()).div_ceil(programs)
+        }
     }
 
     /// A new tensor of `shape` with the given little-endian `bytes`.

@@ -13,6 +13,7 @@ use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
 use cubecl_common::e4m3;
+use half::bf16;
 
 /// Which keys a token attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,10 +122,10 @@ impl<'a> Rows for Keys<'a> {
 
 /// Fills `tile` with keys `first ..`: elements of `kv`, or records among the bytes `records`.
 #[cube]
-pub(crate) fn load_keys<E: Numeric, N: Size, S: Numeric>(
+pub(crate) fn load_keys<E: Numeric, N: Size, B: Size, S: Numeric>(
     tile: &mut Tile<S>,
     kv: &[Vector<E, N>],
-    records: &[Vector<u8, Const<1>>],
+    records: &[Vector<u8, B>],
     keys: &Keys<'_>,
     first: usize,
     #[comptime] format: RowFormat,
@@ -133,16 +134,16 @@ pub(crate) fn load_keys<E: Numeric, N: Size, S: Numeric>(
     match comptime![format] {
         RowFormat::Elements => load_rows::<E, N, S, Keys<'_>>(tile, kv, keys, first, d_qk),
         RowFormat::Record { kv_lora_rank } => {
-            load_records::<E, S>(tile, records, keys, first, kv_lora_rank, d_qk)
+            load_records::<E, B, S>(tile, records, keys, first, kv_lora_rank, d_qk)
         }
     }
 }
 
 /// [`load_rows`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
-fn load_records<E: Numeric, S: Numeric>(
+fn load_records<E: Numeric, B: Size, S: Numeric>(
     tile: &mut Tile<S>,
-    records: &[Vector<u8, Const<1>>],
+    records: &[Vector<u8, B>],
     keys: &Keys<'_>,
     first: usize,
     #[comptime] kv_lora_rank: usize,
@@ -150,6 +151,7 @@ fn load_records<E: Numeric, S: Numeric>(
 ) {
     let machine = comptime![tile.shape.machine];
     let vectors = comptime![tile.shape.vectors()];
+    let width = B::value();
     let along = comptime![units_along(machine)];
     let down = comptime![machine.team / along];
     let unit = unit_id(machine);
@@ -162,7 +164,11 @@ fn load_records<E: Numeric, S: Numeric>(
                 if v < vectors {
                     let mut out = Vector::<f32, Lanes>::new(0.0f32);
                     if exists {
-                        out = read_record(records, at, v * LANES, kv_lora_rank, d_qk);
+                        out = if comptime![width == LANES] {
+                            read_record_vectors::<B>(records, at, v * LANES, kv_lora_rank, d_qk)
+                        } else {
+                            read_record_bytes::<B>(records, at, v * LANES, kv_lora_rank, d_qk)
+                        };
                     }
                     tile.put(r, v, Vector::cast_from(Vector::<E, Lanes>::cast_from(out)));
                 }
@@ -173,24 +179,24 @@ fn load_records<E: Numeric, S: Numeric>(
 
 /// Columns `col .. col + 8` of the record that begins at byte `at`; zeros beyond `d_qk`.
 #[cube]
-fn read_record(
-    records: &[Vector<u8, Const<1>>],
+fn read_record_bytes<B: Size>(
+    records: &[Vector<u8, B>],
     at: usize,
     col: usize,
     #[comptime] kv_lora_rank: usize,
     #[comptime] d_qk: usize,
 ) -> Vector<f32, Lanes> {
-    let blocks = comptime![kv_lora_rank.div_ceil(BLOCK)];
+    let rope_at = comptime![rope_at(kv_lora_rank)];
     let mut out = Vector::<f32, Lanes>::new(0.0f32);
     #[unroll]
     for e in 0..LANES {
         let col = col + e;
         if col < kv_lora_rank {
             let code = e4m3::reinterpret(records[at + col].extract(0usize));
-            let scale = read_f32::<Const<1>>(records, at + kv_lora_rank + col / BLOCK * 4);
+            let scale = read_f32::<B>(records, at + kv_lora_rank + col / BLOCK * 4);
             out.insert(e, f32::cast_from(code) * scale);
         } else if col < d_qk {
-            let from = at + kv_lora_rank + 4 * blocks + 2 * (col - kv_lora_rank);
+            let from = at + rope_at + 2 * (col - kv_lora_rank);
             let high = u32::cast_from(records[from + 1].extract(0usize));
             let low = u32::cast_from(records[from].extract(0usize));
             // A bf16 is the upper half of an f32.
@@ -198,6 +204,41 @@ fn read_record(
         }
     }
     out
+}
+
+/// [`read_record_bytes`] where every part of a record begins at a multiple of eight bytes and of eight
+/// columns ([`KeyRows::record_width`]): all of the columns are of one part, and of one block.
+#[cube]
+fn read_record_vectors<B: Size>(
+    records: &[Vector<u8, B>],
+    at: usize,
+    col: usize,
+    #[comptime] kv_lora_rank: usize,
+    #[comptime] d_qk: usize,
+) -> Vector<f32, Lanes> {
+    let rope_at = comptime![rope_at(kv_lora_rank)];
+    let mut out = Vector::<f32, Lanes>::new(0.0f32);
+    if col < kv_lora_rank {
+        let codes = Vector::<e4m3, Lanes>::reinterpret(records[(at + col) / LANES]);
+        let scale = read_f32::<B>(records, at + kv_lora_rank + col / BLOCK * 4);
+        out = Vector::cast_from(codes) * Vector::new(scale);
+    } else if col < d_qk {
+        let from = (at + rope_at + 2 * (col - kv_lora_rank)) / LANES;
+        #[unroll]
+        for half in 0..2usize {
+            let values = Vector::<bf16, Const<4>>::reinterpret(records[from + half]);
+            #[unroll]
+            for e in 0..4usize {
+                out.insert(half * 4 + e, f32::cast_from(values.extract(e)));
+            }
+        }
+    }
+    out
+}
+
+/// The byte of a record at which its rope part begins.
+fn rope_at(kv_lora_rank: usize) -> usize {
+    kv_lora_rank + 4 * kv_lora_rank.div_ceil(BLOCK)
 }
 
 /// Where a launch finds the rows of keys.
@@ -274,6 +315,16 @@ impl KeyRows {
             page_size,
             page_stride: cache.strides()[0],
         })
+    }
+}
+
+impl KeyRows {
+    /// Bytes of the vectors in which records can be read: 8, or 1 where a part of one begins in between.
+    pub fn record_width(&self) -> usize {
+        let RowFormat::Record { kv_lora_rank } = self.format else { return 1 };
+        let parts = [kv_lora_rank, rope_at(kv_lora_rank), self.stride];
+        let whole = parts.iter().all(|bytes| bytes.is_multiple_of(LANES));
+        if whole && self.buffer.in_vectors(LANES) { LANES } else { 1 }
     }
 }
 

@@ -69,10 +69,10 @@ struct Sizes {
 /// `[s, topk]`; `starts`, `ends`: `[s]`, the part of the list (or of the rows) that counts; `sink`:
 /// `[heads]`; `out`: `[splits, s, heads, d_v]`; `lse`, `max_logits`: `[splits, s, heads]`.
 #[cube(launch_unchecked)]
-fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
+fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     q: &[Vector<E, N>],
     kv: &[Vector<E, N>],
-    records: &[Vector<u8, Const<1>>],
+    records: &[Vector<u8, B>],
     indices: &[i32],
     starts: &[i32],
     ends: &[i32],
@@ -139,7 +139,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
         if turn < tiles {
             let j = j0 + turn * tiling.keys;
             let (format, d_qk) = comptime![(tiling.format, tiling.d_qk)];
-            load_keys::<E, N, S>(&mut kv_tiles.tile(turn), kv, records, &keys, j, format, d_qk);
+            load_keys::<E, N, B, S>(&mut kv_tiles.tile(turn), kv, records, &keys, j, format, d_qk);
         }
         end_load(tiling.stages, machine);
         if turn >= ahead {
@@ -325,14 +325,12 @@ fn attend(
     }
     let mut tiling = tiling(machine);
     let programs = s * heads.div_ceil(tiling.heads);
-    let splits = match args.splits {
-        Some(splits) => splits,
-        // Enough programs for every core, but no split with less than eight tiles of keys.
-        None => {
-            let most = lists.limit.div_ceil(8 * tiling.keys).max(1);
-            (device.programs_at_once(machine)).div_ceil(programs).clamp(1, most)
-        }
-    };
+    let splits = args.splits.unwrap_or_else(|| {
+        // As many programs as run at once, but no split of so few tiles that merging them costs more.
+        let least = if machine.is_wgmma() { 2 } else { 8 };
+        let most = lists.limit.div_ceil(least * tiling.keys).max(1);
+        device.splits_of(machine, programs).clamp(1, most)
+    });
     tiling.has_sink &= splits == 1;
     let part = match splits {
         1 => whole.clone(),
@@ -345,6 +343,7 @@ fn attend(
     };
     let vectors = load_width(machine, q.dtype().size());
     let width = if q.in_vectors(vectors) && elements.in_vectors(vectors) { vectors } else { 1 };
+    let record_width = rows.record_width();
     // SAFETY: shapes and strides are checked by the callers; the kernel compares heads, list entries and
     // rows with their counts before it reads, and writes `splits · s · heads` rows of d_v.
     unsafe {
@@ -353,10 +352,11 @@ fn attend(
             machine.cube_count(programs * splits),
             machine.cube_dim(),
             width,
+            record_width,
             machine.cell_width(),
             q.arg(width),
             elements.arg(width),
-            rows.buffer.reinterpret(DType::U8).arg(1),
+            rows.buffer.reinterpret(DType::U8).arg(record_width),
             lists.indices.arg(1),
             lists.starts.as_ref().unwrap_or(&lists.indices).arg(1),
             lists.ends.as_ref().unwrap_or(&lists.indices).arg(1),

@@ -167,12 +167,15 @@ fn left_of(cols: usize, col: usize) -> usize {
     select(col < cols, cols - col, 0usize)
 }
 
-/// The little-endian f32 at byte `at`; with `B` = 4, `at` is a multiple of 4.
+/// The little-endian f32 at byte `at`; with vectors of 4 or 8 bytes, `at` is a multiple of 4.
 #[cube]
 pub fn read_f32<B: Size>(bytes: &[Vector<u8, B>], at: usize) -> f32 {
     let width = B::value();
     if comptime![width == 4] {
         f32::reinterpret(bytes[at / 4])
+    } else if comptime![width == 8] {
+        let two = Vector::<f32, Const<2>>::reinterpret(bytes[at / 8]);
+        select(at % 8 == 0, two.extract(0usize), two.extract(1usize))
     } else {
         let mut bits = 0u32.runtime();
         #[unroll]
