@@ -12,8 +12,8 @@
 //!
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 //!
-//! Budget (sm_90a): at most 152 registers a unit, 54 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 512 registers a unit, 54 KB of shared memory, 5400 bytes of spills; vector arithmetic.
+//! Budget (sm_90a): at most 248 registers a unit, 211 KB of shared memory, no spills; wgmma bf16.
+//! Budget (gfx950): at most 184 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::attention::{Attention, AttentionArgs, check_args};

@@ -6,7 +6,7 @@
 //!
 //! Cost: `2 · b · m · n · k` FLOP; reads x and w once per tile of the other, writes out once.
 //!
-//! Budget (sm_90a): at most 128 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 184 registers a unit, 192 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 136 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;

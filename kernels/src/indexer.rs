@@ -11,8 +11,10 @@
 //! Cost: `2 · s · s_kv · H · D` FLOP; reads `D + 4` bytes a key for each tile of queries, writes 4 bytes
 //! a logit. Prefill is bound by the products, decode by reading the keys.
 //!
-//! Budget (sm_90a): at most 128 registers a unit, 49 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
-//! Budget (gfx950): at most 120 registers a unit, 51 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 128 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
+//! Budget (gfx950): at most 128 registers a unit, 48 KB of shared memory, no spills; vector arithmetic.
+
+mod keys;
 
 use crate::device::Device;
 use crate::keys::{Pages, PagesLaunch};
@@ -22,6 +24,7 @@ use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use keys::{IndexKeys, KeyRanges, KeySource, QueryHeads};
 
 /// How a query head's dot product with a key becomes its share of the score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -276,31 +279,6 @@ fn sum_heads<W: Size>(
     sum_cell(sum)
 }
 
-/// The heads of a tile of queries: row `t · tile_heads + h` is head `h` of its query `t`.
-#[derive(CubeType)]
-struct QueryHeads {
-    /// The first query of the tile.
-    t0: usize,
-    /// Queries that there are.
-    count: usize,
-    /// Heads that there are.
-    heads: usize,
-    q_row: usize,
-    q_head: usize,
-    #[cube(comptime)]
-    tile_heads: usize,
-}
-
-#[cube]
-impl Rows for QueryHeads {
-    fn row(&self, i: usize) -> (usize, bool) {
-        let (t, h) = (i / comptime![self.tile_heads], i % comptime![self.tile_heads]);
-        let exists = t < self.count && h < self.heads;
-        let at = (self.t0 + t) * self.q_row + h * self.q_head;
-        (at, exists)
-    }
-}
-
 /// The weights of this unit's columns of the products; a padded head weighs nothing.
 #[cube]
 fn head_weights<W: Size>(
@@ -324,174 +302,6 @@ fn head_weights<W: Size>(
         values[cell] = value;
     }
     values
-}
-
-/// The keys that each query of one request may see.
-#[derive(CubeType)]
-struct KeyRanges<'a> {
-    starts: &'a [i32],
-    ends: &'a [i32],
-    request: usize,
-    rows: usize,
-    s_kv: i32,
-    #[cube(comptime)]
-    paged: bool,
-}
-
-#[cube]
-impl<'a> KeyRanges<'a> {
-    fn new(
-        starts: &'a [i32],
-        ends: &'a [i32],
-        request: usize,
-        rows: usize,
-        s_kv: i32,
-        #[comptime] paged: bool,
-    ) -> Self {
-        KeyRanges::<'a> { starts, ends, request, rows, s_kv, paged }
-    }
-
-    /// The first key that query `i` of the request may see and the end, within `0..s_kv`.
-    fn of(&self, i: usize) -> (usize, usize) {
-        let mut start = 0i32.runtime();
-        let mut end = 0i32.runtime();
-        if i < self.rows {
-            if comptime![self.paged] {
-                // Of next_n new tokens the last sees the whole context, each one before it a key less.
-                // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
-                end = max(self.ends[self.request], 0i32) - self.rows as i32 + i as i32 + 1;
-            } else {
-                start = self.starts[self.request * self.rows + i];
-                end = self.ends[self.request * self.rows + i];
-            }
-        }
-        (clamp(start, 0i32, self.s_kv) as usize, clamp(end, 0i32, self.s_kv) as usize)
-    }
-}
-
-/// The keys of one request, of which the first `end` are wanted: rows (prefill), or slots of the paged cache
-/// found through the block table (decode). A key whose page is out of range is none.
-#[derive(CubeType)]
-struct IndexKeys<'a> {
-    block_table: &'a [i32],
-    /// Where the request's pages are in the block table.
-    table: usize,
-    end: usize,
-    pages: Pages,
-    #[cube(comptime)]
-    paged: bool,
-    #[cube(comptime)]
-    stride: Option<usize>,
-}
-
-#[cube]
-impl<'a> IndexKeys<'a> {
-    fn new(
-        block_table: &'a [i32],
-        table: usize,
-        end: usize,
-        pages: Pages,
-        #[comptime] paged: bool,
-        #[comptime] stride: Option<usize>,
-    ) -> Self {
-        IndexKeys::<'a> { block_table, table, end, pages, paged, stride }
-    }
-
-    /// The page of `key` and its position there, and whether there is such a key.
-    fn locate(&self, key: usize) -> (usize, usize, bool) {
-        let mut page = 0usize.runtime();
-        let mut position = key;
-        let mut exists = key < self.end;
-        if comptime![self.paged] {
-            let page_size = self.pages.page_size as usize;
-            position = key % page_size;
-            if exists {
-                let entry = self.block_table[self.table + key / page_size];
-                exists = entry >= 0 && entry < self.pages.count as i32;
-                page = select(exists, entry, 0i32) as usize;
-            }
-        }
-        (page, position, exists)
-    }
-
-    /// The scale of `key`, and whether there is such a key. A page of the cache holds the codes of all its
-    /// tokens, then their scales (DeepGEMM's fused layout).
-    fn scale<B: Size>(&self, k_scale: &[Vector<u8, B>], key: usize, dim: usize) -> (f32, bool) {
-        let (page, position, exists) = self.locate(key);
-        let mut scale = 0.0f32.runtime();
-        if exists {
-            let mut at = position * 4;
-            if comptime![self.paged] {
-                at += page * self.pages.page_stride as usize + self.pages.page_size as usize * dim;
-            }
-            scale = read_f32::<B>(k_scale, at);
-        }
-        (scale, exists)
-    }
-}
-
-#[cube]
-impl<'a> Rows for IndexKeys<'a> {
-    fn row(&self, i: usize) -> (usize, bool) {
-        let (page, position, exists) = self.locate(i);
-        let stride = match comptime![self.stride] {
-            Some(stride) => stride.runtime(),
-            None => self.pages.stride as usize,
-        };
-        (page * self.pages.page_stride as usize + position * stride, exists)
-    }
-}
-
-/// Multiplies the head weights by the fp8 scales of their queries and a constant:
-/// `w[t, h] · q_scale[t, h] · factor`, `factor = H^-1/2 · D^-1/2`.
-#[cube(launch_unchecked)]
-fn fold_scales_kernel(
-    weights: &[f32],
-    q_scale: &[f32],
-    out: &mut [f32],
-    n: u32,
-    factor: f32,
-    #[comptime] machine: Machine,
-) {
-    let i = program_id(machine) * comptime![machine.team] + unit_id(machine);
-    if i < n as usize {
-        out[i] = weights[i] * q_scale[i] * factor;
-    }
-}
-
-/// Folds the queries' scales into the head weights: `out[t, h] = weights[t, h] · q_scale[t, h] · factor`.
-///
-/// `weights`, `q_scale`: `[s, H]` f32, contiguous. Returns `[s, H]` f32.
-pub fn fold_scales(
-    device: &Device,
-    weights: &Tensor,
-    q_scale: &Tensor,
-    factor: f32,
-) -> Result<Tensor> {
-    weights.expect_rank("weights", &["s", "H"])?;
-    let (s, h) = (weights.shape()[0], weights.shape()[1]);
-    q_scale.expect_shape("q_scale", &[("s", s), ("H", h)])?;
-    for (name, tensor) in [("weights", weights), ("q_scale", q_scale)] {
-        tensor.expect_dtype(name, &[DType::F32])?;
-        tensor.expect_contiguous(name)?;
-    }
-    let out = device.empty(&[s, h], DType::F32);
-    let machine = device.machine(256);
-    // SAFETY: the three buffers hold s · h elements each, and the kernel stops at that number.
-    unsafe {
-        fold_scales_kernel::launch_unchecked(
-            device.client(),
-            machine.cube_count((s * h).div_ceil(machine.team)),
-            machine.cube_dim(),
-            weights.arg(1),
-            q_scale.arg(1),
-            out.arg(1),
-            (s * h) as u32,
-            factor,
-            machine,
-        );
-    }
-    Ok(out)
 }
 
 /// Index logits of a prefill chunk: every query row against the keys of its own range.
@@ -530,7 +340,7 @@ pub fn indexer_logits(
     k.expect_dtype("k", &[q.dtype()])?;
     k.expect_rows("k")?;
     let logits = device.empty(&[s, s_kv], DType::F32);
-    let keys = Keys {
+    let keys = KeySource {
         k,
         scale: k_scale,
         starts: ks,
@@ -597,7 +407,7 @@ pub fn indexer_logits_paged(
     }
     let logits = device.empty(&[b * next_n, max_context], DType::F32);
     let codes = cache.reinterpret(DType::E4m3);
-    let keys = Keys {
+    let keys = KeySource {
         k: &codes,
         scale: cache,
         starts: context_lens,
@@ -616,20 +426,6 @@ pub fn indexer_logits_paged(
 /// The types of queries and keys.
 const TYPES: [DType; 4] = [DType::E4m3, DType::Bf16, DType::F16, DType::F32];
 
-/// Where the keys of a launch are.
-struct Keys<'a> {
-    k: &'a Tensor,
-    scale: &'a Tensor,
-    starts: &'a Tensor,
-    ends: &'a Tensor,
-    block_table: &'a Tensor,
-    row: usize,
-    pages: usize,
-    page_size: usize,
-    page_stride: usize,
-    paged: bool,
-}
-
 fn launch(
     device: &Device,
     q: &Tensor,
@@ -637,7 +433,7 @@ fn launch(
     rows: usize,
     s_kv: usize,
     weights: &Tensor,
-    keys: Keys,
+    keys: KeySource,
     logits: &Tensor,
     score_fn: ScoreFn,
 ) -> Result<()> {
@@ -721,20 +517,6 @@ fn launch(
         );
     }
     Ok(())
-}
-
-impl Keys<'_> {
-    /// Whether every key of `dim` elements begins at a multiple of `width` elements, and ends at one.
-    fn in_vectors(&self, width: usize, dim: usize) -> bool {
-        let strides = [self.row, self.page_stride, dim];
-        self.k.in_vectors(width) && strides.iter().all(|n| n.is_multiple_of(width))
-    }
-
-    /// Whether every scale begins at a multiple of four bytes.
-    fn scales_in_words(&self, dim: usize) -> bool {
-        // Beside rows stand whole f32; in a page they begin where the codes end.
-        !self.paged || self.scale.in_vectors(4) && (self.page_size * dim).is_multiple_of(4)
-    }
 }
 
 /// How the indexer of keys of type `dtype` runs on `device`.

@@ -12,6 +12,7 @@ pub mod copy;
 pub mod dense_attention;
 pub mod device;
 pub mod error;
+pub mod fold_scales;
 pub mod gemm;
 pub mod hadamard;
 pub mod indexer;
@@ -38,9 +39,11 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention.rs", include_str!("attention.rs")),
     ("copy.rs", include_str!("copy.rs")),
     ("dense_attention.rs", include_str!("dense_attention.rs")),
+    ("fold_scales.rs", include_str!("fold_scales.rs")),
     ("gemm.rs", include_str!("gemm.rs")),
     ("hadamard.rs", include_str!("hadamard.rs")),
     ("indexer.rs", include_str!("indexer.rs")),
+    ("indexer/keys.rs", include_str!("indexer/keys.rs")),
     ("keys.rs", include_str!("keys.rs")),
     ("merge_splits.rs", include_str!("merge_splits.rs")),
     ("norm.rs", include_str!("norm.rs")),

@@ -15,8 +15,8 @@
 //!
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 //!
-//! Budget (sm_90a): at most 256 registers a unit, 112 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 312 registers a unit, 112 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 248 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
+//! Budget (gfx950): at most 344 registers a unit, 111 KB of shared memory, no spills; vector arithmetic.
 
 use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;

@@ -24,8 +24,8 @@
 //! Cost: one read of the row, `4 · L` bytes; without lists one read for each 8 bits that tell the last
 //! column taken from the next (2 to 8), and one more.
 //!
-//! Budget (sm_90a): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 72 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
 
 mod columns;
 

@@ -5,7 +5,8 @@ use dsa_kernels::attention::{Attention, AttentionArgs};
 use dsa_kernels::tile::Machine;
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{
-    copy, dense_attention, gemm, hadamard, indexer, norm, quant, rope, sparse_attention, top_k,
+    copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
+    sparse_attention, top_k,
 };
 use dsa_reference as reference;
 use ndarray::{Array4, Axis};
@@ -154,11 +155,11 @@ pub const ALL: &[Kernel] = &[
     },
     Kernel {
         name: "fold_scales",
-        file: "indexer.rs",
+        file: "fold_scales.rs",
         tensors: &["weights: [s, H] f32", "q_scale: [s, H] f32"],
         scalars: &["factor: number"],
         outputs: &["out: [s, H] f32"],
-        machine: |d| indexer::machine(d, DType::E4m3),
+        machine: fold_scales::machine,
         run: run_fold_scales,
         reference: reference_fold_scales,
     },

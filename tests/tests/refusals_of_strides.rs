@@ -7,7 +7,7 @@ use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt};
 use dsa_kernels::rope::Pairing;
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
-use dsa_kernels::{copy, dense_attention, gemm, hadamard, indexer, norm, quant, rope};
+use dsa_kernels::{copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope};
 
 const F32: DType = DType::F32;
 
@@ -41,8 +41,8 @@ fn row_kernels_refuse_gaps_within_rows() {
     refused("out", norm::rms_norm_into(device, &x, &weight, &x_turned, 1e-6));
     refused("x", quant::round_trip(device, &x_turned, &x, ScaleFmt::Plain));
     refused("out", quant::round_trip(device, &x, &x_turned, ScaleFmt::Plain));
-    refused("weights", indexer::fold_scales(device, &x_turned, &x, 1.0));
-    refused("q_scale", indexer::fold_scales(device, &x, &x_turned, 1.0));
+    refused("weights", fold_scales::fold_scales(device, &x_turned, &x, 1.0));
+    refused("q_scale", fold_scales::fold_scales(device, &x, &x_turned, 1.0));
     refused("x", copy::copy(device, &x_turned, &x));
     refused("out", copy::copy(device, &x, &x_turned));
 }

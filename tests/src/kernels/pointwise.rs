@@ -88,7 +88,7 @@ pub(super) fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
 
 pub(super) fn run_fold_scales(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (weights, q_scale) = (case.upload(device, "weights")?, case.upload(device, "q_scale")?);
-    let out = indexer::fold_scales(device, &weights, &q_scale, case.scalar("factor")?)?;
+    let out = fold_scales::fold_scales(device, &weights, &q_scale, case.scalar("factor")?)?;
     Ok(outputs([("out", HostTensor::download(device, &out)?)]))
 }
 
