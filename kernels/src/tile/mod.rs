@@ -6,10 +6,15 @@
 //! | verb | `Plain` (CPU, any GPU) | `Wgmma` (sm_90a) |
 //! |---|---|---|
 //! | [`team_memory`] | private memory on the CPU, shared on a GPU | shared memory, aligned for the swizzle |
-//! | [`Tile`] | rows of vectors, f32 | the swizzled layout the descriptors name, element type as stored |
-//! | [`multiply_nt`], [`multiply_nn`] | blocks of vector arithmetic | warpgroup MMAs |
-//! | [`Fragment`], [`Share`] | cells of [`LANES`] columns | cells of the accumulator registers |
-//! | [`sum_lanes`], [`max_lanes`] | within a unit, then shuffles | shuffles of a quad |
+//! | [`Tile`], [`Ring`] | rows of vectors, f32; a ring of one | the swizzled layout the descriptors name, element type as stored; the next tiles on their way |
+//! | [`load_rows`], [`end_load`], [`await_load`] | loads and stores, a barrier | `cp.async` of 16 bytes straight into the swizzle, groups of them, a barrier |
+//! | [`multiply_nt`], [`multiply_nn`], [`multiply_fragment_nn`] | blocks of vector arithmetic | warpgroup MMAs into registers the body owns, from tiles or registers |
+//! | [`Fragment`], [`Share`] | cells of [`LANES`] columns | cells of the accumulator registers; warpgroups below or beside each other |
+//! | [`sum_lanes`], [`max_lanes`], [`scatter_sums`] | within a unit, then shuffles | shuffles of a quad |
+//! | [`OnlineSoftmax`] | `exp` | `ex2.approx`, row maxima exchanged between warpgroups that share a row |
+//!
+//! The matrix unit's copies and products are instructions that CubeCL's own front end lacks or hides:
+//! `async_copy.rs` adds operations to its IR, `warpgroup.rs` issues its public ones.
 //!
 //! To add a matrix unit (MFMA on gfx950 is the next): a variant of [`MatrixUnit`], its accumulator's layout
 //! in `fragment.rs` (`lanes`, `slots`, `row_of`, `col_of`, `cell_index`), its product in `multiply.rs`, and
