@@ -27,6 +27,7 @@ pub mod sparse_attention;
 pub mod tensor;
 pub mod tile;
 pub mod top_k;
+mod top_k_sift;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;
@@ -53,6 +54,8 @@ const SOURCES: &[(&str, &str)] = &[
     ("sparse_attention.rs", include_str!("sparse_attention.rs")),
     ("top_k.rs", include_str!("top_k.rs")),
     ("top_k/columns.rs", include_str!("top_k/columns.rs")),
+    ("top_k/radix.rs", include_str!("top_k/radix.rs")),
+    ("top_k_sift.rs", include_str!("top_k_sift.rs")),
     ("tile/async_copy.rs", include_str!("tile/async_copy.rs")),
     ("tile/fragment.rs", include_str!("tile/fragment.rs")),
     ("tile/load.rs", include_str!("tile/load.rs")),
@@ -77,7 +80,7 @@ pub fn source_hash(file: Option<&str>) -> String {
         // Dense MLA is the body of sparse attention, and both merge their splits alike.
         let shared = name.starts_with("tile/")
             || ["attention.rs", "keys.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
-        // A file's modules, `top_k/columns.rs`, are part of it.
+        // What a file is made of has its name first: `top_k/columns.rs` and `top_k_sift.rs` are top_k.rs.
         let part = |file: &str| name.starts_with(file.trim_end_matches(".rs"));
         if shared || file.is_none_or(part) {
             hash.update(name);

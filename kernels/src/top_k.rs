@@ -11,30 +11,34 @@
 //!
 //! Method, in two kernels:
 //!
-//! 1. *Sift* ([`sift_kernel`]), for long rows only. A sample of the row, spread evenly over it, says which
-//!    rank about 1.5 k columns of the row reach. One pass over the row then lists those columns; several
-//!    programs share a row where there are few.
-//! 2. *Choose* ([`choose_kernel`]). Radix select, 8 bits at a time, finds the place of the last column taken
+//! 1. *Sift* (`top_k_sift.rs`), for rows of more than 16384 columns: from a sample of the row it guesses
+//!    a rank that about 1.5 k columns reach, and lists these.
+//! 2. *Choose* (`choose_kernel`). Radix select, 8 bits at a time, finds the place of the last column taken
 //!    among the listed ones. The columns up to it are marked in a set of bits, which is written in order.
 //!
 //! The sample only saves time. Where the lists do not hold the k best (because the sample misled, or the
 //! k-th best is one of more equals than a list has room for), or where nothing was sifted, the second
 //! kernel reads the row itself, as often as it must: the result is exact for every input.
 //!
-//! Cost: one read of the row, `4 · L` bytes; without lists one read for each 8 bits that tell the last
-//! column taken from the next (2 to 8), and one more.
+//! Cost: one read of the row, `4 · L` bytes, and up to eight of its sample and of its lists, from cache;
+//! without lists one read for each 8 bits that tell the last column taken from the next (1 to 8), and one
+//! more for every 2^17 columns' marks. On an H200 with k = 2048, 1024 rows of 131072 take 354 µs, 64 take
+//! 43 and one takes 29; 2048 rows of 32768 take 356 and one takes 25.
 //!
 //! Budget (sm_90a): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 72 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
 
-mod columns;
+pub(crate) mod columns;
+pub(crate) mod radix;
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
+use crate::top_k_sift::{MOST_PIECES, pieces, sift};
 use crate::{KernelError, Result};
 use columns::*;
 use cubecl::prelude::*;
+use radix::*;
 
 /// Which keys are taken. **[`budget`] and [`rank`] are the functions to change to try another policy.**
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,7 +65,7 @@ pub enum Policy {
 
 /// How many keys are taken of a range of `len`.
 #[cube]
-fn budget(len: u32, topk: u32, #[comptime] policy: Policy) -> u32 {
+pub(crate) fn budget(len: u32, topk: u32, #[comptime] policy: Policy) -> u32 {
     match comptime![policy] {
         Policy::Fixed => topk,
         Policy::Fraction { per_mille, min: least } => {
@@ -106,132 +110,6 @@ fn ordered_key(logit: f32) -> u32 {
     select(key - 0x0080_0000u32 <= 0xff00_0000u32, key, 0u32)
 }
 
-/// The range of a row, clamped to its `length`.
-#[derive(CubeType)]
-struct Range {
-    start: u32,
-    end: u32,
-}
-
-#[cube]
-fn range_of(starts: &[i32], ends: &[i32], row: usize, length: u32) -> Range {
-    let start = clamp(starts[row], 0i32, length as i32) as u32;
-    let end = max(clamp(ends[row], 0i32, length as i32) as u32, start);
-    Range { start, end }
-}
-
-/// Columns of a row that are sampled, at most.
-const SAMPLE: u32 = 4096;
-
-/// Vectors that neighbouring units read together; the programs of a row take turns at them, so that each
-/// gets its share of the best columns wherever in the row these are.
-const GRAIN: u32 = 32;
-
-/// How many of `sampled` columns out of `len` to go down the ranking, to find a rank that more than
-/// `wanted` of all columns reach: their share, and five standard deviations of it more.
-#[cube]
-fn wanted_of_sample(wanted: u32, sampled: u32, len: u32) -> u32 {
-    let share = f32::cast_from(wanted) * f32::cast_from(sampled) / f32::cast_from(max(len, 1u32));
-    u32::cast_from(share + 5.0f32 * share.sqrt()) + 5u32
-}
-
-/// Lists the columns of each row that may be among its best. Program `(row, piece)` lists those of its piece:
-/// `places[row, piece, ..]`, in no particular order, and how many in `counts[row, piece]`, which is more than
-/// `capacity` if not all found room.
-#[cube(launch_unchecked)]
-fn sift_kernel<N: Size>(
-    logits: &[Vector<f32, N>],
-    starts: &[i32],
-    ends: &[i32],
-    places: &mut [u64],
-    counts: &mut [u32],
-    rows: u32,
-    length: u32,
-    logits_row: u32,
-    topk: u32,
-    pieces: u32,
-    capacity: u32,
-    #[comptime] policy: Policy,
-    #[comptime] machine: Machine,
-) {
-    let program = program_id(machine);
-    if program >= rows as usize * pieces as usize {
-        terminate!();
-    }
-    let row = program / pieces as usize;
-    let piece = (program % pieces as usize) as u32;
-    let base = row * logits_row as usize;
-    let range = range_of(starts, ends, row, length);
-    let (start, end) = (range.start, range.end);
-    let wanted = budget(end - start, topk, policy);
-
-    // Every `every`-th vector is sampled; odd, so that no period of the row hides from it.
-
-    let every =
-        (end - start).div_ceil(comptime![knob("DSA_X_SAMPLE", SAMPLE as usize) as u32]) | 1u32;
-    let sample = Row::new(logits, base, start, end, every / 2, every, 1u32, policy, machine);
-    let wanted = wanted_of_sample(wanted, (end - start) / every, end - start);
-    let mut histogram = Histogram::new(machine);
-    let least = rank_of(last_place::<Row<N>>(&sample, start, end, wanted, &mut histogram));
-
-    let mut cursor = Cursor::new(machine);
-    let own = Row::new(logits, base, start, end, piece, pieces, GRAIN, policy, machine);
-    let list = program * capacity as usize;
-    let steps = own.steps(start, end);
-    for step in steps.first..steps.end {
-        for place in own.load(step) {
-            if rank_of(place) >= least {
-                let at = cursor.take();
-                if at < capacity {
-                    places[list + at as usize] = place;
-                }
-            }
-        }
-    }
-    sync_team(machine);
-    if unit_id(machine) == 0 {
-        counts[program] = cursor.taken();
-    }
-}
-
-/// The place of the last of the `wanted` best columns, `wanted` being at least 1; or a lower one that no
-/// further column reaches, of rank 1 at least.
-#[cube]
-fn last_place<C: Columns>(
-    columns: &C,
-    start: u32,
-    end: u32,
-    wanted: u32,
-    histogram: &mut Histogram,
-) -> u64 {
-    let steps = columns.steps(start, end);
-    // The bits found so far, and of the columns that begin with them how many are still wanted.
-    let mut found = 0u64.runtime();
-    let mut known = 0u64.runtime();
-    let mut left = wanted;
-    let mut shift = 64u64.runtime();
-    while shift > 0 {
-        shift -= 8u64;
-        histogram.clear();
-        for step in steps.first..steps.end {
-            for place in columns.load(step) {
-                if rank_of(place) != 0 && (place & known) == found {
-                    histogram.add(u32::cast_from((place >> shift) & 0xffu64));
-                }
-            }
-        }
-        let bin = histogram.find(left);
-        found |= u64::cast_from(bin.number) << shift;
-        known |= 0xffu64 << shift;
-        if bin.above + bin.count <= left {
-            // The whole bin is wanted: nothing more to tell apart.
-            shift = 0u64;
-        }
-        left -= bin.above;
-    }
-    max(found, place(1u32, 0xffff_ffffu32))
-}
-
 /// Writes the best columns of each row. One program a row, which reads the lists of its `pieces` if they
 /// hold these, and the row itself otherwise.
 #[cube(launch_unchecked)]
@@ -262,7 +140,7 @@ fn choose_kernel<N: Size>(
     let out = row * topk as usize;
     let mut written = 0u32.runtime();
     if wanted > 0 {
-        let mut tools = Tools { histogram: Histogram::new(machine), marks: Marks::new(machine) };
+        let mut tools = Tools::new(machine);
         let list = row * pieces as usize;
         let sifted = Sifted::new(places, counts, list, pieces, capacity, machine);
         if sifted.hold(wanted) {
@@ -281,76 +159,13 @@ fn choose_kernel<N: Size>(
     }
 }
 
-/// The memory that [`write_best`] works in.
-#[derive(CubeType)]
-struct Tools {
-    histogram: Histogram,
-    marks: Marks,
-}
-
-/// Writes the `wanted` best of `columns`, ascending, to `out` from `at` on; returns how many there are.
-#[cube]
-fn write_best<C: Columns>(
-    columns: &C,
-    start: u32,
-    end: u32,
-    wanted: u32,
-    out: &mut [i32],
-    at: usize,
-    tools: &mut Tools,
-) -> u32 {
-    let last = last_place::<C>(columns, start, end, wanted, &mut tools.histogram);
-    let mut written = 0u32.runtime();
-    // As many columns at a time as there are marks.
-    let blocks = (end - start).div_ceil(MARKS as u32);
-    for block in 0..blocks {
-        let first = start + block * MARKS as u32;
-        let limit = min(end - first, MARKS as u32);
-        tools.marks.clear(limit);
-        let steps = columns.steps(first, first + limit);
-        for step in steps.first..steps.end {
-            for place in columns.load(step) {
-                // Columns before the block wrap to beyond it.
-                let number = column_of(place) - first;
-                if place >= last && number < limit {
-                    tools.marks.insert(number);
-                }
-            }
-        }
-        written += tools.marks.write(limit, out, at + written as usize, first);
-    }
-    written
-}
-
-/// How these kernels run on `device`.
+/// How these kernels run on `device`: in teams of 512. Teams of 1024 help only where rows are many. On an
+/// H200 with k = 2048, both with 16 columns of a unit in flight: 1024 x 131072 takes 481 µs (433 with 1024),
+/// 64 x 131072 55 (57), 1 x 131072 29 (30), 2048 x 32768 553 (537) and 1 x 32768 26 (30). Eight in flight
+/// gain more than that on many rows and lose nothing on few.
 pub fn machine(device: &Device) -> Machine {
-    device.machine(knob("DSA_X_TEAM", 512))
+    device.machine(512)
 }
-
-/// For the experiment only.
-fn knob(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(otherwise)
-}
-
-/// Rows up to this length are chosen from at once: reading them again, from cache, costs less than sifting.
-const SHORT: usize = 16384;
-
-/// Columns of a piece, at least: a vector for each unit.
-const PIECE: usize = 2048;
-
-/// Into how many pieces rows are cut to be sifted; 0 where they are not sifted.
-fn pieces(device: &Device, rows: usize, length: usize) -> usize {
-    if length <= knob("DSA_X_SHORT", SHORT) {
-        return 0;
-    }
-    // Two programs a core hide each other's waiting.
-    (knob("DSA_X_PROGRAMS", 2) * device.cores() / rows)
-        .clamp(1, length / knob("DSA_X_PIECE", PIECE))
-        .min(MOST_PIECES)
-}
-
-/// Pieces of a row, at most.
-const MOST_PIECES: usize = 1024;
 
 /// The `topk` best columns of each row of `logits`.
 ///
@@ -408,7 +223,7 @@ pub fn top_k_in_pieces(
         let expected = "per_mille up to 1000, window below 2^22".to_string();
         return Err(KernelError::Value { name, got: value.to_string(), expected });
     }
-    let pieces = pieces.unwrap_or_else(|| self::pieces(device, rows.max(1), length));
+    let pieces = pieces.unwrap_or_else(|| self::pieces(device, rows, length));
     if pieces > MOST_PIECES {
         return Err(KernelError::Value {
             name: "pieces",
@@ -421,56 +236,29 @@ pub fn top_k_in_pieces(
         return Ok(indices);
     }
     let machine = machine(device);
-    // Sifting is meant to leave some 1.5 k columns; more than 2^16 would take as long as the row itself.
-    let capacity = (2 * topk).clamp(8192, 1 << 16).min(length.max(1));
-    // A place is a number of 64 bits, as long as two of the buffer's elements.
-    let places =
-        device.empty(&[rows, pieces.max(1), if pieces > 0 { capacity } else { 1 }, 2], DType::I32);
-    let counts = device.empty(&[rows, pieces.max(1)], DType::I32);
     let width = if logits.in_whole_vectors(4) { 4 } else { 1 };
-    let client = device.client();
-    // SAFETY: the kernels read columns below `length` of rows below `rows`, or others of the same vectors,
-    // all of which the buffer holds; they clamp the ranges, compare with `capacity` before they write a
-    // place, and write at most `topk` indices a row.
+    let lists = sift(device, logits, ks, ke, topk, width, pieces, policy, machine);
+    // SAFETY: the kernel reads columns below `length` of rows below `rows`, or others of the same vectors,
+    // all of which the buffer holds, and no list beyond `capacity`; it clamps the ranges, and writes `topk`
+    // indices a row.
     unsafe {
-        if pieces > 0 {
-            sift_kernel::launch_unchecked(
-                client,
-                machine.cube_count(rows * pieces),
-                machine.cube_dim(),
-                width,
-                logits.arg(width),
-                ks.arg(1),
-                ke.arg(1),
-                places.arg(2),
-                counts.arg(1),
-                rows as u32,
-                length as u32,
-                logits.strides()[0] as u32,
-                topk as u32,
-                pieces as u32,
-                capacity as u32,
-                policy,
-                machine,
-            );
-        }
         choose_kernel::launch_unchecked(
-            client,
+            device.client(),
             machine.cube_count(rows),
             machine.cube_dim(),
             width,
             logits.arg(width),
             ks.arg(1),
             ke.arg(1),
-            places.arg(2),
-            counts.arg(1),
+            lists.places.arg(2),
+            lists.counts.arg(1),
             indices.arg(1),
             rows as u32,
             length as u32,
             logits.strides()[0] as u32,
             topk as u32,
-            pieces as u32,
-            capacity as u32,
+            lists.pieces as u32,
+            lists.capacity as u32,
             policy,
             machine,
         );
@@ -524,4 +312,59 @@ pub fn shift_indices(device: &Device, indices: &Tensor, first: &Tensor) -> Resul
         );
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{Artefact, Offline, Target};
+    use std::sync::Arc;
+
+    /// What a row that is sifted is compiled to on `target`: [`sift`]'s kernel, then [`choose_kernel`].
+    fn compiled(target: Target) -> Vec<Arc<Artefact>> {
+        let work = |device: &Device| {
+            let logits = device.empty(&[1, 1 << 17], DType::F32);
+            let (ks, ke) = (device.empty(&[1], DType::I32), device.empty(&[1], DType::I32));
+            top_k(device, &logits, &ks, &ke, 2048, Policy::Fixed).map(|_| ())
+        };
+        let artefacts = Offline::open(target).unwrap().compile(work).unwrap();
+        let names: Vec<_> = artefacts.iter().map(|artefact| artefact.function()).collect();
+        assert_eq!(names, ["sift_kernel", "choose_kernel"], "{target}");
+        artefacts
+    }
+
+    #[test]
+    fn rows_are_read_in_vectors() {
+        for (target, load, width) in
+            [(Target::Sm90a, "ld.global", "v4"), (Target::Gfx950, "global_load", "dwordx4")]
+        {
+            for artefact in compiled(target) {
+                let assembly = artefact.assembly().unwrap();
+                let mut lines = assembly.lines().filter(|line| line.contains(load));
+                assert!(
+                    lines.any(|line| line.contains(width)),
+                    "{target} {}: {assembly}",
+                    artefact.function()
+                );
+            }
+        }
+    }
+
+    /// Adding +0, which makes one zero of two, is neither folded away nor flushes the smallest numbers.
+    #[test]
+    fn zeros_are_equal_and_small_numbers_are_not_zero() {
+        for artefact in compiled(Target::Sm90a) {
+            let (name, ptx) = (artefact.function(), artefact.assembly().unwrap());
+            assert!(ptx.contains("add.f32") || ptx.contains("add.rn.f32"), "{name}: {ptx}");
+            assert!(!ptx.contains("ftz"), "{name}: {ptx}");
+        }
+        for artefact in compiled(Target::Gfx950) {
+            let (name, assembly) = (artefact.function(), artefact.assembly().unwrap());
+            // One at a time, or two.
+            let adds = ["v_add_f32", "v_pk_add_f32"];
+            assert!(adds.iter().any(|add| assembly.contains(add)), "{name}: {assembly}");
+            // 3: denormals go in and come out.
+            assert!(assembly.contains(".amdhsa_float_denorm_mode_32 3"), "{name}: {assembly}");
+        }
+    }
 }

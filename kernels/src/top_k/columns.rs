@@ -7,48 +7,74 @@ use cubecl::prelude::*;
 /// A column as a number that orders like the ranking: its [`rank`], and of equal ranks the lower column
 /// first. A column of rank 0 is none.
 #[cube]
-pub(super) fn place(rank: u32, column: u32) -> u64 {
+pub(crate) fn place(rank: u32, column: u32) -> u64 {
     u64::cast_from(rank) << 32u64 | u64::cast_from(!column)
 }
 
 /// The rank in a place.
 #[cube]
-pub(super) fn rank_of(place: u64) -> u32 {
+pub(crate) fn rank_of(place: u64) -> u32 {
     u32::cast_from(place >> 32u64)
 }
 
 /// The column in a place.
 #[cube]
-pub(super) fn column_of(place: u64) -> u32 {
+pub(crate) fn column_of(place: u64) -> u32 {
     !u32::cast_from(place & 0xffff_ffffu64)
+}
+
+/// The range of a row, clamped to its `length`.
+#[derive(CubeType)]
+pub(crate) struct Range {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+}
+
+/// The range `starts[row] .. ends[row]`, clamped.
+#[cube]
+pub(crate) fn range_of(starts: &[i32], ends: &[i32], row: usize, length: u32) -> Range {
+    let start = clamp(starts[row], 0i32, length as i32) as u32;
+    let end = max(clamp(ends[row], 0i32, length as i32) as u32, start);
+    Range { start, end }
 }
 
 /// The steps `first .. end` of a team's walk over columns.
 #[derive(CubeType)]
-pub(super) struct Steps {
-    pub(super) first: u32,
-    pub(super) end: u32,
+pub(crate) struct Steps {
+    pub(crate) first: u32,
+    pub(crate) end: u32,
 }
 
 /// Ranked columns that a team walks over, each unit with a few in flight.
 #[cube]
-pub(super) trait Columns: CubeType {
+pub(crate) trait Columns: CubeType {
     /// The steps in which the columns `from .. to` come up, and perhaps others.
     fn steps(&self, from: u32, to: u32) -> Steps;
     /// The places of this unit's columns of a step, of rank 0 where there is none.
     fn load(&self, step: u32) -> Sequence<u64>;
 }
 
+/// Columns that a unit of a GPU has in flight: two loads of four. A team of 512 then reads the sample of a
+/// long row in one step, of which 16 in flight would leave half empty. Measured on an H200, k = 2048, in µs:
+///
+/// | in flight | 1024 x 131072 | 64 x 131072 | 1 x 131072 | 2048 x 32768 | 1 x 32768 |
+/// |---|---|---|---|---|---|
+/// | 16 | 481 | 55 | 29 | 553 | 26 |
+/// | 8 | 354 | 43 | 29 | 356 | 25 |
+///
+/// 4 was compiled and not measured: ptxas takes 40 registers a unit instead of 64, but sifting spills 8 bytes.
+const IN_FLIGHT: usize = 8;
+
 /// Columns that a unit of `machine` has in flight, which come in vectors of `width`.
 fn in_flight(machine: Machine, width: usize) -> usize {
     // A core of a CPU overlaps its loads by itself.
-    if machine.team == 1 { width } else { super::knob("DSA_X_FLIGHT", 16) }
+    if machine.team == 1 { width } else { IN_FLIGHT }
 }
 
 /// The columns `start .. end` of a row of logits, or some of them: of their vectors, cut into runs of
 /// `grain`, every `stride`-th run from run `phase` on.
 #[derive(CubeType)]
-pub(super) struct Row<'a, N: Size> {
+pub(crate) struct Row<'a, N: Size> {
     logits: &'a [Vector<f32, N>],
     start: u32,
     end: u32,
@@ -70,7 +96,7 @@ pub(super) struct Row<'a, N: Size> {
 #[cube]
 impl<'a, N: Size> Row<'a, N> {
     /// The columns `start .. end` of the row whose column 0 is element `base` of `logits`.
-    pub(super) fn new(
+    pub(crate) fn new(
         logits: &'a [Vector<f32, N>],
         base: usize,
         start: u32,
@@ -150,7 +176,7 @@ impl<'a, N: Size> Columns for Row<'a, N> {
 
 /// The columns that sifting left of a row: a list for each piece of it.
 #[derive(CubeType)]
-pub(super) struct Sifted<'a> {
+pub(crate) struct Sifted<'a> {
     places: &'a [u64],
     counts: &'a [u32],
     /// The row's first list.
@@ -167,7 +193,7 @@ pub(super) struct Sifted<'a> {
 #[cube]
 impl<'a> Sifted<'a> {
     /// The lists `list .. list + pieces`, of up to `capacity` places each.
-    pub(super) fn new(
+    pub(crate) fn new(
         places: &'a [u64],
         counts: &'a [u32],
         list: usize,
@@ -193,7 +219,7 @@ impl<'a> Sifted<'a> {
 
     /// Whether the lists hold the `wanted` best columns of the row: none overflowed, and they have as
     /// many columns.
-    pub(super) fn hold(&self, wanted: u32) -> bool {
+    pub(crate) fn hold(&self, wanted: u32) -> bool {
         self.longest <= self.capacity && self.total >= wanted
     }
 }
