@@ -175,7 +175,7 @@ pub fn read_f32<B: Size>(bytes: &[Vector<u8, B>], at: usize) -> f32 {
         f32::reinterpret(bytes[at / 4])
     } else if comptime![width == 8] {
         let two = Vector::<f32, Const<2>>::reinterpret(bytes[at / 8]);
-        select(at % 8 == 0, two.extract(0usize), two.extract(1usize))
+        select(at & 4 == 0, two.extract(0usize), two.extract(1usize))
     } else {
         let mut bits = 0u32.runtime();
         #[unroll]

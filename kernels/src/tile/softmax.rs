@@ -147,7 +147,7 @@ fn exp_of<W: Size>(
 fn publish(exchange: &mut Shared<[f32]>, numbers: &Array<f32>, #[comptime] share: Share) {
     #[unroll]
     for slot in 0..comptime![share.slots()] {
-        if lane_of(share) % 4 == 0 {
+        if lane_of(share) & 3 == 0 {
             exchange[group_of(share) * share.rows + row_of(slot, share)] = numbers[slot];
         }
     }
