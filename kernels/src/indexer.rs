@@ -148,16 +148,8 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &heads, 0usize, tiling.dim);
     let weights = head_weights::<W>(weights, sizes.w_row as usize, &heads, share);
 
-    let lists = KeyRanges::new(starts, ends, request, rows, sizes.s_kv as i32, tiling.paged);
-    let mut lowest = s_kv;
-    let mut highest = 0usize.runtime();
-    for t in 0..count {
-        let (start, end) = lists.of(first + t);
-        if start < end {
-            lowest = min(lowest, start);
-            highest = max(highest, end);
-        }
-    }
+    let ranges = KeyRanges::new(starts, ends, request, rows, sizes.s_kv as i32, tiling.paged);
+    let (lowest, highest) = ranges.of_all(first, count);
     let span_start = program % spans * span;
     let span_end = min(span_start + span, s_kv);
     let table = request * sizes.max_pages as usize;
@@ -175,27 +167,9 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         fill_unseen(logits, row + to, row + span_end, machine);
     }
 
-    // The lanes that hold a row share out its logits, one for each query of the tile.
     let pairs = comptime![share.slots() * tiling.queries];
     let owned = comptime![pairs.div_ceil(share.lanes())];
-    let mut own = Pairs {
-        row: Array::new(owned),
-        start: Array::new(owned),
-        end: Array::new(owned),
-        at: Array::new(owned),
-        exists: Array::new(owned),
-    };
-    #[unroll(share.unrolled())]
-    for i in 0..owned {
-        let e = i * comptime![share.lanes()] + lane_of(share);
-        let t = e % tiling.queries;
-        let (start, end) = lists.of(first + t);
-        own.row[i] = row_of(e / tiling.queries, share);
-        own.start[i] = start;
-        own.end[i] = end;
-        own.at[i] = (t0 + t) * sizes.logits_row as usize;
-        own.exists[i] = e < pairs && t < count;
-    }
+    let own = Pairs::new(&ranges, first, t0, count, sizes.logits_row as usize, tiling, share);
 
     let ahead = comptime![loads_ahead(stages)];
     // The last turns load nothing, the first ones multiply nothing.
@@ -236,8 +210,9 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     }
 }
 
-/// The logits of each tile that this unit writes: of the tile's key `row` and of a query, if it `exists`, that
-/// sees the keys `start .. end` and whose logits begin at `at`.
+/// The logits of each tile that this unit writes. The lanes that hold the products of a key share them out, one
+/// for each query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys
+/// `start .. end` and whose logits begin at `at`.
 #[derive(CubeType)]
 struct Pairs {
     row: Array<usize>,
@@ -245,6 +220,42 @@ struct Pairs {
     end: Array<usize>,
     at: Array<usize>,
     exists: Array<bool>,
+}
+
+#[cube]
+impl Pairs {
+    /// Those of the `count` queries from the `first`-th of the request, the `t0`-th of all, on.
+    fn new(
+        ranges: &KeyRanges<'_>,
+        first: usize,
+        t0: usize,
+        count: usize,
+        logits_row: usize,
+        #[comptime] tiling: Tiling,
+        #[comptime] share: Share,
+    ) -> Self {
+        let pairs = comptime![share.slots() * tiling.queries];
+        let owned = comptime![pairs.div_ceil(share.lanes())];
+        let mut own = Pairs {
+            row: Array::new(owned),
+            start: Array::new(owned),
+            end: Array::new(owned),
+            at: Array::new(owned),
+            exists: Array::new(owned),
+        };
+        #[unroll(share.unrolled())]
+        for i in 0..owned {
+            let pair = i * comptime![share.lanes()] + lane_of(share);
+            let t = pair % tiling.queries;
+            let (start, end) = ranges.of(first + t);
+            own.row[i] = row_of(pair / tiling.queries, share);
+            own.start[i] = start;
+            own.end[i] = end;
+            own.at[i] = (t0 + t) * logits_row;
+            own.exists[i] = pair < pairs && t < count;
+        }
+        own
+    }
 }
 
 /// Writes -inf to `logits[from .. to]`.

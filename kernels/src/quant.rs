@@ -99,6 +99,35 @@ fn amax<E: Numeric>(x: &[E], at: usize, n: usize, #[comptime] machine: Machine) 
     max_team(top, machine)
 }
 
+/// The block of a row that a program quantises: its `n` columns from `first` on, which begin at element `at`,
+/// and their scale.
+#[derive(CubeType)]
+struct Block {
+    row: usize,
+    first: usize,
+    n: usize,
+    at: usize,
+    scale: f32,
+}
+
+/// Block `program` of `x`, whose rows of `cols` are `x_row` apart.
+#[cube]
+fn block_of<E: Numeric>(
+    x: &[E],
+    program: usize,
+    cols: usize,
+    x_row: usize,
+    #[comptime] fmt: ScaleFmt,
+    #[comptime] machine: Machine,
+) -> Block {
+    let blocks = cols.div_ceil(BLOCK);
+    let (row, first) = (program / blocks, program % blocks * BLOCK);
+    let n = min(cols - first, BLOCK);
+    let at = row * x_row + first;
+    let scale = block_scale(amax::<E>(x, at, n, machine), fmt, Floor::Amax);
+    Block { row, first, n, at, scale }
+}
+
 /// One program quantises one block of one row.
 #[cube(launch_unchecked)]
 fn act_quant_kernel<E: Numeric>(
@@ -112,24 +141,20 @@ fn act_quant_kernel<E: Numeric>(
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
-    let blocks = (cols as usize).div_ceil(BLOCK);
     let program = program_id(machine);
-    if program >= rows as usize * blocks {
+    if program >= rows as usize * (cols as usize).div_ceil(BLOCK) {
         terminate!();
     }
-    let row = program / blocks;
-    let first = program % blocks * BLOCK;
-    let n = min(cols as usize - first, BLOCK);
-    let at = row * x_row as usize + first;
-    let scale = block_scale(amax::<E>(x, at, n, machine), fmt, Floor::Amax);
-    for step in 0..n.div_ceil(comptime![machine.team]) {
+    let block = block_of::<E>(x, program, cols as usize, x_row as usize, fmt, machine);
+    for step in 0..block.n.div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
-        if i < n {
-            codes[row * cols as usize + first + i] = quantise(f32::cast_from(x[at + i]), scale);
+        if i < block.n {
+            let code = quantise(f32::cast_from(x[block.at + i]), block.scale);
+            codes[block.row * cols as usize + block.first + i] = code;
         }
     }
     if unit_id(machine) == 0 {
-        scales[program] = scale;
+        scales[program] = block.scale;
     }
 }
 
@@ -146,21 +171,17 @@ fn round_trip_kernel<E: Numeric>(
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
-    let blocks = (cols as usize).div_ceil(BLOCK);
     let program = program_id(machine);
-    if program >= rows as usize * blocks {
+    if program >= rows as usize * (cols as usize).div_ceil(BLOCK) {
         terminate!();
     }
-    let row = program / blocks;
-    let first = program % blocks * BLOCK;
-    let n = min(cols as usize - first, BLOCK);
-    let at = row * x_row as usize + first;
-    let scale = block_scale(amax::<E>(x, at, n, machine), fmt, Floor::Amax);
-    for step in 0..n.div_ceil(comptime![machine.team]) {
+    let block = block_of::<E>(x, program, cols as usize, x_row as usize, fmt, machine);
+    for step in 0..block.n.div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
-        if i < n {
-            let code = quantise(f32::cast_from(x[at + i]), scale);
-            out[row * out_row as usize + first + i] = E::cast_from(f32::cast_from(code) * scale);
+        if i < block.n {
+            let code = quantise(f32::cast_from(x[block.at + i]), block.scale);
+            let value = f32::cast_from(code) * block.scale;
+            out[block.row * out_row as usize + block.first + i] = E::cast_from(value);
         }
     }
 }

@@ -56,6 +56,20 @@ impl<'a> KeyRanges<'a> {
         KeyRanges::<'a> { starts, ends, request, rows, s_kv, paged }
     }
 
+    /// The first key that any of the `count` queries from the `first`-th on may see, and the end of them all.
+    pub fn of_all(&self, first: usize, count: usize) -> (usize, usize) {
+        let mut lowest = self.s_kv as usize;
+        let mut highest = 0usize.runtime();
+        for t in 0..count {
+            let (start, end) = self.of(first + t);
+            if start < end {
+                lowest = min(lowest, start);
+                highest = max(highest, end);
+            }
+        }
+        (lowest, highest)
+    }
+
     /// The first key that query `i` of the request may see and the end, within `0..s_kv`.
     pub fn of(&self, i: usize) -> (usize, usize) {
         let mut start = 0i32.runtime();
