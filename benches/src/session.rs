@@ -310,7 +310,9 @@ fn origin() -> Origin {
     let changes = git(&["status", "--porcelain", "--", ":/", ":(top,exclude)figures/*/*"]);
     let bench = std::env::args().next().unwrap_or_default();
     let stem = Path::new(&bench).file_stem().map(|s| s.to_string_lossy().into_owned());
-    let name = stem.as_deref().and_then(|s| s.rsplit_once('-')).map_or("", |(name, _)| name);
+    // Cargo appends a hash to the bench's name; a bench that was carried elsewhere may have lost it.
+    let stem = stem.as_deref().unwrap_or_default();
+    let name = stem.rsplit_once('-').map_or(stem, |(name, _)| name);
     let given: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     Origin {
         commit: commit.unwrap_or_else(|| "unknown".to_string()),

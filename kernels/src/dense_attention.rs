@@ -12,7 +12,7 @@
 //!
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 //!
-//! Budget (sm_90a): at most 248 registers a unit, 211 KB of shared memory, no spills; wgmma bf16.
+//! Budget (sm_90a): at most 256 registers a unit, 211 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 184 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
@@ -81,58 +81,53 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
 
     let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.queries, tiling.out_cols)];
-    let stages = comptime![tiling.stages];
-    let mut q_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, tiling.d_qk)]);
-    let k_tiles =
-        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.d_qk)], stages);
-    let v_tiles =
-        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.out_cols)], stages);
+    let schedule = comptime![Schedule::new(machine, tiling.stages)];
+    let (keys, d_qk, d_v) = comptime![(tiling.keys, tiling.d_qk, tiling.d_v)];
+    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
-
-    let (q_row, k_row, v_row) = (sizes.q_row as usize, sizes.k_row as usize, sizes.v_row as usize);
-    let q_rows =
-        Strided { start: t0 * q_row + head * sizes.q_head as usize, stride: q_row, count: s - t0 };
     let count = seen.end as usize;
-    let k_rows = Strided { start: head * sizes.k_head as usize, stride: k_row, count };
-    let v_rows = Strided { start: head * sizes.v_head as usize, stride: v_row, count };
-    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, tiling.d_qk);
+    let (k_start, v_start) = (head * sizes.k_head as usize, head * sizes.v_head as usize);
+    let kv_tiles = HeadTiles::<E, N, S>::new(
+        k,
+        v,
+        Strided { start: k_start, stride: sizes.k_row as usize, count },
+        Strided { start: v_start, stride: sizes.v_row as usize, count },
+        seen.start as usize,
+        Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
+        Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
+        d_qk,
+        d_v,
+    );
+    let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
 
+    let q_start = t0 * sizes.q_row as usize + head * sizes.q_head as usize;
+    let q_rows = Strided { start: q_start, stride: sizes.q_row as usize, count: s - t0 };
+    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, d_qk);
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
-    let tiles = ((seen.end - seen.start) as usize).div_ceil(tiling.keys);
-    let ahead = comptime![loads_ahead(stages)];
-    // The last turns load nothing, the first ones multiply nothing.
-    for turn in 0..tiles + ahead {
-        if turn >= ahead {
-            await_load(stages, machine);
+    let tiles = ((seen.end - seen.start) as usize).div_ceil(keys);
+    kv_tiles.start(tiles);
+    for n in 0..tiles {
+        kv_tiles.await_tile(n);
+        scores.clear();
+        start_nt::<S, W>(&mut scores, &q_tile, &kv_tiles.source.k_ring.tile(n), score_share);
+        kv_tiles.load_next(n);
+        finish_product::<W>(&mut scores, 0usize);
+        // Most tiles are seen by all of the queries.
+        let n0 = seen.start + (n * keys) as i32;
+        if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
+            mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
         }
-        if turn < tiles {
-            let n0 = seen.start as usize + turn * tiling.keys;
-            load_rows::<E, N, S, Strided>(&mut k_tiles.tile(turn), k, &k_rows, n0, tiling.d_qk);
-            load_rows::<E, N, S, Strided>(&mut v_tiles.tile(turn), v, &v_rows, n0, tiling.d_v);
-        }
-        end_load(stages, machine);
-        if turn >= ahead {
-            let tile = turn - ahead;
-            let n0 = seen.start + (tile * tiling.keys) as i32;
-            scores.clear();
-            multiply_nt::<S, W>(&mut scores, &q_tile, &k_tiles.tile(tile), score_share);
-            // Most tiles are seen by all of the queries.
-            if n0 < seen.last_start || n0 + (tiling.keys as i32) > seen.first_end {
-                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
-            }
-            softmax.step::<W>(&mut scores, &mut acc);
-            multiply_fragment_nn::<S, W>(
-                &mut acc,
-                &scores,
-                &mut p_tile,
-                &v_tiles.tile(tile),
-                score_share,
-                out_share,
-            );
-        }
+        softmax.step::<W>(&mut scores, &mut acc);
+        multiply_fragment_nn::<S, W>(
+            &mut acc,
+            &scores,
+            &mut p_tile,
+            &kv_tiles.source.v_ring.tile(n),
+            score_share,
+            out_share,
+        );
     }
     softmax.finish();
 
@@ -142,13 +137,56 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         if t < s {
             let row = t * heads + head;
             let scale = 1.0f32 / softmax.denominator(slot);
-            let d_v = comptime![tiling.d_v];
             store_row::<E, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
             }
         }
+    }
+}
+
+/// The tiles of keys and values of one head that a program attends to, one after the other.
+#[derive(CubeType)]
+struct HeadTiles<'a, E: Numeric, N: Size, S: Numeric> {
+    k: &'a [Vector<E, N>],
+    v: &'a [Vector<E, N>],
+    k_rows: Strided,
+    v_rows: Strided,
+    /// The first key of the first tile.
+    first: usize,
+    k_ring: Ring<S>,
+    v_ring: Ring<S>,
+    #[cube(comptime)]
+    d_qk: usize,
+    #[cube(comptime)]
+    d_v: usize,
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, S: Numeric> HeadTiles<'a, E, N, S> {
+    fn new(
+        k: &'a [Vector<E, N>],
+        v: &'a [Vector<E, N>],
+        k_rows: Strided,
+        v_rows: Strided,
+        first: usize,
+        k_ring: Ring<S>,
+        v_ring: Ring<S>,
+        #[comptime] d_qk: usize,
+        #[comptime] d_v: usize,
+    ) -> Self {
+        HeadTiles::<'a, E, N, S> { k, v, k_rows, v_rows, first, k_ring, v_ring, d_qk, d_v }
+    }
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, S: Numeric> Source for HeadTiles<'a, E, N, S> {
+    fn load(&self, n: usize) {
+        let n0 = self.first + n * comptime![self.k_ring.shape.rows];
+        let (d_qk, d_v) = comptime![(self.d_qk, self.d_v)];
+        load_rows::<E, N, S, Strided>(&mut self.k_ring.tile(n), self.k, &self.k_rows, n0, d_qk);
+        load_rows::<E, N, S, Strided>(&mut self.v_ring.tile(n), self.v, &self.v_rows, n0, d_v);
     }
 }
 

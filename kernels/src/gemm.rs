@@ -6,7 +6,7 @@
 //!
 //! Cost: `2 · b · m · n · k` FLOP; reads x and w once per tile of the other, writes out once.
 //!
-//! Budget (sm_90a): at most 184 registers a unit, 192 KB of shared memory, no spills; wgmma bf16.
+//! Budget (sm_90a): at most 192 registers a unit, 192 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 136 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
@@ -58,38 +58,31 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     let m0 = program / tiles_n % tiles_m * tiling.m;
     let n0 = program % tiles_n * tiling.n;
 
-    let stages = comptime![tiling.stages];
-    let x_tiles = Ring::<S>::new(comptime![TileShape::new(machine, tiling.m, tiling.k)], stages);
-    let w_tiles = Ring::<S>::new(comptime![TileShape::new(machine, tiling.n, tiling.k)], stages);
     let share = comptime![Share::new(machine, tiling.m, tiling.n)];
-    let mut sums = Fragment::<W>::zeroed(share);
-
-    let x_at = b * x_batch as usize + m0 * x_row as usize;
-    let w_at = b * w_batch as usize + n0 * w_row as usize;
+    let schedule = comptime![Schedule::of_running_products(machine, tiling.stages)];
+    let x_start = b * x_batch as usize + m0 * x_row as usize;
+    let w_start = b * w_batch as usize + n0 * w_row as usize;
+    let operands = Operands::<E, N, S>::new(
+        x,
+        w,
+        Strided { start: x_start, stride: x_row as usize, count: m as usize - m0 },
+        Strided { start: w_start, stride: w_row as usize, count: n as usize - n0 },
+        k as usize,
+        Ring::new(comptime![TileShape::new(machine, tiling.m, tiling.k)], tiling.stages),
+        Ring::new(comptime![TileShape::new(machine, tiling.n, tiling.k)], tiling.stages),
+    );
+    let operands = Pipeline::<Operands<'_, E, N, S>>::new(operands, schedule);
     let steps = (k as usize).div_ceil(tiling.k);
-    // One product runs while the next is started, so a stage is free a turn later.
-    let ahead = comptime![loads_ahead(stages).saturating_sub(1)];
-    // The last turns load nothing, the first ones multiply nothing.
-    for turn in 0..steps + ahead {
-        if turn >= ahead {
-            await_load(comptime![ahead + 1], machine);
-        }
-        if turn < steps {
-            let k0 = turn * tiling.k;
-            let x_rows =
-                Strided { start: x_at + k0, stride: x_row as usize, count: m as usize - m0 };
-            let w_rows =
-                Strided { start: w_at + k0, stride: w_row as usize, count: n as usize - n0 };
-            let cols = k as usize - k0;
-            load_rows::<E, N, S, Strided>(&mut x_tiles.tile(turn), x, &x_rows, 0usize, cols);
-            load_rows::<E, N, S, Strided>(&mut w_tiles.tile(turn), w, &w_rows, 0usize, cols);
-        }
-        end_load(comptime![ahead + 1], machine);
-        if turn >= ahead {
-            let (x_tile, w_tile) = (x_tiles.tile(turn - ahead), w_tiles.tile(turn - ahead));
-            start_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
-            finish_product::<W>(&mut sums, 1usize);
-        }
+    let mut sums = Fragment::<W>::zeroed(share);
+    operands.start(steps);
+    for step in 0..steps {
+        operands.await_tile(step);
+        let (x_tile, w_tile) =
+            (operands.source.x_ring.tile(step), operands.source.w_ring.tile(step));
+        start_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
+        // This product runs while the next is started; the one before is done.
+        finish_product::<W>(&mut sums, 1usize);
+        operands.load_next(step);
     }
     finish_product::<W>(&mut sums, 0usize);
 
@@ -100,6 +93,44 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
             let at = b * out_batch as usize + row * out_row as usize + n0;
             store_row::<O, W>(&sums, slot, 1.0f32, out, at, n as usize - n0, share);
         }
+    }
+}
+
+/// The tiles of one program along k, of which rows of `x` and `w` have `k` elements.
+#[derive(CubeType)]
+struct Operands<'a, E: Numeric, N: Size, S: Numeric> {
+    x: &'a [Vector<E, N>],
+    w: &'a [Vector<E, N>],
+    x_rows: Strided,
+    w_rows: Strided,
+    k: usize,
+    x_ring: Ring<S>,
+    w_ring: Ring<S>,
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
+    fn new(
+        x: &'a [Vector<E, N>],
+        w: &'a [Vector<E, N>],
+        x_rows: Strided,
+        w_rows: Strided,
+        k: usize,
+        x_ring: Ring<S>,
+        w_ring: Ring<S>,
+    ) -> Self {
+        Operands::<'a, E, N, S> { x, w, x_rows, w_rows, k, x_ring, w_ring }
+    }
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, S: Numeric> Source for Operands<'a, E, N, S> {
+    fn load(&self, n: usize) {
+        let k0 = min(n * comptime![self.x_ring.shape.cols], self.k);
+        let (x_rows, w_rows) = (self.x_rows.from_column(k0), self.w_rows.from_column(k0));
+        let cols = self.k - k0;
+        load_rows::<E, N, S, Strided>(&mut self.x_ring.tile(n), self.x, &x_rows, 0usize, cols);
+        load_rows::<E, N, S, Strided>(&mut self.w_ring.tile(n), self.w, &w_rows, 0usize, cols);
     }
 }
 

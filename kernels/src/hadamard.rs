@@ -63,7 +63,7 @@ fn hadamard_kernel<E: Numeric>(
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            out[row * n + i] = E::cast_from(values[i] * scale);
+            out[row * n + i] = round_to::<E>(values[i] * scale, machine);
         }
     }
 }

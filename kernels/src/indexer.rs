@@ -11,10 +11,11 @@
 //! Cost: `2 · s · s_kv · H · D` FLOP; reads `D + 4` bytes a key for each tile of queries, writes 4 bytes
 //! a logit. Prefill is bound by the products, decode by reading the keys.
 //!
-//! Budget (sm_90a): at most 128 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
+//! Budget (sm_90a): at most 144 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
 //! Budget (gfx950): at most 128 registers a unit, 48 KB of shared memory, no spills; vector arithmetic.
 
 mod keys;
+mod logits;
 
 use crate::device::Device;
 use crate::keys::{Pages, PagesLaunch};
@@ -24,7 +25,8 @@ use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-use keys::{IndexKeys, KeyRanges, KeySource, QueryHeads};
+use keys::{IndexKeys, KeyRanges, KeySource, KeyTiles, QueryHeads};
+use logits::{OwnLogits, fill_unseen};
 
 /// How a query head's dot product with a key becomes its share of the score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -129,15 +131,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let first = program / spans % row_tiles * tiling.queries;
     let t0 = request * rows + first;
     let count = min(rows - first, tiling.queries);
-    // The heads of all queries of the tile stand side by side: row t · heads + h of the q tile, and
-    // column t · heads + h of the products.
-    let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
-    let mut q_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tiling.tile_dim)]);
-    let stages = comptime![tiling.stages];
-    let k_tiles =
-        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)], stages);
-    let heads = QueryHeads {
+    let queries = QueryHeads {
         t0,
         count,
         heads: sizes.heads as usize,
@@ -145,149 +139,87 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         q_head: sizes.q_head as usize,
         tile_heads: tiling.heads,
     };
-    load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &heads, 0usize, tiling.dim);
-    let weights = head_weights::<W>(weights, sizes.w_row as usize, &heads, share);
-
     let ranges = KeyRanges::new(starts, ends, request, rows, sizes.s_kv as i32, tiling.paged);
     let (lowest, highest) = ranges.of_all(first, count);
-    let span_start = program % spans * span;
-    let span_end = min(span_start + span, s_kv);
-    let table = request * sizes.max_pages as usize;
-    let keys = IndexKeys::new(block_table, table, highest, pages, tiling.paged, tiling.key_stride);
 
     // Whole tiles from the first key that a query of this program may see to the last; the rest of the
     // span is not even read.
+    let span_start = program % spans * span;
+    let span_end = min(span_start + span, s_kv);
     let skipped = clamp(lowest, span_start, span_end) - span_start;
-    let from = span_start + skipped / tiling.keys * tiling.keys;
-    let tiles = (clamp(highest, from, span_end) - from).div_ceil(tiling.keys);
-    let to = min(from + tiles * tiling.keys, span_end);
+    let s0 = span_start + skipped / tiling.keys * tiling.keys;
+    let tiles = (clamp(highest, s0, span_end) - s0).div_ceil(tiling.keys);
+    let s1 = min(s0 + tiles * tiling.keys, span_end);
+    let logits_row = sizes.logits_row as usize;
     for t in 0..count {
-        let row = (t0 + t) * sizes.logits_row as usize;
-        fill_unseen(logits, row + span_start, row + from, machine);
-        fill_unseen(logits, row + to, row + span_end, machine);
+        let row = (t0 + t) * logits_row;
+        fill_unseen(logits, row + span_start, row + s0, machine);
+        fill_unseen(logits, row + s1, row + span_end, machine);
     }
 
-    let pairs = comptime![share.slots() * tiling.queries];
-    let owned = comptime![pairs.div_ceil(share.lanes())];
-    let own = Pairs::new(&ranges, first, t0, count, sizes.logits_row as usize, tiling, share);
+    // The heads of all queries of the tile stand side by side: row t · heads + h of the q tile, and
+    // column t · heads + h of the products.
+    let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
+    let schedule = comptime![Schedule::new(machine, tiling.stages)];
+    let tile_dim = comptime![tiling.tile_dim];
+    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tile_dim)]);
+    let ring =
+        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tile_dim)], tiling.stages);
+    let table = request * sizes.max_pages as usize;
+    let end = min(highest, s1);
+    let keys = IndexKeys::new(block_table, table, end, pages, tiling.paged, tiling.key_stride);
+    let k_tiles = KeyTiles::<E, N, S>::new(k, keys, s0, ring, tiling.dim);
+    let k_tiles = Pipeline::<KeyTiles<'_, E, N, S>>::new(k_tiles, schedule);
 
-    let ahead = comptime![loads_ahead(stages)];
-    // The last turns load nothing, the first ones multiply nothing.
-    for turn in 0..tiles + ahead {
-        if turn >= ahead {
-            await_load(stages, machine);
-        }
-        if turn < tiles {
-            let s0 = from + turn * tiling.keys;
-            load_rows::<E, N, S, IndexKeys<'_>>(&mut k_tiles.tile(turn), k, &keys, s0, tiling.dim);
-        }
-        end_load(stages, machine);
-        if turn >= ahead {
-            let tile = turn - ahead;
-            let s0 = from + tile * tiling.keys;
-            let mut dots = Fragment::<W>::zeroed(share);
-            multiply_nt::<S, W>(&mut dots, &k_tiles.tile(tile), &q_tile, share);
-            let mut sums = Array::<f32>::new(pairs);
-            #[unroll(share.unrolled())]
-            for slot in 0..comptime![share.slots()] {
-                #[unroll]
-                for t in 0..comptime![tiling.queries] {
-                    let sum = sum_heads::<W>(&dots, &weights, slot, t, tiling, share);
-                    sums[slot * tiling.queries + t] = sum;
-                }
-            }
-            #[unroll(share.unrolled())]
-            for i in 0..owned {
-                let sum = scatter_sums(&sums, i * comptime![share.lanes()], pairs, share);
-                let key = s0 + own.row[i];
-                if own.exists[i] && key < span_end {
-                    let (scale, exists) = keys.scale::<B>(k_scale, key, tiling.dim);
-                    let visible = exists && key >= own.start[i] && key < own.end[i];
-                    logits[own.at[i] + key] = select(visible, sum * scale, f32::NEG_INFINITY);
-                }
-            }
-        }
-    }
-}
-
-/// The logits of each tile that this unit writes. The lanes that hold the products of a key share them out, one
-/// for each query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys
-/// `start .. end` and whose logits begin at `at`.
-#[derive(CubeType)]
-struct Pairs {
-    row: Array<usize>,
-    start: Array<usize>,
-    end: Array<usize>,
-    at: Array<usize>,
-    exists: Array<bool>,
-}
-
-#[cube]
-impl Pairs {
-    /// Those of the `count` queries from the `first`-th of the request, the `t0`-th of all, on.
-    fn new(
-        ranges: &KeyRanges<'_>,
-        first: usize,
-        t0: usize,
-        count: usize,
-        logits_row: usize,
-        #[comptime] tiling: Tiling,
-        #[comptime] share: Share,
-    ) -> Self {
-        let pairs = comptime![share.slots() * tiling.queries];
-        let owned = comptime![pairs.div_ceil(share.lanes())];
-        let mut own = Pairs {
-            row: Array::new(owned),
-            start: Array::new(owned),
-            end: Array::new(owned),
-            at: Array::new(owned),
-            exists: Array::new(owned),
-        };
+    load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &queries, 0usize, tiling.dim);
+    let weights = head_weights::<W>(weights, sizes.w_row as usize, &queries, share);
+    let own = OwnLogits::new(&ranges, first, t0, count, logits_row, tiling.queries, share);
+    k_tiles.start(tiles);
+    for n in 0..tiles {
+        k_tiles.await_tile(n);
+        let mut dots = Fragment::<W>::zeroed(share);
+        start_nt::<S, W>(&mut dots, &k_tiles.source.ring.tile(n), &q_tile, share);
+        k_tiles.load_next(n);
+        finish_product::<W>(&mut dots, 0usize);
+        let sums = sum_heads::<W>(&dots, &weights, tiling, share);
         #[unroll(share.unrolled())]
-        for i in 0..owned {
-            let pair = i * comptime![share.lanes()] + lane_of(share);
-            let t = pair % tiling.queries;
-            let (start, end) = ranges.of(first + t);
-            own.row[i] = row_of(pair / tiling.queries, share);
-            own.start[i] = start;
-            own.end[i] = end;
-            own.at[i] = (t0 + t) * logits_row;
-            own.exists[i] = pair < pairs && t < count;
-        }
-        own
-    }
-}
-
-/// Writes -inf to `logits[from .. to]`.
-#[cube]
-fn fill_unseen(logits: &mut [f32], from: usize, to: usize, #[comptime] machine: Machine) {
-    let team = comptime![machine.team];
-    for step in 0..(to - from).div_ceil(team) {
-        let at = from + step * team + unit_id(machine);
-        if at < to {
-            logits[at] = f32::NEG_INFINITY;
+        for i in 0..own.row.len() {
+            let sum = own.sum(&sums, i);
+            let key = k_tiles.source.first_of(n) + own.row[i];
+            if own.exists[i] && key < s1 {
+                let (scale, exists) = k_tiles.source.keys.scale::<B>(k_scale, key, tiling.dim);
+                let seen = exists && key >= own.start[i] && key < own.end[i];
+                logits[own.at[i] + key] = select(seen, sum * scale, f32::NEG_INFINITY);
+            }
         }
     }
 }
 
-/// This unit's part of `Σ_h w[t, h] · relu(q[t, h] · k)` for its `slot`-th key and query `t` of the tile.
+/// `Σ_h w[t, h] · relu(q[t, h] · k)` over this unit's columns, for each of its keys and each query of the tile:
+/// entry `slot · queries + t`.
 #[cube]
 fn sum_heads<W: Size>(
     dots: &Fragment<W>,
     weights: &Array<Vector<f32, W>>,
-    slot: usize,
-    #[comptime] t: usize,
     #[comptime] tiling: Tiling,
     #[comptime] share: Share,
-) -> f32 {
-    let of_query = comptime![share.run() / tiling.queries];
-    let mut sum = Vector::<f32, W>::new(0.0f32);
+) -> Array<f32> {
+    let cells = comptime![share.run() / tiling.queries];
+    let mut sums = Array::<f32>::new(comptime![share.slots() * tiling.queries]);
     #[unroll(share.unrolled())]
-    for cell in 0..of_query {
-        let cell = comptime![t * of_query] + cell;
-        sum += score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+    for slot in 0..comptime![share.slots()] {
+        #[unroll]
+        for t in 0..comptime![tiling.queries] {
+            let mut sum = Vector::<f32, W>::new(0.0f32);
+            #[unroll(share.unrolled())]
+            for cell in 0..cells {
+                let cell = comptime![t * cells] + cell;
+                sum += score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+            }
+            sums[slot * tiling.queries + t] = sum_cell(sum);
+        }
     }
-    sum_cell(sum)
+    sums
 }
 
 /// The weights of this unit's columns of the products; a padded head weighs nothing.

@@ -6,14 +6,15 @@
 //!
 //! An index that is negative or >= the number of rows is no key: nothing of its row is read.
 
+mod record;
+
 use crate::attention::AttentionArgs;
-use crate::quant::{BLOCK, KvRecord, expect_page_size};
+use crate::quant::{KvRecord, expect_page_size};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
-use cubecl_common::e4m3;
-use half::bf16;
+use record::{load_records, rope_at};
 
 /// Which keys a token attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,26 +86,30 @@ impl<'a> Keys<'a> {
         Keys::<'a> { indices, list, end, pages, key_set }
     }
 
-    /// The row of key `j`, -1 if it is none.
+    /// The row of key `j`, -1 if it is none. There is at least one entry, and one row.
     pub fn slot(&self, j: usize) -> i32 {
-        let mut slot = -1i32.runtime();
-        if j < self.end {
-            slot = match comptime![self.key_set] {
-                KeySet::Listed => self.indices[self.list + j],
-                KeySet::Range => j as i32,
-            };
-        }
+        let counts = j < self.end;
+        let slot = match comptime![self.key_set] {
+            KeySet::Listed => self.indices[self.list + select(counts, j, 0usize)],
+            KeySet::Range => j as i32,
+        };
         // Compared before it is multiplied by any stride: INT_MIN and INT_MAX are harmless.
-        let valid = slot >= 0 && slot < self.pages.count as i32;
+        let valid = counts && slot >= 0 && slot < self.pages.count as i32;
         select(valid, slot, -1i32)
     }
 
-    /// What is added to the scores of keys `j ..`: 0, or -inf for what is no key.
-    pub fn mask<W: Size>(&self, j: usize) -> Vector<f32, W> {
-        let mut mask = Vector::<f32, W>::new(0.0f32);
-        #[unroll]
-        for i in 0..W::value() {
-            mask.insert(i, select(self.slot(j + i) >= 0, 0.0f32, f32::NEG_INFINITY));
+    /// What is added to this unit's columns of the scores of keys `first ..`: 0, or -inf for what is no key.
+    pub fn mask<W: Size>(&self, first: usize, #[comptime] share: Share) -> Array<Vector<f32, W>> {
+        let mut mask = Array::<Vector<f32, W>>::new(comptime![share.run()]);
+        #[unroll(share.unrolled())]
+        for cell in 0..comptime![share.run()] {
+            let mut value = Vector::<f32, W>::new(0.0f32);
+            #[unroll]
+            for i in 0..W::value() {
+                let slot = self.slot(first + col_of(cell, share) + i);
+                value.insert(i, select(slot >= 0, 0.0f32, f32::NEG_INFINITY));
+            }
+            mask[cell] = value;
         }
         mask
     }
@@ -120,125 +125,67 @@ impl<'a> Rows for Keys<'a> {
     }
 }
 
-/// Fills `tile` with keys `first ..`: elements of `kv`, or records among the bytes `records`.
+/// The tiles of keys that a program attends to, one after the other.
+#[derive(CubeType)]
+pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
+    /// Rows of elements, or what stands in for them where rows are records.
+    pub kv: &'a [Vector<E, N>],
+    /// The bytes of the rows.
+    pub records: &'a [Vector<u8, B>],
+    /// Which rows.
+    pub keys: Keys<'a>,
+    /// The first key of the first tile.
+    pub first: usize,
+    /// The tiles.
+    pub ring: Ring<S>,
+    /// How a row is kept.
+    #[cube(comptime)]
+    pub format: RowFormat,
+    /// Columns of a row.
+    #[cube(comptime)]
+    pub d_qk: usize,
+}
+
 #[cube]
-pub(crate) fn load_keys<E: Numeric, N: Size, B: Size, S: Numeric>(
-    tile: &mut Tile<S>,
-    kv: &[Vector<E, N>],
-    records: &[Vector<u8, B>],
-    keys: &Keys<'_>,
-    first: usize,
-    #[comptime] format: RowFormat,
-    #[comptime] d_qk: usize,
-) {
-    match comptime![format] {
-        RowFormat::Elements => load_rows::<E, N, S, Keys<'_>>(tile, kv, keys, first, d_qk),
-        RowFormat::Record { kv_lora_rank } => {
-            load_records::<E, B, S>(tile, records, keys, first, kv_lora_rank, d_qk)
-        }
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
+    /// The tiles from key `first` on, which go through `ring`.
+    pub fn new(
+        kv: &'a [Vector<E, N>],
+        records: &'a [Vector<u8, B>],
+        keys: Keys<'a>,
+        first: usize,
+        ring: Ring<S>,
+        #[comptime] format: RowFormat,
+        #[comptime] d_qk: usize,
+    ) -> Self {
+        KeyTiles::<'a, E, N, B, S> { kv, records, keys, first, ring, format, d_qk }
+    }
+
+    /// The first key of the `n`-th tile.
+    pub fn first_of(&self, n: usize) -> usize {
+        self.first + n * comptime![self.ring.shape.rows]
     }
 }
 
-/// [`load_rows`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
-fn load_records<E: Numeric, B: Size, S: Numeric>(
-    tile: &mut Tile<S>,
-    records: &[Vector<u8, B>],
-    keys: &Keys<'_>,
-    first: usize,
-    #[comptime] kv_lora_rank: usize,
-    #[comptime] d_qk: usize,
-) {
-    let machine = comptime![tile.shape.machine];
-    let vectors = comptime![tile.shape.vectors()];
-    let width = B::value();
-    let along = comptime![units_along(machine)];
-    let down = comptime![machine.team / along];
-    let unit = unit_id(machine);
-    for step in 0..comptime![tile.shape.rows.div_ceil(down)] {
-        let r = step * down + unit / along;
-        if r < comptime![tile.shape.rows] {
-            let (at, exists) = keys.row(first + r);
-            for c in 0..comptime![vectors.div_ceil(along)] {
-                let v = c * along + unit % along;
-                if v < vectors {
-                    let mut out = Vector::<f32, Lanes>::new(0.0f32);
-                    if exists {
-                        out = if comptime![width == LANES] {
-                            read_record_vectors::<B>(records, at, v * LANES, kv_lora_rank, d_qk)
-                        } else {
-                            read_record_bytes::<B>(records, at, v * LANES, kv_lora_rank, d_qk)
-                        };
-                    }
-                    tile.put(r, v, Vector::cast_from(Vector::<E, Lanes>::cast_from(out)));
-                }
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
+    fn load(&self, n: usize) {
+        let mut tile = self.ring.tile(n);
+        let (first, d_qk) = (self.first_of(n), comptime![self.d_qk]);
+        match comptime![self.format] {
+            RowFormat::Elements => {
+                load_rows::<E, N, S, Keys<'_>>(&mut tile, self.kv, &self.keys, first, d_qk)
             }
+            RowFormat::Record { kv_lora_rank } => load_records::<E, B, S>(
+                &mut tile,
+                self.records,
+                &self.keys,
+                first,
+                kv_lora_rank,
+                d_qk,
+            ),
         }
     }
-}
-
-/// Columns `col .. col + 8` of the record that begins at byte `at`; zeros beyond `d_qk`.
-#[cube]
-fn read_record_bytes<B: Size>(
-    records: &[Vector<u8, B>],
-    at: usize,
-    col: usize,
-    #[comptime] kv_lora_rank: usize,
-    #[comptime] d_qk: usize,
-) -> Vector<f32, Lanes> {
-    let rope_at = comptime![rope_at(kv_lora_rank)];
-    let mut out = Vector::<f32, Lanes>::new(0.0f32);
-    #[unroll]
-    for e in 0..LANES {
-        let col = col + e;
-        if col < kv_lora_rank {
-            let code = e4m3::reinterpret(records[at + col].extract(0usize));
-            let scale = read_f32::<B>(records, at + kv_lora_rank + col / BLOCK * 4);
-            out.insert(e, f32::cast_from(code) * scale);
-        } else if col < d_qk {
-            let from = at + rope_at + 2 * (col - kv_lora_rank);
-            let high = u32::cast_from(records[from + 1].extract(0usize));
-            let low = u32::cast_from(records[from].extract(0usize));
-            // A bf16 is the upper half of an f32.
-            out.insert(e, f32::reinterpret((high << 24) | (low << 16)));
-        }
-    }
-    out
-}
-
-/// [`read_record_bytes`] where every part of a record begins at a multiple of eight bytes and of eight
-/// columns ([`KeyRows::record_width`]): all of the columns are of one part, and of one block.
-#[cube]
-fn read_record_vectors<B: Size>(
-    records: &[Vector<u8, B>],
-    at: usize,
-    col: usize,
-    #[comptime] kv_lora_rank: usize,
-    #[comptime] d_qk: usize,
-) -> Vector<f32, Lanes> {
-    let rope_at = comptime![rope_at(kv_lora_rank)];
-    let mut out = Vector::<f32, Lanes>::new(0.0f32);
-    if col < kv_lora_rank {
-        let codes = Vector::<e4m3, Lanes>::reinterpret(records[(at + col) / LANES]);
-        let scale = read_f32::<B>(records, at + kv_lora_rank + col / BLOCK * 4);
-        out = Vector::cast_from(codes) * Vector::new(scale);
-    } else if col < d_qk {
-        let from = (at + rope_at + 2 * (col - kv_lora_rank)) / LANES;
-        #[unroll]
-        for half in 0..2usize {
-            let values = Vector::<bf16, Const<4>>::reinterpret(records[from + half]);
-            #[unroll]
-            for e in 0..4usize {
-                out.insert(half * 4 + e, f32::cast_from(values.extract(e)));
-            }
-        }
-    }
-    out
-}
-
-/// The byte of a record at which its rope part begins.
-fn rope_at(kv_lora_rank: usize) -> usize {
-    kv_lora_rank + 4 * kv_lora_rank.div_ceil(BLOCK)
 }
 
 /// Where a launch finds the rows of keys.

@@ -45,7 +45,9 @@ const SOURCES: &[(&str, &str)] = &[
     ("hadamard.rs", include_str!("hadamard.rs")),
     ("indexer.rs", include_str!("indexer.rs")),
     ("indexer/keys.rs", include_str!("indexer/keys.rs")),
+    ("indexer/logits.rs", include_str!("indexer/logits.rs")),
     ("keys.rs", include_str!("keys.rs")),
+    ("keys/record.rs", include_str!("keys/record.rs")),
     ("merge_splits.rs", include_str!("merge_splits.rs")),
     ("norm.rs", include_str!("norm.rs")),
     ("peak.rs", include_str!("peak.rs")),
@@ -56,11 +58,13 @@ const SOURCES: &[(&str, &str)] = &[
     ("top_k/columns.rs", include_str!("top_k/columns.rs")),
     ("top_k/radix.rs", include_str!("top_k/radix.rs")),
     ("top_k_sift.rs", include_str!("top_k_sift.rs")),
-    ("tile/async_copy.rs", include_str!("tile/async_copy.rs")),
+    ("tile/convert.rs", include_str!("tile/convert.rs")),
     ("tile/fragment.rs", include_str!("tile/fragment.rs")),
     ("tile/load.rs", include_str!("tile/load.rs")),
     ("tile/machine.rs", include_str!("tile/machine.rs")),
     ("tile/multiply.rs", include_str!("tile/multiply.rs")),
+    ("tile/nvptx.rs", include_str!("tile/nvptx.rs")),
+    ("tile/pipeline.rs", include_str!("tile/pipeline.rs")),
     ("tile/reduce.rs", include_str!("tile/reduce.rs")),
     ("tile/softmax.rs", include_str!("tile/softmax.rs")),
     ("tile/tiles.rs", include_str!("tile/tiles.rs")),
@@ -79,7 +83,8 @@ pub fn source_hash(file: Option<&str>) -> String {
     for (name, text) in SOURCES {
         // Dense MLA is the body of sparse attention, and both merge their splits alike.
         let shared = name.starts_with("tile/")
-            || ["attention.rs", "keys.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name);
+            || ["attention.rs", "merge_splits.rs", "sparse_attention.rs"].contains(name)
+            || name.starts_with("keys");
         // What a file is made of has its name first: `top_k/columns.rs` and `top_k_sift.rs` are top_k.rs.
         let part = |file: &str| name.starts_with(file.trim_end_matches(".rs"));
         if shared || file.is_none_or(part) {

@@ -75,7 +75,7 @@ fn merge_kernel<O: Numeric>(
                     value += partial_out[at] * (of_split - shift).exp();
                 }
             }
-            out[row * d_v as usize + i] = O::cast_from(value * scale);
+            out[row * d_v as usize + i] = round_to::<O>(value * scale, machine);
         }
     }
     if unit_id(machine) == 0 {

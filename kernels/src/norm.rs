@@ -74,7 +74,7 @@ fn norm_kernel<E: Numeric>(
             if comptime![centred] {
                 y += bias[i];
             }
-            out[row * out_row as usize + i] = E::cast_from(y);
+            out[row * out_row as usize + i] = round_to::<E>(y, machine);
         }
     }
 }

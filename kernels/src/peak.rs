@@ -43,7 +43,7 @@ fn peak_kernel<E: Numeric, N: Size, W: Size>(
     );
     load_rows::<E, N, E, Strided>(&mut x_tile, x, &x_rows, 0usize, k);
     load_rows::<E, N, E, Strided>(&mut w_tile, w, &w_rows, 0usize, k);
-    end_load(1usize, machine);
+    finish_loads(machine);
     let mut sums = Fragment::<W>::zeroed(share);
     for _ in 0..rounds {
         multiply_nt::<E, W>(&mut sums, &x_tile, &w_tile, share);

@@ -73,16 +73,6 @@ fn quantise(x: f32, scale: f32) -> e4m3 {
     e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y))
 }
 
-/// The bf16 nearest to `x`, ties to even: in integers, since devices' own conversions differ in the last
-/// bit and a cache must be the same everywhere.
-#[cube]
-fn bf16_bits(x: f32) -> u32 {
-    let bits = u32::reinterpret(x);
-    let rounded = (bits + 0x7fffu32 + ((bits >> 16) & 1u32)) >> 16;
-    // Rounding could carry a NaN's payload into the sign: a NaN is cut and kept quiet.
-    select((bits & 0x7fff_ffffu32) > 0x7f80_0000u32, (bits >> 16) | 0x40u32, rounded)
-}
-
 /// The largest magnitude of `x[at .. at + n]`, NaN left out.
 #[cube]
 fn amax<E: Numeric>(x: &[E], at: usize, n: usize, #[comptime] machine: Machine) -> f32 {
@@ -181,7 +171,7 @@ fn round_trip_kernel<E: Numeric>(
         if i < block.n {
             let code = quantise(f32::cast_from(x[block.at + i]), block.scale);
             let value = f32::cast_from(code) * block.scale;
-            out[block.row * out_row as usize + block.first + i] = E::cast_from(value);
+            out[block.row * out_row as usize + block.first + i] = round_to::<E>(value, machine);
         }
     }
 }
@@ -236,6 +226,7 @@ fn store_kv_kernel<E: Numeric>(
     for step in 0..(rope_dim as usize).div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
         if stored && i < rope_dim as usize {
+            // In integers on every device: their own conversions differ in the last bit, and a cache must not.
             let bits = bf16_bits(f32::cast_from(k_pe[token * pe_row as usize + i]));
             let to = at + rank + 4 * blocks + 2 * i;
             cache[to] = u8::cast_from(bits & 0xffu32);

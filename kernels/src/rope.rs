@@ -71,8 +71,8 @@ fn rope_kernel<E: Numeric>(
             let s = sin[position * pairs + i];
             let xa = f32::cast_from(x[from + a]);
             let xb = f32::cast_from(x[from + b]);
-            out[to + a] = E::cast_from(xa * c - xb * s);
-            out[to + b] = E::cast_from(xa * s + xb * c);
+            out[to + a] = round_to::<E>(xa * c - xb * s, machine);
+            out[to + b] = round_to::<E>(xa * s + xb * c, machine);
         }
     }
 }

@@ -15,12 +15,12 @@
 //!
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 //!
-//! Budget (sm_90a): at most 248 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
+//! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 344 registers a unit, 111 KB of shared memory, no spills; vector arithmetic.
 
 use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;
-use crate::keys::{KeyLists, KeyRows, KeySet, Keys, Pages, PagesLaunch, RowFormat, load_keys};
+use crate::keys::{KeyLists, KeyRows, KeySet, KeyTiles, Keys, Pages, PagesLaunch, RowFormat};
 use crate::merge_splits::merge_splits;
 use crate::quant::KvRecord;
 use crate::tensor::{DType, Tensor};
@@ -108,20 +108,23 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     if comptime![tiling.has_bounds.1] {
         end = max(clamp(ends[t], 0i32, limit) as usize, start);
     }
-    let list = t * sizes.indices_row as usize;
-    let keys = Keys::new(indices, list, end, pages, tiling.key_set);
     // Splits get whole tiles, the first ones a tile more.
-    let tiles = (end - start).div_ceil(tiling.keys);
-    let first_tile = tiles * split / splits;
+    let all_tiles = (end - start).div_ceil(tiling.keys);
+    let first_tile = all_tiles * split / splits;
+    let tiles = all_tiles * (split + 1) / splits - first_tile;
     let j0 = start + first_tile * tiling.keys;
-    let tiles = tiles * (split + 1) / splits - first_tile;
+    let end = min(j0 + tiles * tiling.keys, end);
+    let keys = Keys::new(indices, t * sizes.indices_row as usize, end, pages, tiling.key_set);
 
     let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.heads, tiling.out_cols)];
-    let kv_cols = comptime![tiling.kv_cols()];
+    let schedule = comptime![Schedule::new(machine, tiling.stages)];
+    let kv_shape = comptime![TileShape::new(machine, tiling.keys, tiling.kv_cols())];
+    let ring = Ring::<S>::new(kv_shape, tiling.stages);
+    let (format, d_qk) = comptime![(tiling.format, tiling.d_qk)];
+    let kv_tiles = KeyTiles::<E, N, B, S>::new(kv, records, keys, j0, ring, format, d_qk);
+    let kv_tiles = Pipeline::<KeyTiles<'_, E, N, B, S>>::new(kv_tiles, schedule);
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
-    let kv_tiles =
-        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, kv_cols)], tiling.stages);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
 
     let (q_row, q_head) = (sizes.q_row as usize, sizes.q_head as usize);
@@ -130,37 +133,25 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
-    let ahead = comptime![loads_ahead(tiling.stages)];
-    // The last turns load nothing, the first ones multiply nothing.
-    for turn in 0..tiles + ahead {
-        if turn >= ahead {
-            await_load(tiling.stages, machine);
-        }
-        if turn < tiles {
-            let j = j0 + turn * tiling.keys;
-            let (format, d_qk) = comptime![(tiling.format, tiling.d_qk)];
-            load_keys::<E, N, B, S>(&mut kv_tiles.tile(turn), kv, records, &keys, j, format, d_qk);
-        }
-        end_load(tiling.stages, machine);
-        if turn >= ahead {
-            let kv_tile = kv_tiles.tile(turn - ahead);
-            let j = j0 + (turn - ahead) * tiling.keys;
-            scores.clear();
-            multiply_nt::<S, W>(&mut scores, &q_tile, &kv_tile, score_share);
-            #[unroll(score_share.unrolled())]
-            for cell in 0..comptime![score_share.run()] {
-                scores.add_to_column(cell, keys.mask::<W>(j + col_of(cell, score_share)));
-            }
-            softmax.step::<W>(&mut scores, &mut acc);
-            multiply_fragment_nn::<S, W>(
-                &mut acc,
-                &scores,
-                &mut p_tile,
-                &kv_tile,
-                score_share,
-                out_share,
-            );
-        }
+    kv_tiles.start(tiles);
+    for n in 0..tiles {
+        kv_tiles.await_tile(n);
+        let kv_tile = kv_tiles.source.ring.tile(n);
+        scores.clear();
+        start_nt::<S, W>(&mut scores, &q_tile, &kv_tile, score_share);
+        kv_tiles.load_next(n);
+        let mask = kv_tiles.source.keys.mask::<W>(kv_tiles.source.first_of(n), score_share);
+        finish_product::<W>(&mut scores, 0usize);
+        scores.add_to_rows(&mask);
+        softmax.step::<W>(&mut scores, &mut acc);
+        multiply_fragment_nn::<S, W>(
+            &mut acc,
+            &scores,
+            &mut p_tile,
+            &kv_tile,
+            score_share,
+            out_share,
+        );
     }
     softmax.finish();
 
@@ -318,6 +309,8 @@ fn attend(
         return Ok(whole);
     }
 
+    // Without rows there is no key, whatever the lists say.
+    let limit = if rows.count == 0 { 0 } else { lists.limit };
     let mut machine = machine(device, q.dtype());
     let tiling = |machine| Tiling::new(machine, heads, d_qk, args, &lists, rows.format);
     if machine.is_wgmma() && !tiling(machine).fits(machine, device) {
@@ -328,7 +321,7 @@ fn attend(
     let splits = args.splits.unwrap_or_else(|| {
         // As many programs as run at once, but no split of so few tiles that merging them costs more.
         let least = if machine.is_wgmma() { 2 } else { 8 };
-        let most = lists.limit.div_ceil(least * tiling.keys).max(1);
+        let most = limit.div_ceil(least * tiling.keys).max(1);
         device.splits_of(machine, programs).clamp(1, most)
     });
     tiling.has_sink &= splits == 1;
@@ -368,7 +361,7 @@ fn attend(
                 s as u32,
                 heads as u32,
                 splits as u32,
-                lists.limit as u32,
+                limit as u32,
                 q.strides()[0] as u32,
                 q.strides()[1] as u32,
                 lists.indices.strides()[0] as u32,

@@ -124,11 +124,9 @@ impl<'a> IndexKeys<'a> {
         if comptime![self.paged] {
             let page_size = self.pages.page_size as usize;
             position = key % page_size;
-            if exists {
-                let entry = self.block_table[self.table + key / page_size];
-                exists = entry >= 0 && entry < self.pages.count as i32;
-                page = select(exists, entry, 0i32) as usize;
-            }
+            let entry = self.block_table[self.table + select(exists, key / page_size, 0usize)];
+            exists = exists && entry >= 0 && entry < self.pages.count as i32;
+            page = select(exists, entry, 0i32) as usize;
         }
         (page, position, exists)
     }
@@ -158,6 +156,45 @@ impl<'a> Rows for IndexKeys<'a> {
             None => self.pages.stride as usize,
         };
         (page * self.pages.page_stride as usize + position * stride, exists)
+    }
+}
+
+/// The tiles of keys that a program scores, one after the other.
+#[derive(CubeType)]
+pub(super) struct KeyTiles<'a, E: Numeric, N: Size, S: Numeric> {
+    pub k: &'a [Vector<E, N>],
+    /// Which keys.
+    pub keys: IndexKeys<'a>,
+    /// The first key of the first tile.
+    pub first: usize,
+    pub ring: Ring<S>,
+    #[cube(comptime)]
+    pub dim: usize,
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, S: Numeric> KeyTiles<'a, E, N, S> {
+    pub fn new(
+        k: &'a [Vector<E, N>],
+        keys: IndexKeys<'a>,
+        first: usize,
+        ring: Ring<S>,
+        #[comptime] dim: usize,
+    ) -> Self {
+        KeyTiles::<'a, E, N, S> { k, keys, first, ring, dim }
+    }
+
+    /// The first key of the `n`-th tile.
+    pub fn first_of(&self, n: usize) -> usize {
+        self.first + n * comptime![self.ring.shape.rows]
+    }
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, S: Numeric> Source for KeyTiles<'a, E, N, S> {
+    fn load(&self, n: usize) {
+        let (first, dim) = (self.first_of(n), comptime![self.dim]);
+        load_rows::<E, N, S, IndexKeys<'_>>(&mut self.ring.tile(n), self.k, &self.keys, first, dim);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Fragments: tiles of f32 results, shared out among the units of a team.
 
-use super::{LANES, Machine, MatrixUnit, WARPGROUP, WARPGROUP_ROWS, unit_id};
+use super::{LANES, Machine, MatrixUnit, WARPGROUP, WARPGROUP_ROWS, round_to, unit_id};
 use cubecl::prelude::*;
 
 /// How the cells of a `rows x cols` tile of results are shared out among the units of a team.
@@ -261,13 +261,16 @@ impl<W: Size> Fragment<W> {
         self.cells[cell_index(slot, cell, share)] = value;
     }
 
-    /// Adds `value` to this unit's `cell`-th cell of every row.
-    pub fn add_to_column(&mut self, cell: usize, value: Vector<f32, W>) {
+    /// Adds to each row the values of this unit's columns, one of each cell.
+    pub fn add_to_rows(&mut self, values: &Array<Vector<f32, W>>) {
         let share = comptime![self.share];
         #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            let sum = self.get(slot, cell) + value;
-            self.set(slot, cell, sum);
+        for cell in 0..comptime![share.run()] {
+            #[unroll(share.unrolled())]
+            for slot in 0..comptime![share.slots()] {
+                let sum = self.get(slot, cell) + values[cell];
+                self.set(slot, cell, sum);
+            }
         }
     }
 
@@ -301,7 +304,7 @@ pub fn store_row<O: Numeric, W: Size>(
         #[unroll]
         for i in 0..W::value() {
             if col + i < cols {
-                out[at + col + i] = O::cast_from(value.extract(i) * scale);
+                out[at + col + i] = round_to::<O>(value.extract(i) * scale, share.machine);
             }
         }
     }

@@ -1,14 +1,13 @@
 //! Filling tiles from the buffers of a kernel.
 
-use super::{
-    LANES, Lanes, Machine, Tile, commit_copies, copy_async, sync_team, unit_id, wait_copies,
-};
+use super::{LANES, Lanes, Machine, Tile, copy_async, unit_id};
 use cubecl::prelude::*;
 
 /// Where the rows of a tile begin in the buffer they are loaded from.
 #[cube]
 pub trait Rows {
     /// The element at which row `i` begins, and whether there is such a row: if not, nothing is read there.
+    /// Any `i` may be asked for; without branches, so that a product that is running goes on meanwhile.
     fn row(&self, i: usize) -> (usize, bool);
 }
 
@@ -24,6 +23,14 @@ pub struct Strided {
 }
 
 #[cube]
+impl Strided {
+    /// The same rows from their column `col` on.
+    pub fn from_column(&self, col: usize) -> Strided {
+        Strided { start: self.start + col, stride: self.stride, count: self.count }
+    }
+}
+
+#[cube]
 impl Rows for Strided {
     fn row(&self, i: usize) -> (usize, bool) {
         (self.start + i * self.stride, i < self.count)
@@ -35,7 +42,7 @@ impl Rows for Strided {
 ///
 /// `N` is the width of the buffer's vectors: 1, or what [`load_width`] says, in which case `cols` and the
 /// rows' beginnings are multiples of it. On a machine with a matrix unit whole vectors are copied
-/// asynchronously: the tile is complete after [`await_load`].
+/// asynchronously: the tile is complete after [`await_tile`](super::Pipeline::await_tile).
 #[cube]
 pub fn load_rows<E: Numeric, N: Size, S: Numeric, R: Rows>(
     tile: &mut Tile<S>,
@@ -51,17 +58,27 @@ pub fn load_rows<E: Numeric, N: Size, S: Numeric, R: Rows>(
     let chunks = comptime![shape.cols / chunk];
     let across = comptime![units_along(machine)];
     let down = comptime![machine.team / across];
-    let unit = unit_id(machine);
-    for step in 0..comptime![shape.rows.div_ceil(down)] {
+    let (unit, steps) = (unit_id(machine), comptime![shape.rows.div_ceil(down)]);
+    // Where the rows are is looked up for all of them before the first is copied, so that the reads of an
+    // index list do not wait for each other.
+    let mut at = Array::<usize>::new(steps);
+    let mut exists = Array::<bool>::new(steps);
+    #[unroll(machine.unrolled())]
+    for step in 0..steps {
+        let (start, there) = rows.row(first + step * down + unit / across);
+        at[step] = start;
+        exists[step] = there;
+    }
+    #[unroll(machine.unrolled())]
+    for step in 0..steps {
         let r = step * down + unit / across;
         if comptime![shape.rows % down == 0] || r < comptime![shape.rows] {
-            let (at, exists) = rows.row(first + r);
             #[unroll(machine.is_wgmma())]
             for c in 0..comptime![chunks.div_ceil(across)] {
                 let col = (c * across + unit % across) * chunk;
                 if comptime![chunks % across == 0] || col < comptime![shape.cols] {
-                    let valid = select(exists, left_of(cols, col), 0usize);
-                    load_chunk::<E, N, S>(tile, r, col, source, at + col, valid);
+                    let valid = select(exists[step], left_of(cols, col), 0usize);
+                    load_chunk::<E, N, S>(tile, r, col, source, at[step] + col, valid);
                 }
             }
         }
@@ -106,36 +123,6 @@ pub(crate) fn units_along(machine: Machine) -> usize {
     machine.team.min(8)
 }
 
-/// Waits until the oldest load in flight has arrived, of as many as a ring of `stages` holds, and until
-/// every unit has: from here on that tile may be read, and the one read before it may be overwritten.
-#[cube]
-pub fn await_load(#[comptime] stages: usize, #[comptime] machine: Machine) {
-    if comptime![machine.is_wgmma() && stages > 1] {
-        wait_copies(comptime![stages - 2]);
-    }
-    sync_team(machine);
-}
-
-/// Ends the loads of one turn of a ring of `stages`. Every unit calls it in each turn, whether or not there
-/// was anything to load, since loads in flight are counted by it. With a single stage it waits for them.
-#[cube]
-pub fn end_load(#[comptime] stages: usize, #[comptime] machine: Machine) {
-    if comptime![machine.is_wgmma()] {
-        commit_copies();
-        if comptime![stages == 1] {
-            wait_copies(0usize);
-        }
-    }
-    if comptime![stages == 1] {
-        sync_team(machine);
-    }
-}
-
-/// How many tiles a ring of `stages` is loaded ahead: none of one stage, which is loaded when it is needed.
-pub fn loads_ahead(stages: usize) -> usize {
-    stages - 1
-}
-
 /// Eight elements of `source` from element `at` on, of which the first `valid` exist; zeros instead
 /// of the rest. With `N` = 8, `at` is a multiple of 8 and all or none of the eight exist.
 #[cube]
@@ -165,33 +152,4 @@ pub fn read_vector<E: Numeric, N: Size, S: Numeric>(
 #[cube]
 fn left_of(cols: usize, col: usize) -> usize {
     select(col < cols, cols - col, 0usize)
-}
-
-/// The little-endian f32 at byte `at`; with vectors of 4 or 8 bytes, `at` is a multiple of 4.
-#[cube]
-pub fn read_f32<B: Size>(bytes: &[Vector<u8, B>], at: usize) -> f32 {
-    let width = B::value();
-    if comptime![width == 4] {
-        f32::reinterpret(bytes[at / 4])
-    } else if comptime![width == 8] {
-        let two = Vector::<f32, Const<2>>::reinterpret(bytes[at / 8]);
-        select(at & 4 == 0, two.extract(0usize), two.extract(1usize))
-    } else {
-        let mut bits = 0u32.runtime();
-        #[unroll]
-        for i in 0..4usize {
-            bits |= u32::cast_from(bytes[at + i].extract(0usize)) << comptime![8 * i as u32];
-        }
-        f32::reinterpret(bits)
-    }
-}
-
-/// Writes a little-endian f32 at byte `at`.
-#[cube]
-pub fn write_f32(bytes: &mut [u8], at: usize, value: f32) {
-    let bits = u32::reinterpret(value);
-    #[unroll]
-    for i in 0..4usize {
-        bytes[at + i] = u8::cast_from((bits >> comptime![8 * i as u32]) & 0xffu32);
-    }
 }

@@ -7,14 +7,17 @@
 //! |---|---|---|
 //! | [`team_memory`] | private memory on the CPU, shared on a GPU | shared memory, aligned for the swizzle |
 //! | [`Tile`], [`Ring`] | rows of vectors, f32; a ring of one | the swizzled layout the descriptors name, element type as stored; the next tiles on their way |
-//! | [`load_rows`], [`end_load`], [`await_load`] | loads and stores, a barrier | `cp.async` of 16 bytes straight into the swizzle, groups of them, a barrier |
+//! | [`load_rows`] | loads and stores | `cp.async` of 16 bytes straight into the swizzle |
+//! | [`Pipeline`] | loads when a tile is needed, a barrier | groups of copies, waited for in turn while later ones are on their way, a barrier |
+//! | [`round_to`] | the device's conversion; of bf16 on the CPU integers | the device's conversion |
+//! | [`codes_to_f32`] | arithmetic of integers | `cvt.rn.f16x2.e4m3x2` |
 //! | [`multiply_nt`], [`multiply_nn`], [`multiply_fragment_nn`] | blocks of vector arithmetic | warpgroup MMAs into registers the body owns, from tiles or registers |
 //! | [`Fragment`], [`Share`] | cells of [`LANES`] columns | cells of the accumulator registers; warpgroups below or beside each other |
 //! | [`sum_lanes`], [`max_lanes`], [`scatter_sums`] | within a unit, then shuffles | shuffles of a quad |
 //! | [`OnlineSoftmax`] | `exp` | `ex2.approx`, row maxima exchanged between warpgroups that share a row |
 //!
 //! The matrix unit's copies and products are instructions that CubeCL's own front end lacks or hides:
-//! `async_copy.rs` adds operations to its IR, `warpgroup.rs` issues its public ones.
+//! `nvptx.rs` adds operations to its IR, `warpgroup.rs` issues its public ones.
 //!
 //! To add a matrix unit (MFMA on gfx950 is the next): a variant of [`MatrixUnit`], its accumulator's layout
 //! in `fragment.rs` (`lanes`, `slots`, `row_of`, `col_of`, `cell_index`), its product in `multiply.rs`, and
@@ -26,21 +29,25 @@
 //! -1 reads the last row; its own attention is one body per holder of the scores. What was learnt from it:
 //! an instruction chosen by a comptime value, and a softmax whose empty rows stay finite.
 
-mod async_copy;
+mod convert;
 mod fragment;
 mod load;
 mod machine;
 mod multiply;
+mod nvptx;
+mod pipeline;
 mod reduce;
 mod softmax;
 mod tiles;
 mod warpgroup;
 
-pub use async_copy::*;
+pub use convert::*;
 pub use fragment::*;
 pub use load::*;
 pub use machine::*;
 pub use multiply::*;
+pub use nvptx::*;
+pub use pipeline::*;
 pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;

@@ -130,8 +130,9 @@ impl<S: Numeric> Tile<S> {
 #[derive(CubeType)]
 pub struct Ring<S: Numeric> {
     memory: Shared<[Vector<S, Const<8>>]>,
+    /// The shape of each tile.
     #[cube(comptime)]
-    shape: TileShape,
+    pub shape: TileShape,
     #[cube(comptime)]
     stages: usize,
 }

@@ -1,6 +1,6 @@
 //! Instructions of NVIDIA GPUs that CubeCL has no name for, as operations of our own in its IR: copies
-//! to shared memory that run while the units compute (`cp.async`), and a power of two in one
-//! instruction.
+//! to shared memory that run while the units compute (`cp.async`), a power of two in one instruction, and
+//! the conversion of fp8 codes, for which CubeCL emits some ten integer instructions each.
 //!
 //! CubeCL lowers whatever implements its `ToLLVMDialect`, so an operation takes three pieces: a
 //! `#[cube_op]` struct, what it does to memory (by which CubeCL's optimiser orders it), and the LLVM it
@@ -17,11 +17,13 @@ use cubecl_ir::prelude::{
 };
 use cubecl_ir::{AddressSpace, CanMaterialize, HasSideEffects, Pure, cube_op};
 use cubecl_llvm::LlvmTarget;
-use cubecl_llvm::shared::intrinsic::{call_intrinsic, call_void};
+use cubecl_llvm::shared::intrinsic::{call_intrinsic, call_void, int_ty};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_i32_const;
 use cubecl_llvm::shared::to_llvm::insert::insert;
-use cubecl_llvm::shared::to_llvm::prelude::{CastOpInterface as _, LlvmPointerType, llvm};
+use cubecl_llvm::shared::to_llvm::prelude::{
+    CastOpInterface as _, FP16Type, LlvmPointerType, LlvmVectorType, VectorTypeKind, llvm,
+};
 use cubecl_llvm::target::CtxTarget as _;
 use pliron::input_err;
 
@@ -100,6 +102,17 @@ pub fn exp2_fast(x: f32) -> f32 {
     intrinsic!(|scope| {
         let x = x.read_value(scope);
         scope.register_with_result(&Exp2FastOp::new(scope.ctx_mut(), x)).into()
+    })
+}
+
+/// The two e4m3 codes in the lower half of `codes` as two f16, exactly, the first in the lower half; a NaN
+/// code is a NaN. PTX: `cvt.rn.f16x2.e4m3x2` (sm_89).
+#[cube]
+#[allow(unused_variables)]
+pub fn widen_codes(codes: u32) -> u32 {
+    intrinsic!(|scope| {
+        let codes = codes.read_value(scope);
+        scope.register_with_result(&WidenCodesOp::new(scope.ctx_mut(), codes)).into()
     })
 }
 
@@ -220,6 +233,37 @@ impl ToLLVMDialect for Exp2FastOp {
         let ty = input.get_type(ctx);
         let power = call_intrinsic(ctx, rewriter, "llvm.nvvm.ex2.approx.ftz.f32", ty, vec![input]);
         rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![power]);
+        Ok(())
+    }
+}
+
+/// Two f16 of two e4m3 codes.
+#[cube_op(name = "dsa.widen_codes")]
+#[result_ty(same_as = input)]
+#[op_traits(CanMaterialize, Pure)]
+struct WidenCodesOp {
+    pub input: Value,
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for WidenCodesOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        let (word, pair) = (int_ty(ctx, 32), int_ty(ctx, 16));
+        let half = FP16Type::get(ctx).into();
+        let halves = LlvmVectorType::get(ctx, half, 2, VectorTypeKind::Fixed).into();
+        let codes = llvm::TruncOp::new(ctx, self.input(ctx), pair);
+        let codes = insert(ctx, rewriter, &codes);
+        let name = "llvm.nvvm.e4m3x2.to.f16x2.rn";
+        let two = call_intrinsic(ctx, rewriter, name, halves, vec![codes]);
+        let bits = llvm::BitcastOp::new(ctx, two, word);
+        let bits = insert(ctx, rewriter, &bits);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![bits]);
         Ok(())
     }
 }
