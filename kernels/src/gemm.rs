@@ -77,12 +77,12 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
     operands.start(steps);
     for step in 0..steps {
         operands.await_tile(step);
+        operands.load_next(step);
         let (x_tile, w_tile) =
             (operands.source.x_ring.tile(step), operands.source.w_ring.tile(step));
         start_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
         // This product runs while the next is started; the one before is done.
         finish_product::<W>(&mut sums, 1usize);
-        operands.load_next(step);
     }
     finish_product::<W>(&mut sums, 0usize);
 

@@ -11,7 +11,7 @@
 //! Cost: `2 · s · s_kv · H · D` FLOP; reads `D + 4` bytes a key for each tile of queries, writes 4 bytes
 //! a logit. Prefill is bound by the products, decode by reading the keys.
 //!
-//! Budget (sm_90a): at most 144 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
+//! Budget (sm_90a): at most 128 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
 //! Budget (gfx950): at most 128 registers a unit, 48 KB of shared memory, no spills; vector arithmetic.
 
 mod keys;
@@ -177,10 +177,9 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     k_tiles.start(tiles);
     for n in 0..tiles {
         k_tiles.await_tile(n);
-        let mut dots = Fragment::<W>::zeroed(share);
-        start_nt::<S, W>(&mut dots, &k_tiles.source.ring.tile(n), &q_tile, share);
         k_tiles.load_next(n);
-        finish_product::<W>(&mut dots, 0usize);
+        let mut dots = Fragment::<W>::zeroed(share);
+        multiply_nt::<S, W>(&mut dots, &k_tiles.source.ring.tile(n), &q_tile, share);
         let sums = sum_heads::<W>(&dots, &weights, tiling, share);
         #[unroll(share.unrolled())]
         for i in 0..own.row.len() {
