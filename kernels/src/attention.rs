@@ -2,14 +2,15 @@
 
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
+use crate::tile::{Machine, reciprocal};
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
 
 /// What an attention sink leaves of an output: `e^lse / (e^lse + e^sink)`. A row without a key (lse +inf)
 /// is 0 whatever the sink.
 #[cube]
-pub(crate) fn sink_factor(lse: f32, sink: f32) -> f32 {
-    let factor = 1.0f32 / (1.0f32 + (sink - lse).exp());
+pub(crate) fn sink_factor(lse: f32, sink: f32, #[comptime] machine: Machine) -> f32 {
+    let factor = reciprocal(1.0f32 + (sink - lse).exp(), machine);
     select(lse == f32::INFINITY, 0.0f32, factor)
 }
 

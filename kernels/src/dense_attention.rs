@@ -136,7 +136,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         let t = t0 + row_of(slot, out_share);
         if t < s {
             let row = t * heads + head;
-            let scale = 1.0f32 / softmax.denominator(slot);
+            let scale = softmax.normaliser(slot);
             store_row::<E, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);

@@ -62,7 +62,7 @@ fn merge_kernel<O: Numeric>(
     let merged = select(sum == 0.0f32, f32::INFINITY, shift + sum.ln());
     let mut scale = 1.0f32 / select(sum == 0.0f32, f32::INFINITY, sum);
     if comptime![has_sink] {
-        scale *= sink_factor(merged, sink[row % heads as usize]);
+        scale *= sink_factor(merged, sink[row % heads as usize], machine);
     }
     for step in 0..(d_v as usize).div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);

@@ -160,9 +160,9 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         let head = h0 + row_of(slot, out_share);
         if head < heads {
             let row = (split * tokens + t) * heads + head;
-            let mut scale = 1.0f32 / softmax.denominator(slot);
+            let mut scale = softmax.normaliser(slot);
             if comptime![tiling.has_sink] {
-                scale *= sink_factor(softmax.lse(slot), sink[head]);
+                scale *= sink_factor(softmax.lse(slot), sink[head], machine);
             }
             let d_v = comptime![tiling.d_v];
             store_row::<O, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);

@@ -33,14 +33,17 @@ fn find(cuda: Option<OsString>, path: Option<OsString>, usual: &[&str]) -> Resul
         })
 }
 
-/// What ptxas says of `ptx`, which holds one kernel.
+/// What ptxas says of `ptx`, which holds one kernel, assembled as CubeCL's CUDA runtime has the driver do it: as
+/// an object to be linked (`-c`; cubecl-cuda, `cuLinkAddData`). There the IEEE division and reciprocal are
+/// calls of a function outside, and a kernel with any such call has its warpgroup products serialised (remark
+/// C7509), of which ptxas says nothing when it assembles a whole program.
 pub(super) fn usage(ptx: &str, target: Target) -> Result<Usage> {
     let ptxas = find(std::env::var_os("CUDA_PATH"), std::env::var_os("PATH"), &USUAL)?;
     let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
     let (source, object) = (folder.path().join("kernel.ptx"), folder.path().join("kernel.cubin"));
     std::fs::write(&source, ptx).map_err(|error| failed(error.to_string()))?;
     let output = Command::new(&ptxas)
-        .arg("-v")
+        .args(["-c", "-v"])
         .arg(format!("-arch={target}"))
         .arg("-o")
         .args([&object, &source])
@@ -115,7 +118,7 @@ mod tests {
         format!(
             ".version 9.0\n.target sm_90a\n.address_size 64\n\
              .visible .entry k(.param .u64 out, .param .u64 tile)\n{{\n\
-             .reg .f32 %f<4>;\n.reg .b64 %rd<3>;\n\
+             .reg .f32 %f<5>;\n.reg .b64 %rd<3>;\n\
              ld.param.u64 %rd1, [out];\nld.param.u64 %rd2, [tile];\n\
              mov.f32 %f0, 0f00000000;\nmov.f32 %f1, 0f00000000;\n\
              mov.f32 %f2, 0f00000000;\nmov.f32 %f3, 0f00000000;\n\
@@ -133,6 +136,8 @@ mod tests {
         };
         assert_eq!(waits("add.f32 %f0, %f0, 0f3F800000;"), 1);
         assert_eq!(waits(""), 0);
+        // As an object to be linked this is a call, anywhere in the kernel.
+        assert_eq!(waits("rcp.rn.f32 %f4, 0f40400000;"), 1);
     }
 
     #[test]

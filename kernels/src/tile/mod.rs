@@ -14,7 +14,7 @@
 //! | [`multiply_nt`], [`multiply_nn`], [`multiply_fragment_nn`] | blocks of vector arithmetic | warpgroup MMAs into registers the body owns, from tiles or registers |
 //! | [`Fragment`], [`Share`] | cells of [`LANES`] columns | cells of the accumulator registers; warpgroups below or beside each other |
 //! | [`sum_lanes`], [`max_lanes`], [`scatter_sums`] | within a unit, then shuffles | shuffles of a quad |
-//! | [`OnlineSoftmax`] | `exp` | `ex2.approx`, row maxima exchanged between warpgroups that share a row |
+//! | [`OnlineSoftmax`] | `exp`, a division | `ex2.approx`, `rcp.approx`, row maxima exchanged between warpgroups that share a row |
 //!
 //! The matrix unit's copies and products are instructions that CubeCL's own front end lacks or hides:
 //! `nvptx.rs` adds operations to its IR, `warpgroup.rs` issues its public ones.

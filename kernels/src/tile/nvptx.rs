@@ -105,6 +105,17 @@ pub fn exp2_fast(x: f32) -> f32 {
     })
 }
 
+/// `1 / x` to 1 unit in the last place; 0 of an infinity, subnormals count as zero.
+/// PTX: `rcp.approx.ftz.f32`.
+#[cube]
+#[allow(unused_variables)]
+pub fn reciprocal_fast(x: f32) -> f32 {
+    intrinsic!(|scope| {
+        let x = x.read_value(scope);
+        scope.register_with_result(&ReciprocalFastOp::new(scope.ctx_mut(), x)).into()
+    })
+}
+
 /// The two e4m3 codes in the lower half of `codes` as two f16, exactly, the first in the lower half; a NaN
 /// code is a NaN. PTX: `cvt.rn.f16x2.e4m3x2` (sm_89).
 #[cube]
@@ -228,12 +239,29 @@ impl ToLLVMDialect for Exp2FastOp {
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> IrResult<()> {
-        only_nvptx(self, ctx)?;
         let input = self.input(ctx);
-        let ty = input.get_type(ctx);
-        let power = call_intrinsic(ctx, rewriter, "llvm.nvvm.ex2.approx.ftz.f32", ty, vec![input]);
-        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![power]);
-        Ok(())
+        of_one_number(self, ctx, rewriter, input, "llvm.nvvm.ex2.approx.ftz.f32")
+    }
+}
+
+/// The reciprocal of an f32.
+#[cube_op(name = "dsa.reciprocal_fast")]
+#[result_ty(same_as = input)]
+#[op_traits(CanMaterialize, Pure)]
+struct ReciprocalFastOp {
+    pub input: Value,
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for ReciprocalFastOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        let input = self.input(ctx);
+        of_one_number(self, ctx, rewriter, input, "llvm.nvvm.rcp.approx.ftz.f")
     }
 }
 
@@ -266,6 +294,21 @@ impl ToLLVMDialect for WidenCodesOp {
         rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![bits]);
         Ok(())
     }
+}
+
+/// Replaces `op` by a call of the intrinsic `name`, which makes a number of `input` of the same type.
+fn of_one_number(
+    op: &dyn Op,
+    ctx: &mut Context,
+    rewriter: &mut DialectConversionRewriter,
+    input: Value,
+    name: &str,
+) -> IrResult<()> {
+    only_nvptx(op, ctx)?;
+    let ty = input.get_type(ctx);
+    let result = call_intrinsic(ctx, rewriter, name, ty, vec![input]);
+    rewriter.replace_operation_with_values(ctx, op.get_operation(), vec![result]);
+    Ok(())
 }
 
 /// What committing and waiting do to memory: after them shared memory may hold other bytes than before,

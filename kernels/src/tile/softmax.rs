@@ -2,8 +2,8 @@
 //! maxima and sums, so that scores are seen once, a tile at a time.
 
 use super::{
-    Fragment, Share, exp2_fast, group_of, lane_of, max_cell, max_lanes, row_of, sum_cell,
-    sum_lanes, sync_team, team_memory,
+    Fragment, Machine, Share, exp2_fast, group_of, lane_of, max_cell, max_lanes, reciprocal_fast,
+    row_of, sum_cell, sum_lanes, sync_team, team_memory,
 };
 use cubecl::prelude::*;
 
@@ -112,10 +112,10 @@ impl OnlineSoftmax {
         self.top[slot] * self.softmax_scale
     }
 
-    /// What `acc`'s row is divided by: the sum of the probabilities, or infinity for a row without a
-    /// key, which makes its output 0.
-    pub fn denominator(&self, slot: usize) -> f32 {
-        select(self.sum[slot] == 0.0f32, f32::INFINITY, self.sum[slot])
+    /// What `acc`'s row is multiplied by: 1 over the sum of the probabilities; 0 for a row without a key.
+    pub fn normaliser(&self, slot: usize) -> f32 {
+        let sum = self.sum[slot];
+        select(sum == 0.0f32, 0.0f32, reciprocal(sum, self.share.machine))
     }
 
     /// The natural logarithm of the sum of exponentials of `slot`'s row; +inf if it has seen no key
@@ -123,6 +123,13 @@ impl OnlineSoftmax {
     pub fn lse(&self, slot: usize) -> f32 {
         select(self.sum[slot] == 0.0f32, f32::INFINITY, self.max_logit(slot) + self.sum[slot].ln())
     }
+}
+
+/// `1 / x`. On the matrix unit's machine by one instruction, to 1 unit in the last place: the exact one is a call
+/// there, and a kernel that calls has its products serialised ([`crate::offline`]).
+#[cube]
+pub fn reciprocal(x: f32, #[comptime] machine: Machine) -> f32 {
+    if comptime![machine.is_wgmma()] { reciprocal_fast(x) } else { 1.0f32 / x }
 }
 
 /// `exp(softmax_scale · (score - shift))`.

@@ -116,13 +116,23 @@ impl<S: Numeric> Tile<S> {
         self.first + vector_index::<S>(row, v, shape)
     }
 
-    /// What a warpgroup MMA finds the operand `layout` of this tile by, from its `row` on.
+    /// What a warpgroup MMA finds the operand `layout` of this tile by, from its `row` on, the same number in
+    /// every unit of a plane.
     pub fn describe(&self, #[comptime] layout: WgmmaTileLayout, row: usize) -> u64 {
         let size = S::size();
         let bytes = self.first * comptime![LANES * size] + layout.byte_offset(row, 0usize, size);
         // Addresses are counted in units of 16 bytes.
-        descriptor::<S>(&self.memory, layout) + (bytes / 16) as u64
+        uniform(descriptor::<S>(&self.memory, layout) + (bytes / 16) as u64)
     }
+}
+
+/// `descriptor`, which is the same in every unit of a plane, as the compiler sees then. It is also asked anew
+/// wherever it is used: LLVM would otherwise compute the descriptor of every step of a product before the loop
+/// and keep them all, 72 registers for the 36 steps of `q · kᵀ`.
+#[cube]
+fn uniform(descriptor: u64) -> u64 {
+    let address = plane_broadcast(u32::cast_from(descriptor & 0xffff_ffffu64), 0u32);
+    (descriptor & 0xffff_ffff_0000_0000u64) | u64::cast_from(address)
 }
 
 /// Tiles of the same shape that are filled and used in turn, so that the next ones can be on their way

@@ -19,6 +19,8 @@
 //! * an access to the cells between `issue_mma` and the wait for its group makes it wait after *every* MMA
 //!   of the kernel (remark C7514: «instructions are serialized»), without an error; a missing
 //!   `fence_mma` is put in for us (C7519); a branch between issue and wait can get a wait put in (C7517);
+//! * a call anywhere in the kernel does the same (C7509), and when code is assembled to be linked, as CubeCL's
+//!   runtime does, an IEEE division or reciprocal of f32 is one: use [`reciprocal`](super::reciprocal);
 //! * groups of different cells overlap: scores, commit, outputs, commit, `wait_mma(1)`, work on the scores,
 //!   `wait_mma(0)`; and cells may stay in flight across a loop's end;
 //! * it sinks arithmetic, even shuffles, below the next wait, where it no longer overlaps. A store to shared
