@@ -7,7 +7,7 @@
 //!
 //! Cost: no FLOP; every element is read and written once.
 //!
-//! Budget (sm_90a): at most 32 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 88 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;

@@ -53,13 +53,13 @@ struct Sizes {
 
 /// One program attends with one head of `tiling.queries` tokens over the union of their ranges.
 #[cube(launch_unchecked)]
-fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
+fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     q: &[Vector<E, N>],
     k: &[Vector<E, N>],
     v: &[Vector<E, N>],
     ks: &[i32],
     ke: &[i32],
-    out: &mut [E],
+    out: &mut [Vector<E, P>],
     lse: &mut [f32],
     max_logits: &mut [f32],
     sizes: Sizes,
@@ -111,8 +111,8 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
     for n in 0..tiles {
         kv_tiles.await_tile(n);
         scores.clear();
-        start_nt::<S, W>(&mut scores, &q_tile, &kv_tiles.source.k_ring.tile(n), score_share);
-        kv_tiles.load_next(n);
+        let k_tile = kv_tiles.source.k_ring.tile(n);
+        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile, score_share);
         finish_product::<W>(&mut scores, 0usize);
         // Most tiles are seen by all of the queries.
         let n0 = seen.start + (n * keys) as i32;
@@ -137,7 +137,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, W: Size>(
         if t < s {
             let row = t * heads + head;
             let scale = softmax.normaliser(slot);
-            store_row::<E, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
+            store_row::<E, P, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
@@ -182,11 +182,12 @@ impl<'a, E: Numeric, N: Size, S: Numeric> HeadTiles<'a, E, N, S> {
 
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Source for HeadTiles<'a, E, N, S> {
-    fn load(&self, n: usize) {
+    fn load(&self, n: usize, #[comptime] part: Part) {
         let n0 = self.first + n * comptime![self.k_ring.shape.rows];
         let (d_qk, d_v) = comptime![(self.d_qk, self.d_v)];
-        load_rows::<E, N, S, Strided>(&mut self.k_ring.tile(n), self.k, &self.k_rows, n0, d_qk);
-        load_rows::<E, N, S, Strided>(&mut self.v_ring.tile(n), self.v, &self.v_rows, n0, d_v);
+        let (mut k_tile, mut v_tile) = (self.k_ring.tile(n), self.v_ring.tile(n));
+        load_part::<E, N, S, Strided>(&mut k_tile, self.k, &self.k_rows, n0, d_qk, part);
+        load_part::<E, N, S, Strided>(&mut v_tile, self.v, &self.v_rows, n0, d_v, part);
     }
 }
 
@@ -328,6 +329,8 @@ pub fn dense_mha(
     }
     let vectors = load_width(machine, q.dtype().size());
     let width = if [q, k, v].iter().all(|t| t.in_vectors(vectors)) { vectors } else { 1 };
+    let pair = store_width(machine);
+    let out_width = if whole.out.in_vectors(pair) { pair } else { 1 };
     // SAFETY: shapes and strides are checked above; the kernel clamps the ranges to s_kv and compares
     // tokens and columns with their counts.
     unsafe {
@@ -336,13 +339,14 @@ pub fn dense_mha(
             machine.cube_count(heads * s.div_ceil(tiling.queries)),
             machine.cube_dim(),
             width,
+            out_width,
             machine.cell_width(),
             q.arg(width),
             k.arg(width),
             v.arg(width),
             ks.arg(1),
             ke.arg(1),
-            whole.out.arg(1),
+            whole.out.arg(out_width),
             whole.lse.arg(1),
             whole.max_logits.arg(1),
             SizesLaunch::new(

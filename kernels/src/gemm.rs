@@ -30,10 +30,10 @@ struct Tiling {
 ///
 /// `x_strides`, `w_strides`, `out_strides`: the batch and row strides in elements.
 #[cube(launch_unchecked)]
-fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
+fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     x: &[Vector<E, N>],
     w: &[Vector<E, N>],
-    out: &mut [O],
+    out: &mut [Vector<O, P>],
     batch: u32,
     m: u32,
     n: u32,
@@ -91,7 +91,7 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, W: Size>(
         let row = m0 + row_of(slot, share);
         if row < m as usize {
             let at = b * out_batch as usize + row * out_row as usize + n0;
-            store_row::<O, W>(&sums, slot, 1.0f32, out, at, n as usize - n0, share);
+            store_row::<O, P, W>(&sums, slot, 1.0f32, out, at, n as usize - n0, share);
         }
     }
 }
@@ -125,12 +125,13 @@ impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
 
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Source for Operands<'a, E, N, S> {
-    fn load(&self, n: usize) {
+    fn load(&self, n: usize, #[comptime] part: Part) {
         let k0 = min(n * comptime![self.x_ring.shape.cols], self.k);
         let (x_rows, w_rows) = (self.x_rows.from_column(k0), self.w_rows.from_column(k0));
         let cols = self.k - k0;
-        load_rows::<E, N, S, Strided>(&mut self.x_ring.tile(n), self.x, &x_rows, 0usize, cols);
-        load_rows::<E, N, S, Strided>(&mut self.w_ring.tile(n), self.w, &w_rows, 0usize, cols);
+        let (mut x_tile, mut w_tile) = (self.x_ring.tile(n), self.w_ring.tile(n));
+        load_part::<E, N, S, Strided>(&mut x_tile, self.x, &x_rows, 0usize, cols, part);
+        load_part::<E, N, S, Strided>(&mut w_tile, self.w, &w_rows, 0usize, cols, part);
     }
 }
 
@@ -207,6 +208,8 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
     let programs = b * m.div_ceil(tiling.m) * n.div_ceil(tiling.n);
     let vectors = load_width(machine, x.dtype().size());
     let width = if x.in_vectors(vectors) && w.in_vectors(vectors) { vectors } else { 1 };
+    let pair = store_width(machine);
+    let out_width = if out.in_vectors(pair) { pair } else { 1 };
     // SAFETY: shapes and strides are checked above, and the kernel compares every row and column with
     // them before it reads or writes.
     unsafe {
@@ -215,10 +218,11 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
             machine.cube_count(programs),
             machine.cube_dim(),
             width,
+            out_width,
             machine.cell_width(),
             x.arg(width),
             w.arg(width),
-            out.arg(1),
+            out.arg(out_width),
             b as u32,
             m as u32,
             n as u32,

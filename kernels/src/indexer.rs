@@ -11,7 +11,7 @@
 //! Cost: `2 · s · s_kv · H · D` FLOP; reads `D + 4` bytes a key for each tile of queries, writes 4 bytes
 //! a logit. Prefill is bound by the products, decode by reading the keys.
 //!
-//! Budget (sm_90a): at most 128 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
+//! Budget (sm_90a): at most 144 registers a unit, 64 KB of shared memory, no spills; wgmma bf16, wgmma e4m3, wgmma f16.
 //! Budget (gfx950): at most 128 registers a unit, 48 KB of shared memory, no spills; vector arithmetic.
 
 mod keys;
@@ -26,7 +26,7 @@ use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use keys::{IndexKeys, KeyRanges, KeySource, KeyTiles, QueryHeads};
-use logits::{OwnLogits, fill_unseen};
+use logits::{LaneLogits, fill_unseen};
 
 /// How a query head's dot product with a key becomes its share of the score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -139,7 +139,9 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         q_head: sizes.q_head as usize,
         tile_heads: tiling.heads,
     };
-    let ranges = KeyRanges::new(starts, ends, request, rows, sizes.s_kv as i32, tiling.paged);
+    // Without a page there is no key.
+    let n_keys = select(pages.count == 0, 0u32, sizes.s_kv) as i32;
+    let ranges = KeyRanges::new(starts, ends, request, rows, n_keys, tiling.paged);
     let (lowest, highest) = ranges.of_all(first, count);
 
     // Whole tiles from the first key that a query of this program may see to the last; the rest of the
@@ -173,22 +175,24 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
 
     load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &queries, 0usize, tiling.dim);
     let weights = head_weights::<W>(weights, sizes.w_row as usize, &queries, share);
-    let own = OwnLogits::new(&ranges, first, t0, count, logits_row, tiling.queries, share);
+    let lanes = LaneLogits::new(&ranges, first, t0, count, logits_row, tiling.queries, share);
     k_tiles.start(tiles);
     for n in 0..tiles {
         k_tiles.await_tile(n);
         k_tiles.load_next(n);
         let mut dots = Fragment::<W>::zeroed(share);
-        multiply_nt::<S, W>(&mut dots, &k_tiles.source.ring.tile(n), &q_tile, share);
+        start_nt::<S, W>(&mut dots, &k_tiles.source.ring.tile(n), &q_tile, share);
+        // Looked up while the product runs.
+        let first_key = k_tiles.source.first_of(n);
+        let own = lanes.of_tile::<B>(&k_tiles.source.keys, k_scale, first_key, tiling.dim);
+        finish_product::<W>(&mut dots, 0usize);
         let sums = sum_heads::<W>(&dots, &weights, tiling, share);
         #[unroll(share.unrolled())]
-        for i in 0..own.row.len() {
-            let sum = own.sum(&sums, i);
-            let key = k_tiles.source.first_of(n) + own.row[i];
-            if own.exists[i] && key < s1 {
-                let (scale, exists) = k_tiles.source.keys.scale::<B>(k_scale, key, tiling.dim);
-                let seen = exists && key >= own.start[i] && key < own.end[i];
-                logits[own.at[i] + key] = select(seen, sum * scale, f32::NEG_INFINITY);
+        for i in 0..own.scale.len() {
+            let sum = lanes.sum(&sums, i);
+            if lanes.exists[i] && own.key[i] < s1 {
+                let logit = select(own.seen[i], sum * own.scale[i], f32::NEG_INFINITY);
+                logits[lanes.at[i] + own.key[i]] = logit;
             }
         }
     }

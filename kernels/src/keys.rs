@@ -169,12 +169,12 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 
 #[cube]
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
-    fn load(&self, n: usize) {
+    fn load(&self, n: usize, #[comptime] part: Part) {
         let mut tile = self.ring.tile(n);
         let (first, d_qk) = (self.first_of(n), comptime![self.d_qk]);
         match comptime![self.format] {
             RowFormat::Elements => {
-                load_rows::<E, N, S, Keys<'_>>(&mut tile, self.kv, &self.keys, first, d_qk)
+                load_part::<E, N, S, Keys<'_>>(&mut tile, self.kv, &self.keys, first, d_qk, part)
             }
             RowFormat::Record { kv_lora_rank } => load_records::<E, B, S>(
                 &mut tile,
@@ -183,6 +183,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N,
                 first,
                 kv_lora_rank,
                 d_qk,
+                part,
             ),
         }
     }

@@ -9,7 +9,7 @@
 //!
 //! Cost: reads every split once; bound by memory.
 //!
-//! Budget (sm_90a): at most 32 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 56 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;

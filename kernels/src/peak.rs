@@ -25,10 +25,10 @@ const TILE: (usize, usize) = (128, 256);
 const ROW_BYTES: usize = 256;
 
 #[cube(launch_unchecked)]
-fn peak_kernel<E: Numeric, N: Size, W: Size>(
+fn peak_kernel<E: Numeric, N: Size, P: Size, W: Size>(
     x: &[Vector<E, N>],
     w: &[Vector<E, N>],
-    out: &mut [f32],
+    out: &mut [Vector<f32, P>],
     rounds: u32,
     #[comptime] k: usize,
     #[comptime] machine: Machine,
@@ -51,7 +51,7 @@ fn peak_kernel<E: Numeric, N: Size, W: Size>(
     #[unroll]
     for slot in 0..comptime![share.slots()] {
         let at = row_of(slot, share) * comptime![TILE.1];
-        store_row::<f32, W>(&sums, slot, 1.0f32, out, at, comptime![TILE.1], share);
+        store_row::<f32, P, W>(&sums, slot, 1.0f32, out, at, comptime![TILE.1], share);
     }
 }
 
@@ -98,6 +98,7 @@ pub fn multiply_in_place(
             machine.cube_count(programs),
             machine.cube_dim(),
             width,
+            1,
             machine.cell_width(),
             x.arg(width),
             w.arg(width),

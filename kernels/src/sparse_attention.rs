@@ -69,7 +69,7 @@ struct Sizes {
 /// `[s, topk]`; `starts`, `ends`: `[s]`, the part of the list (or of the rows) that counts; `sink`:
 /// `[heads]`; `out`: `[splits, s, heads, d_v]`; `lse`, `max_logits`: `[splits, s, heads]`.
 #[cube(launch_unchecked)]
-fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
+fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, W: Size>(
     q: &[Vector<E, N>],
     kv: &[Vector<E, N>],
     records: &[Vector<u8, B>],
@@ -77,7 +77,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     starts: &[i32],
     ends: &[i32],
     sink: &[f32],
-    out: &mut [O],
+    out: &mut [Vector<O, P>],
     lse: &mut [f32],
     max_logits: &mut [f32],
     sizes: Sizes,
@@ -138,8 +138,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         kv_tiles.await_tile(n);
         let kv_tile = kv_tiles.source.ring.tile(n);
         scores.clear();
-        start_nt::<S, W>(&mut scores, &q_tile, &kv_tile, score_share);
-        kv_tiles.load_next(n);
+        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &kv_tile, score_share);
         let mask = kv_tiles.source.keys.mask::<W>(kv_tiles.source.first_of(n), score_share);
         finish_product::<W>(&mut scores, 0usize);
         scores.add_to_rows(&mask);
@@ -165,7 +164,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
                 scale *= sink_factor(softmax.lse(slot), sink[head], machine);
             }
             let d_v = comptime![tiling.d_v];
-            store_row::<O, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
+            store_row::<O, P, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
@@ -337,6 +336,8 @@ fn attend(
     let vectors = load_width(machine, q.dtype().size());
     let width = if q.in_vectors(vectors) && elements.in_vectors(vectors) { vectors } else { 1 };
     let record_width = rows.record_width();
+    let pair = store_width(machine);
+    let out_width = if part.out.in_vectors(pair) { pair } else { 1 };
     // SAFETY: shapes and strides are checked by the callers; the kernel compares heads, list entries and
     // rows with their counts before it reads, and writes `splits · s · heads` rows of d_v.
     unsafe {
@@ -346,6 +347,7 @@ fn attend(
             machine.cube_dim(),
             width,
             record_width,
+            out_width,
             machine.cell_width(),
             q.arg(width),
             elements.arg(width),
@@ -354,7 +356,7 @@ fn attend(
             lists.starts.as_ref().unwrap_or(&lists.indices).arg(1),
             lists.ends.as_ref().unwrap_or(&lists.indices).arg(1),
             sink.arg(1),
-            part.out.arg(1),
+            part.out.arg(out_width),
             part.lse.arg(1),
             part.max_logits.arg(1),
             SizesLaunch::new(

@@ -22,8 +22,8 @@
 //!
 //! Cost: one read of the row, `4 · L` bytes, and up to eight of its sample and of its lists, from cache;
 //! without lists one read for each 8 bits that tell the last column taken from the next (1 to 8), and one
-//! more for every 2^17 columns' marks. On an H200 with k = 2048, 1024 rows of 131072 take 354 µs, 64 take
-//! 43 and one takes 29; 2048 rows of 32768 take 356 and one takes 25.
+//! more for every 2^17 columns' marks. On an H200 with k = 2048, 1024 rows of 131072 take 335 µs, 64 take
+//! 43 and one takes 29; 2048 rows of 32768 take 338 and one takes 25.
 //!
 //! Budget (sm_90a): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.

@@ -9,7 +9,7 @@
 //! Cost: one read of the row, `4 · L` bytes; and in each program up to eight reads of the sample, of up to
 //! 4096 columns, from cache but for the first.
 //!
-//! Budget (sm_90a): at most 56 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 56 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;

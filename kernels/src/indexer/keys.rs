@@ -132,17 +132,15 @@ impl<'a> IndexKeys<'a> {
     }
 
     /// The scale of `key`, and whether there is such a key. A page of the cache holds the codes of all its
-    /// tokens, then their scales (DeepGEMM's fused layout).
+    /// tokens, then their scales (DeepGEMM's fused layout). Without branches, so that a product that is running
+    /// goes on meanwhile; there is at least one page.
     pub fn scale<B: Size>(&self, k_scale: &[Vector<u8, B>], key: usize, dim: usize) -> (f32, bool) {
         let (page, position, exists) = self.locate(key);
-        let mut scale = 0.0f32.runtime();
-        if exists {
-            let mut at = position * 4;
-            if comptime![self.paged] {
-                at += page * self.pages.page_stride as usize + self.pages.page_size as usize * dim;
-            }
-            scale = read_f32::<B>(k_scale, at);
+        let mut at = select(exists, position, 0usize) * 4;
+        if comptime![self.paged] {
+            at += page * self.pages.page_stride as usize + self.pages.page_size as usize * dim;
         }
+        let scale = read_f32::<B>(k_scale, at);
         (scale, exists)
     }
 }
@@ -192,9 +190,10 @@ impl<'a, E: Numeric, N: Size, S: Numeric> KeyTiles<'a, E, N, S> {
 
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Source for KeyTiles<'a, E, N, S> {
-    fn load(&self, n: usize) {
+    fn load(&self, n: usize, #[comptime] part: Part) {
         let (first, dim) = (self.first_of(n), comptime![self.dim]);
-        load_rows::<E, N, S, IndexKeys<'_>>(&mut self.ring.tile(n), self.k, &self.keys, first, dim);
+        let mut tile = self.ring.tile(n);
+        load_part::<E, N, S, IndexKeys<'_>>(&mut tile, self.k, &self.keys, first, dim, part);
     }
 }
 

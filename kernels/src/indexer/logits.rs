@@ -1,14 +1,14 @@
 //! Writing the indexer's logits.
 
-use super::keys::KeyRanges;
+use super::keys::{IndexKeys, KeyRanges};
 use crate::tile::*;
 use cubecl::prelude::*;
 
-/// The logits of each tile that this unit writes. The lanes that hold the products of a key share them out, one
-/// for each query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys
-/// `start .. end` and whose logits begin at `at`.
+/// Which logits of a tile this lane writes. The lanes that hold the products of a key share them out, one for each
+/// query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys `start .. end`
+/// and whose logits begin at `at`.
 #[derive(CubeType)]
-pub(super) struct OwnLogits {
+pub(super) struct LaneLogits {
     pub row: Array<usize>,
     pub start: Array<usize>,
     pub end: Array<usize>,
@@ -21,8 +21,16 @@ pub(super) struct OwnLogits {
     share: Share,
 }
 
+/// The logits of one tile that a lane writes: of which key, its scale, and whether the query has `seen` it.
+#[derive(CubeType)]
+pub(super) struct TileLogits {
+    pub key: Array<usize>,
+    pub scale: Array<f32>,
+    pub seen: Array<bool>,
+}
+
 #[cube]
-impl OwnLogits {
+impl LaneLogits {
     /// Those of the `count` queries from the `first`-th of the request, the `t0`-th of all, on, of at most
     /// `queries` in a tile.
     pub fn new(
@@ -36,7 +44,7 @@ impl OwnLogits {
     ) -> Self {
         let pairs = comptime![share.slots() * queries];
         let owned = comptime![pairs.div_ceil(share.lanes())];
-        let mut own = OwnLogits {
+        let mut own = LaneLogits {
             row: Array::new(owned),
             start: Array::new(owned),
             end: Array::new(owned),
@@ -59,7 +67,33 @@ impl OwnLogits {
         own
     }
 
-    /// The `i`-th of this unit's logits, not yet scaled, from every lane's part `sums` of the sum over the heads,
+    /// What there is to know of this lane's logits of the tile whose first key is `first`.
+    pub fn of_tile<B: Size>(
+        &self,
+        keys: &IndexKeys<'_>,
+        k_scale: &[Vector<u8, B>],
+        first: usize,
+        #[comptime] dim: usize,
+    ) -> TileLogits {
+        let share = comptime![self.share];
+        let owned = self.row.len();
+        let mut own = TileLogits {
+            key: Array::new(owned),
+            scale: Array::new(owned),
+            seen: Array::new(owned),
+        };
+        #[unroll(share.unrolled())]
+        for i in 0..owned {
+            let key = first + self.row[i];
+            let (scale, exists) = keys.scale::<B>(k_scale, key, dim);
+            own.key[i] = key;
+            own.scale[i] = scale;
+            own.seen[i] = exists && key >= self.start[i] && key < self.end[i];
+        }
+        own
+    }
+
+    /// The `i`-th of this lane's logits, not yet scaled, from every lane's part `sums` of the sum over the heads,
     /// entry `slot · queries + t`. All lanes call it.
     pub fn sum(&self, sums: &Array<f32>, i: usize) -> f32 {
         let share = comptime![self.share];

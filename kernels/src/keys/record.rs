@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use cubecl_common::e4m3;
 use half::bf16;
 
-/// [`load_rows`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
+/// [`load_part`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
 pub(super) fn load_records<E: Numeric, B: Size, S: Numeric>(
     tile: &mut Tile<S>,
@@ -16,6 +16,7 @@ pub(super) fn load_records<E: Numeric, B: Size, S: Numeric>(
     first: usize,
     #[comptime] kv_lora_rank: usize,
     #[comptime] d_qk: usize,
+    #[comptime] part: Part,
 ) {
     let machine = comptime![tile.shape.machine];
     let vectors = comptime![tile.shape.vectors()];
@@ -23,9 +24,13 @@ pub(super) fn load_records<E: Numeric, B: Size, S: Numeric>(
     let along = comptime![units_along(machine)];
     let down = comptime![machine.team / along];
     let unit = unit_id(machine);
+    let (skipped, steps) = comptime! {
+        let steps = tile.shape.rows.div_ceil(down);
+        (part.first(steps), part.count(steps))
+    };
     #[unroll(machine.unrolled())]
-    for step in 0..comptime![tile.shape.rows.div_ceil(down)] {
-        let r = step * down + unit / along;
+    for step in 0..steps {
+        let r = (skipped + step) * down + unit / along;
         if comptime![tile.shape.rows % down == 0] || r < comptime![tile.shape.rows] {
             // A row that is none is read as the first there is, and left out below.
             let (at, exists) = keys.row(first + r);

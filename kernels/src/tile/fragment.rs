@@ -286,27 +286,52 @@ impl<W: Size> Fragment<W> {
 }
 
 /// Writes the first `cols` columns of this unit's `slot`-th row of `fragment`, times `scale` and rounded to
-/// `O`, to `out` from `at` on.
+/// `O`, to `out` from element `at` on. `P` is 1, or what [`store_width`] says.
 #[cube]
-pub fn store_row<O: Numeric, W: Size>(
+pub fn store_row<O: Numeric, P: Size, W: Size>(
     fragment: &Fragment<W>,
     slot: usize,
     scale: f32,
-    out: &mut [O],
+    out: &mut [Vector<O, P>],
     at: usize,
     cols: usize,
     #[comptime] share: Share,
 ) {
+    let machine = comptime![share.machine];
+    let width = P::value();
+    // The columns that are written together are in one cell, or in as many cells beside each other.
+    let (cells, vectors) = comptime![match machine.cell_width() {
+        1 => (width, 1),
+        cell => (1, cell / width),
+    }];
     #[unroll(share.unrolled())]
-    for cell in 0..comptime![share.run()] {
-        let col = col_of(cell, share);
-        let value = fragment.get(slot, cell);
+    for group in 0..comptime![share.run() / cells] {
+        let col = col_of(group * cells, share);
         #[unroll]
-        for i in 0..W::value() {
-            if col + i < cols {
-                out[at + col + i] = round_to::<O>(value.extract(i) * scale, share.machine);
+        for v in 0..vectors {
+            let col = col + v * width;
+            if col < cols {
+                let mut values = Vector::<O, P>::cast_from(Vector::<f32, P>::new(0.0f32));
+                #[unroll]
+                for i in 0..width {
+                    let cell = group * cells + comptime![if cells > 1 { i } else { 0 }];
+                    let column = comptime![if cells > 1 { 0 } else { v * width + i }];
+                    let value = fragment.get(slot, cell).extract(column);
+                    values.insert(i, round_to::<O>(value * scale, machine));
+                }
+                out[(at + col) / width] = values;
             }
         }
+    }
+}
+
+/// How many elements of an output [`store_row`] writes together if every row begins at a multiple of so many and
+/// has a multiple of so many columns.
+pub fn store_width(machine: Machine) -> usize {
+    match machine.matrix {
+        MatrixUnit::Plain => 1,
+        // Cells come in pairs of adjacent columns.
+        MatrixUnit::Wgmma => 2,
     }
 }
 

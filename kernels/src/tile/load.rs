@@ -1,6 +1,6 @@
 //! Filling tiles from the buffers of a kernel.
 
-use super::{LANES, Lanes, Machine, Tile, copy_async, unit_id};
+use super::{LANES, Lanes, Machine, Part, Tile, copy_async, unit_id};
 use cubecl::prelude::*;
 
 /// Where the rows of a tile begin in the buffer they are loaded from.
@@ -51,6 +51,19 @@ pub fn load_rows<E: Numeric, N: Size, S: Numeric, R: Rows>(
     first: usize,
     cols: usize,
 ) {
+    load_part::<E, N, S, R>(tile, source, rows, first, cols, comptime![Part::WHOLE]);
+}
+
+/// [`load_rows`] of a part of the tile's rows.
+#[cube]
+pub fn load_part<E: Numeric, N: Size, S: Numeric, R: Rows>(
+    tile: &mut Tile<S>,
+    source: &[Vector<E, N>],
+    rows: &R,
+    first: usize,
+    cols: usize,
+    #[comptime] part: Part,
+) {
     let shape = comptime![tile.shape];
     let machine = comptime![shape.machine];
     let size = S::size();
@@ -58,20 +71,24 @@ pub fn load_rows<E: Numeric, N: Size, S: Numeric, R: Rows>(
     let chunks = comptime![shape.cols / chunk];
     let across = comptime![units_along(machine)];
     let down = comptime![machine.team / across];
-    let (unit, steps) = (unit_id(machine), comptime![shape.rows.div_ceil(down)]);
+    let unit = unit_id(machine);
+    let (skipped, steps) = comptime! {
+        let steps = shape.rows.div_ceil(down);
+        (part.first(steps), part.count(steps))
+    };
     // Where the rows are is looked up for all of them before the first is copied, so that the reads of an
     // index list do not wait for each other.
-    let mut at = Array::<usize>::new(steps);
-    let mut exists = Array::<bool>::new(steps);
+    let mut at = Array::<usize>::new(comptime![steps.max(1)]);
+    let mut exists = Array::<bool>::new(comptime![steps.max(1)]);
     #[unroll(machine.unrolled())]
     for step in 0..steps {
-        let (start, there) = rows.row(first + step * down + unit / across);
+        let (start, there) = rows.row(first + (skipped + step) * down + unit / across);
         at[step] = start;
         exists[step] = there;
     }
     #[unroll(machine.unrolled())]
     for step in 0..steps {
-        let r = step * down + unit / across;
+        let r = (skipped + step) * down + unit / across;
         if comptime![shape.rows % down == 0] || r < comptime![shape.rows] {
             #[unroll(machine.is_wgmma())]
             for c in 0..comptime![chunks.div_ceil(across)] {

@@ -77,6 +77,30 @@ impl Machine {
     }
 }
 
+/// One of several parts into which some steps are cut, so that other work can stand between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// Which part: `0..of`.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl Part {
+    /// All steps.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    /// The first of this part's steps, of `steps` in all.
+    pub fn first(&self, steps: usize) -> usize {
+        steps * self.index / self.of
+    }
+
+    /// How many steps this part has, of `steps` in all.
+    pub fn count(&self, steps: usize) -> usize {
+        steps * (self.index + 1) / self.of - self.first(steps)
+    }
+}
+
 /// The program this unit works on: `0..programs`, or beyond it on the last cube of a CPU.
 #[cube]
 pub fn program_id(#[comptime] machine: Machine) -> usize {

@@ -1,7 +1,7 @@
 //! Products of tiles.
 
 use super::{
-    Fragment, LANES, Lanes, Share, Tile, WARPGROUP, WARPGROUP_ROWS, col_of, commit_mma,
+    Fragment, LANES, Lanes, Part, Share, Tile, WARPGROUP, WARPGROUP_ROWS, col_of, commit_mma,
     fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers, row_of,
     store_fragment, sum_cell, sync_team, unit_id, wait_mma,
 };
@@ -207,23 +207,71 @@ fn multiply_wgmma<S: Numeric, W: Size>(
     #[comptime] b_major: Major,
     #[comptime] share: Share,
 ) {
-    let size = S::size();
-    let k_step = comptime![WgmmaTileLayout::k_step(size)];
-    let n = comptime![share.group_cols()];
-    let a_layout = comptime![a.shape.k_major()];
-    let b_layout = comptime![b.shape.operand(b_major)];
-    let first_row = unit_id(share.machine) / WARPGROUP % comptime![share.down()] * WARPGROUP_ROWS;
-    let a_tile = a.describe(a_layout, first_row);
-    let b_tile = b.describe(b_layout, group_of(share) * n);
-    fence_cells::<W>(&mut c.cells);
-    fence_mma();
-    #[unroll]
-    for step in 0..comptime![a_layout.k / k_step] {
-        let a_step = comptime![a_layout.byte_offset(0, step * k_step, size) as u64 / 16];
-        let b_step = comptime![b_layout.byte_offset(0, step * k_step, size) as u64 / 16];
-        issue_mma::<S, W>(&mut c.cells, a_tile + a_step, b_tile + b_step, n, Major::K, b_major);
-    }
+    let steps = Steps::new::<S>(a, b, b_major, share);
+    steps.begin::<W>(c);
+    steps.issue::<S, W>(c, comptime![Part::WHOLE]);
     commit_mma();
+}
+
+/// A product of a warpgroup as its steps along k, for other work to stand between them:
+/// [`begin`](Steps::begin), [`issue`](Steps::issue) of each part, [`commit_mma`].
+#[derive(CubeType)]
+pub(super) struct Steps {
+    a: u64,
+    b: u64,
+    #[cube(comptime)]
+    a_layout: WgmmaTileLayout,
+    #[cube(comptime)]
+    b_layout: WgmmaTileLayout,
+    #[cube(comptime)]
+    n: usize,
+}
+
+#[cube]
+impl Steps {
+    /// The steps of `a · b`, `b` read along `b_major`.
+    pub fn new<S: Numeric>(
+        a: &Tile<S>,
+        b: &Tile<S>,
+        #[comptime] b_major: Major,
+        #[comptime] share: Share,
+    ) -> Self {
+        let n = comptime![share.group_cols()];
+        let a_layout = comptime![a.shape.k_major()];
+        let b_layout = comptime![b.shape.operand(b_major)];
+        let group = unit_id(share.machine) / WARPGROUP % comptime![share.down()];
+        Steps {
+            a: a.describe(a_layout, group * WARPGROUP_ROWS),
+            b: b.describe(b_layout, group_of(share) * n),
+            a_layout,
+            b_layout,
+            n,
+        }
+    }
+
+    /// Before the first step.
+    pub fn begin<W: Size>(&self, c: &mut Fragment<W>) {
+        fence_cells::<W>(&mut c.cells);
+        fence_mma();
+    }
+
+    /// Issues a part of the steps.
+    pub fn issue<S: Numeric, W: Size>(&self, c: &mut Fragment<W>, #[comptime] part: Part) {
+        let size = S::size();
+        let (a_layout, b_layout) = comptime![(self.a_layout, self.b_layout)];
+        let (k_step, first, count) = comptime! {
+            let k_step = WgmmaTileLayout::k_step(size);
+            let steps = a_layout.k / k_step;
+            (k_step, part.first(steps), part.count(steps))
+        };
+        #[unroll]
+        for i in 0..count {
+            let k = comptime![(first + i) * k_step];
+            let a = self.a + comptime![a_layout.byte_offset(0, k, size) as u64 / 16];
+            let b = self.b + comptime![b_layout.byte_offset(0, k, size) as u64 / 16];
+            issue_mma::<S, W>(&mut c.cells, a, b, self.n, Major::K, comptime![b_layout.major]);
+        }
+    }
 }
 
 /// [`multiply_wgmma`] with `a` in registers: the accumulator of one product, rounded, is laid out as the

@@ -4,18 +4,25 @@
 //! tiles.start(count);                          the first tiles are on their way
 //! for n in 0..count {
 //!     tiles.await_tile(n);                     tile n is complete; tile n - 1 has been used by all units
-//!     start_nt(.., &tiles.source.ring.tile(n), ..);     the matrix unit works on it
-//!     tiles.load_next(n);                      meanwhile a later tile is loaded over a used one
+//!     tiles.start_nt(n, .., &tiles.source.ring.tile(n), ..);     the matrix unit works on it, and meanwhile
+//!                                              a later tile is loaded over a used one
 //!     finish_product(..);
 //!     ..
 //! }
 //! ```
 //!
 //! Where nothing can be loaded ahead (the CPU, a GPU without asynchronous copies) `await_tile` loads, and
-//! the other two do nothing.
+//! the rest loads nothing.
 
-use super::{Machine, commit_copies, sync_team, wait_copies};
+use super::{
+    Fragment, Machine, Part, Share, Steps, Tile, commit_copies, commit_mma, start_nt, sync_team,
+    wait_copies,
+};
 use cubecl::prelude::*;
+use cubecl::wgmma::Major;
+
+/// Parts in which a tile is loaded between the steps of a product.
+const LOADS: usize = 2;
 
 /// How the tiles of a loop are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,9 +50,9 @@ impl Schedule {
 /// What a loop over tiles works on: one or more rings, and what they are filled from.
 #[cube]
 pub trait Source {
-    /// Starts to load the `n`-th tile of each ring into its place ([`load_rows`](super::load_rows)); beyond
-    /// the last, which are never used, nothing is read.
-    fn load(&self, n: usize);
+    /// Starts to load a part of the `n`-th tile of each ring into its place ([`load_part`](super::load_part));
+    /// beyond the last, which are never used, nothing is read.
+    fn load(&self, n: usize, #[comptime] part: Part);
 }
 
 /// The tiles of `source`, loaded by a [`Schedule`].
@@ -70,7 +77,7 @@ impl<L: Source + CubeType> Pipeline<L> {
         #[unroll]
         for n in 0..comptime![self.schedule.ahead] {
             if n < count {
-                self.source.load(n);
+                self.source.load(n, comptime![Part::WHOLE]);
             }
             end_load(comptime![self.schedule.machine]);
         }
@@ -82,7 +89,7 @@ impl<L: Source + CubeType> Pipeline<L> {
         let schedule = comptime![self.schedule];
         if comptime![schedule.ahead == 0] {
             sync_team(comptime![schedule.machine]);
-            self.source.load(n);
+            self.source.load(n, comptime![Part::WHOLE]);
             finish_loads(comptime![schedule.machine]);
         } else {
             if comptime![schedule.machine.is_wgmma()] {
@@ -95,8 +102,38 @@ impl<L: Source + CubeType> Pipeline<L> {
     /// Starts to load the tile after those on their way, while the `n`-th is worked on.
     pub fn load_next(&self, n: usize) {
         if comptime![self.schedule.ahead > 0] {
-            self.source.load(n + comptime![self.schedule.ahead]);
+            self.source.load(n + comptime![self.schedule.ahead], comptime![Part::WHOLE]);
             end_load(comptime![self.schedule.machine]);
+        }
+    }
+
+    /// [`start_nt`](super::start_nt) with the `n`-th tile, and [`Pipeline::load_next`] between its steps: a unit
+    /// that starts products waits while the matrix unit has enough of them, so loads that came after the last
+    /// would begin when it is all but done.
+    pub fn start_nt<S: Numeric, W: Size>(
+        &self,
+        n: usize,
+        c: &mut Fragment<W>,
+        a: &Tile<S>,
+        b: &Tile<S>,
+        #[comptime] share: Share,
+    ) {
+        let ahead = comptime![self.schedule.ahead];
+        if comptime![ahead > 0 && share.machine.is_wgmma()] {
+            let steps = Steps::new::<S>(a, b, comptime![Major::K], share);
+            steps.begin::<W>(c);
+            #[unroll]
+            for i in 0..comptime![LOADS + 1] {
+                steps.issue::<S, W>(c, comptime![Part { index: i, of: LOADS + 1 }]);
+                if comptime![i < LOADS] {
+                    self.source.load(n + ahead, comptime![Part { index: i, of: LOADS }]);
+                }
+            }
+            commit_mma();
+            end_load(comptime![share.machine]);
+        } else {
+            start_nt::<S, W>(c, a, b, share);
+            self.load_next(n);
         }
     }
 }
