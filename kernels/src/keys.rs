@@ -98,6 +98,15 @@ impl<'a> Keys<'a> {
         select(valid, slot, -1i32)
     }
 
+    /// Asks for the entries of the `count` keys from the `first`-th on, which are looked up in the next turn: a
+    /// product that is running would wait for them, since its steps are issued in turn with the lookups.
+    pub fn prefetch(&self, first: usize, #[comptime] count: usize, #[comptime] machine: Machine) {
+        if comptime![machine.is_wgmma() && self.key_set == KeySet::Listed] {
+            let j = first + unit_id(machine) % count;
+            prefetch_line::<i32>(self.indices, self.list + select(j < self.end, j, 0usize));
+        }
+    }
+
     /// What is added to this unit's columns of the scores of keys `first ..`: 0, or -inf for what is no key.
     pub fn mask<W: Size>(&self, first: usize, #[comptime] share: Share) -> Array<Vector<f32, W>> {
         let mut mask = Array::<Vector<f32, W>>::new(comptime![share.run()]);
@@ -172,6 +181,10 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N,
     fn load(&self, n: usize, #[comptime] part: Part) {
         let mut tile = self.ring.tile(n);
         let (first, d_qk) = (self.first_of(n), comptime![self.d_qk]);
+        let shape = comptime![self.ring.shape];
+        if comptime![part.index == 0] {
+            self.keys.prefetch(first + shape.rows, shape.rows, shape.machine);
+        }
         match comptime![self.format] {
             RowFormat::Elements => {
                 load_part::<E, N, S, Keys<'_>>(&mut tile, self.kv, &self.keys, first, d_qk, part)

@@ -137,7 +137,9 @@ mod tests {
         assert_eq!(waits("add.f32 %f0, %f0, 0f3F800000;"), 1);
         assert_eq!(waits(""), 0);
         // As an object to be linked this is a call, anywhere in the kernel.
-        assert_eq!(waits("rcp.rn.f32 %f4, 0f40400000;"), 1);
+        let call =
+            "ld.global.f32 %f4, [%rd1+8];\nrcp.rn.f32 %f4, %f4;\nst.global.f32 [%rd1+4], %f4;";
+        assert_eq!(waits(call), 1);
     }
 
     #[test]

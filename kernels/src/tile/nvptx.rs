@@ -105,6 +105,17 @@ pub fn exp2_fast(x: f32) -> f32 {
     })
 }
 
+/// Asks for the line of the first-level cache that `source[at]` is in. `at` must be an index of `source`.
+/// PTX: `prefetch.global.L1`.
+#[cube]
+#[allow(unused_variables)]
+pub fn prefetch_line<E: CubePrimitive>(source: &[E], at: usize) {
+    intrinsic!(|scope| {
+        let address = source.__expand_index_method(scope, at).value(scope);
+        scope.register(&PrefetchOp::new(scope.ctx_mut(), address));
+    })
+}
+
 /// `1 / x` to 1 unit in the last place; 0 of an infinity, subnormals count as zero.
 /// PTX: `rcp.approx.ftz.f32`.
 #[cube]
@@ -241,6 +252,37 @@ impl ToLLVMDialect for Exp2FastOp {
     ) -> IrResult<()> {
         let input = self.input(ctx);
         of_one_number(self, ctx, rewriter, input, "llvm.nvvm.ex2.approx.ftz.f32")
+    }
+}
+
+/// A line of global memory on its way to the first-level cache.
+#[cube_op(name = "dsa.prefetch_line")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+struct PrefetchOp {
+    pub address: Value,
+}
+
+#[op_interface_impl]
+impl MemoryEffectsOp for PrefetchOp {
+    fn memory_effects(&self, ctx: &Context) -> Vec<MemoryEffect> {
+        vec![MemoryEffect::Read(self.address(ctx))]
+    }
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for PrefetchOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        let address = in_space(ctx, rewriter, self.address(ctx), GLOBAL);
+        call_void(ctx, rewriter, "llvm.nvvm.prefetch.global.L1", vec![address]);
+        rewriter.erase_operation(ctx, self.get_operation());
+        Ok(())
     }
 }
 
