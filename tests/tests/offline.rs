@@ -5,7 +5,7 @@ use dsa_kernels::offline::{Artefact, Budget, Target};
 use dsa_kernels::peak;
 use dsa_tests::CaseError;
 use dsa_tests::generate::strategy;
-use dsa_tests::kernels::ALL;
+use dsa_tests::kernels::{ALL, find};
 use dsa_tests::offline::{compile, device};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -157,4 +157,18 @@ fn the_code_of_every_kernel_function_is_judged() {
         }
         assert!(seen >= 17, "{seen} kernel functions found");
     }
+}
+
+#[test]
+fn fp8_codes_of_the_cache_are_converted_in_pairs_by_the_hardware() {
+    let kernel = find("sparse_mla_paged").unwrap();
+    let mut seen = 0;
+    for compiled in compile(kernel, Target::Sm90a).unwrap() {
+        if compiled.artefact.function() == "attend_kernel" {
+            let ptx = compiled.artefact.assembly().unwrap();
+            assert!(ptx.contains("cvt.rn.f16x2.e4m3x2"), "{ptx}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 0);
 }
