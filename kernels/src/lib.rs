@@ -4,6 +4,8 @@
 #![allow(missing_docs)]
 // The same macro names what a kernel is compiled with by its arguments, underscored.
 #![allow(clippy::duplicate_underscore_argument)]
+// Conditions of a kernel, comptime or not, are written alike: `%` is what both have.
+#![allow(clippy::manual_is_multiple_of)]
 // A kernel's arguments are buffers and numbers; there is no struct to hide them in.
 #![allow(clippy::too_many_arguments)]
 
