@@ -112,7 +112,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
         kv_tiles.await_tile(n);
         scores.clear();
         let k_tile = kv_tiles.source.k_ring.tile(n);
-        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile, score_share);
+        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile);
         finish_product::<W>(&mut scores, 0usize);
         // Most tiles are seen by all of the queries.
         let n0 = seen.start + (n * keys) as i32;
@@ -125,8 +125,6 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
             &scores,
             &mut p_tile,
             &kv_tiles.source.v_ring.tile(n),
-            score_share,
-            out_share,
         );
     }
     softmax.finish();
@@ -137,7 +135,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
         if t < s {
             let row = t * heads + head;
             let scale = softmax.normaliser(slot);
-            store_row::<E, P, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
+            store_row::<E, P, W>(&acc, slot, scale, out, row * d_v, d_v);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);

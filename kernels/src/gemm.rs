@@ -27,31 +27,19 @@ struct Tiling {
 }
 
 /// One program computes one `tiling.m x tiling.n` tile of `out`.
-///
-/// `x_strides`, `w_strides`, `out_strides`: the batch and row strides in elements.
 #[cube(launch_unchecked)]
 fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
-    x: &[Vector<E, N>],
-    w: &[Vector<E, N>],
-    out: &mut [Vector<O, P>],
-    batch: u32,
-    m: u32,
-    n: u32,
-    k: u32,
-    x_batch: u32,
-    x_row: u32,
-    w_batch: u32,
-    w_row: u32,
-    out_batch: u32,
-    out_row: u32,
+    x: &View<Vector<E, N>>,       // [b, m, k]
+    w: &View<Vector<E, N>>,       // [b, n, k]
+    out: &mut View<Vector<O, P>>, // [b, m, n]
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, O, S)] _types: [ElemType; 3],
 ) {
-    let tiles_m = (m as usize).div_ceil(tiling.m);
-    let tiles_n = (n as usize).div_ceil(tiling.n);
+    let (m, n, k) = (x.shape(1), w.shape(1), x.shape(2));
+    let (tiles_m, tiles_n) = (m.div_ceil(tiling.m), n.div_ceil(tiling.n));
     let program = program_id(machine);
-    if program >= batch as usize * tiles_m * tiles_n {
+    if program >= x.shape(0) * tiles_m * tiles_n {
         terminate!();
     }
     let b = program / (tiles_m * tiles_n);
@@ -59,39 +47,39 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let n0 = program % tiles_n * tiling.n;
 
     let share = comptime![Share::new(machine, tiling.m, tiling.n)];
-    let schedule = comptime![Schedule::of_running_products(machine, tiling.stages)];
-    let x_start = b * x_batch as usize + m0 * x_row as usize;
-    let w_start = b * w_batch as usize + n0 * w_row as usize;
-    let operands = Operands::<E, N, S>::new(
-        x,
-        w,
-        Strided { start: x_start, stride: x_row as usize, count: m as usize - m0 },
-        Strided { start: w_start, stride: w_row as usize, count: n as usize - n0 },
-        k as usize,
-        Ring::new(comptime![TileShape::new(machine, tiling.m, tiling.k)], tiling.stages),
-        Ring::new(comptime![TileShape::new(machine, tiling.n, tiling.k)], tiling.stages),
+    let x_shape = comptime![TileShape::new(machine, tiling.m, tiling.k)];
+    let w_shape = comptime![TileShape::new(machine, tiling.n, tiling.k)];
+    let operands = Operands::new(
+        &x.data,
+        &w.data,
+        x.rows(1, m0, b * x.stride(0)),
+        w.rows(1, n0, b * w.stride(0)),
+        k,
+        Ring::<S>::new(x_shape, tiling.stages),
+        Ring::new(w_shape, tiling.stages),
+        comptime![Schedule::of_running_products(machine, tiling.stages)],
     );
-    let operands = Pipeline::<Operands<'_, E, N, S>>::new(operands, schedule);
-    let steps = (k as usize).div_ceil(tiling.k);
+    let steps = k.div_ceil(tiling.k);
     let mut sums = Fragment::<W>::zeroed(share);
     operands.start(steps);
     for step in 0..steps {
         operands.await_tile(step);
         operands.load_next(step);
-        let (x_tile, w_tile) =
-            (operands.source.x_ring.tile(step), operands.source.w_ring.tile(step));
-        start_nt::<S, W>(&mut sums, &x_tile, &w_tile, share);
+        let x_tile = operands.source.x_ring.tile(step);
+        let w_tile = operands.source.w_ring.tile(step);
+        start_nt(&mut sums, &x_tile, &w_tile);
         // This product runs while the next is started; the one before is done.
-        finish_product::<W>(&mut sums, 1usize);
+        finish_product(&mut sums, 1usize);
     }
-    finish_product::<W>(&mut sums, 0usize);
+    finish_product(&mut sums, 0usize);
 
+    let (out_batch, out_row) = (out.stride(0), out.stride(1));
     #[unroll(share.unrolled())]
     for slot in 0..comptime![share.slots()] {
         let row = m0 + row_of(slot, share);
-        if row < m as usize {
-            let at = b * out_batch as usize + row * out_row as usize + n0;
-            store_row::<O, P, W>(&sums, slot, 1.0f32, out, at, n as usize - n0, share);
+        if row < m {
+            let at = b * out_batch + row * out_row + n0;
+            store_row(&sums, slot, 1.0f32, &mut out.data, at, n - n0);
         }
     }
 }
@@ -118,8 +106,10 @@ impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
         k: usize,
         x_ring: Ring<S>,
         w_ring: Ring<S>,
-    ) -> Self {
-        Operands::<'a, E, N, S> { x, w, x_rows, w_rows, k, x_ring, w_ring }
+        #[comptime] schedule: Schedule,
+    ) -> Pipeline<Operands<'a, E, N, S>> {
+        let tiles = Operands::<'a, E, N, S> { x, w, x_rows, w_rows, k, x_ring, w_ring };
+        Pipeline::<Operands<'a, E, N, S>>::new(tiles, schedule)
     }
 }
 
@@ -220,19 +210,9 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
             width,
             out_width,
             machine.cell_width(),
-            x.arg(width),
-            w.arg(width),
-            out.arg(out_width),
-            b as u32,
-            m as u32,
-            n as u32,
-            k as u32,
-            x.strides()[0] as u32,
-            x.strides()[1] as u32,
-            w.strides()[0] as u32,
-            w.strides()[1] as u32,
-            out.strides()[0] as u32,
-            out.strides()[1] as u32,
+            x.view(width),
+            w.view(width),
+            out.view(out_width),
             tiling,
             machine,
             [x.dtype().elem(), out.dtype().elem(), machine.kept(x.dtype().elem())],

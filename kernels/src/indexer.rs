@@ -17,15 +17,16 @@
 mod keys;
 mod logits;
 
+use crate::contract::{Bound, Contract};
 use crate::device::Device;
-use crate::keys::{Pages, PagesLaunch};
+use crate::keys::PagesLaunch;
 use crate::quant::expect_page_size;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-use keys::{IndexKeys, KeyRanges, KeySource, KeyTiles, QueryHeads};
+use keys::*;
 use logits::{LaneLogits, fill_unseen};
 
 /// How a query head's dot product with a key becomes its share of the score.
@@ -78,123 +79,91 @@ struct Tiling {
     score_fn: ScoreFn,
 }
 
-/// The sizes of a launch: counts, and elements from one row to the next.
-#[derive(CubeType, CubeLaunch)]
-struct Sizes {
-    requests: u32,
-    /// Query rows of a request.
-    rows: u32,
-    heads: u32,
-    s_kv: u32,
-    /// Keys that one program scores.
-    span: u32,
-    q_row: u32,
-    q_head: u32,
-    w_row: u32,
-    logits_row: u32,
-    max_pages: u32,
-}
-
 /// One program scores `tiling.queries` rows of one request against `span` keys, tile by tile.
-///
-/// | | prefill (`paged` = false) | decode (`paged` = true) |
-/// |---|---|---|
-/// | `q` | `[s, H, D]`, one request of `rows` = s | `[b, next_n, H, D]`, `rows` = next_n |
-/// | `k` | `[s_kv, D]` | the cache's fp8 bytes |
-/// | `k_scale` | `[s_kv]` f32, as bytes | the cache again, as bytes |
-/// | `starts`, `ends` | `[s]` ks and ke | `[b]` context lengths (both) |
-/// | `block_table` | unused | `[b, max_pages]` |
 #[cube(launch_unchecked)]
 fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
-    q: &[Vector<E, N>],
-    k: &[Vector<E, N>],
-    k_scale: &[Vector<u8, B>],
-    weights: &[f32],
-    starts: &[i32],
-    ends: &[i32],
-    block_table: &[i32],
-    logits: &mut [f32],
-    sizes: Sizes,
-    pages: Pages,
+    q: &View<Vector<E, N>>, // [requests, rows, H, D]
+    keys: &Keys<E, N, B>,   // [s_kv, D] with a scale each, in rows or in pages
+    weights: &View<f32>,    // [requests · rows, H]
+    ranges: &Ranges,        // ks .. ke of each row, or the context of each request
+    logits: &mut View<f32>, // [requests · rows, s_kv]
+    span: usize,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, S)] _types: [ElemType; 2],
 ) {
-    let (rows, s_kv, span) = (sizes.rows as usize, sizes.s_kv as usize, sizes.span as usize);
-    let row_tiles = rows.div_ceil(tiling.queries);
-    let spans = s_kv.div_ceil(span);
+    let (rows, s_kv) = (q.shape(1), logits.shape(1));
+    let (row_tiles, spans) = (rows.div_ceil(tiling.queries), s_kv.div_ceil(span));
     let program = program_id(machine);
-    if program >= sizes.requests as usize * row_tiles * spans {
+    if program >= q.shape(0) * row_tiles * spans {
         terminate!();
     }
-    let request = program / (row_tiles * spans);
-    let first = program / spans % row_tiles * tiling.queries;
-    let t0 = request * rows + first;
-    let count = min(rows - first, tiling.queries);
-    let queries = QueryHeads {
-        t0,
-        count,
-        heads: sizes.heads as usize,
-        q_row: sizes.q_row as usize,
-        q_head: sizes.q_head as usize,
-        tile_heads: tiling.heads,
-    };
-    // Without a page there is no key.
-    let n_keys = select(pages.count == 0, 0u32, sizes.s_kv) as i32;
-    let ranges = KeyRanges::new(starts, ends, request, rows, n_keys, tiling.paged);
-    let (lowest, highest) = ranges.of_all(first, count);
-
-    // Whole tiles from the first key that a query of this program may see to the last; the rest of the
-    // span is not even read.
-    let span_start = program % spans * span;
-    let span_end = min(span_start + span, s_kv);
-    let skipped = clamp(lowest, span_start, span_end) - span_start;
-    let s0 = span_start + skipped / tiling.keys * tiling.keys;
-    let tiles = (clamp(highest, s0, span_end) - s0).div_ceil(tiling.keys);
-    let s1 = min(s0 + tiles * tiling.keys, span_end);
-    let logits_row = sizes.logits_row as usize;
-    for t in 0..count {
-        let row = (t0 + t) * logits_row;
-        fill_unseen(logits, row + span_start, row + s0, machine);
-        fill_unseen(logits, row + s1, row + span_end, machine);
+    let (request, tile, nth) = unravel(program, row_tiles, spans);
+    let queries = Queries::new(q, request, tile * tiling.queries, tiling);
+    let seen = KeyRanges::new(ranges, request, rows, select(keys.pages.count == 0, 0usize, s_kv));
+    let (lowest, highest) = seen.of_all(queries.first, queries.count);
+    let span = Span::new(nth * span, min(nth * span + span, s_kv), lowest, highest, tiling.keys);
+    for t in 0..queries.count {
+        let row = queries.row(t) * logits.stride(0);
+        fill_unseen(&mut logits.data, row + span.start, row + span.first, machine);
+        fill_unseen(&mut logits.data, row + span.last, row + span.end, machine);
     }
 
-    // The heads of all queries of the tile stand side by side: row t · heads + h of the q tile, and
-    // column t · heads + h of the products.
+    // Row t · heads + h of the q tile, and column t · heads + h of the products, is head h of query t.
     let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
-    let schedule = comptime![Schedule::new(machine, tiling.stages)];
-    let tile_dim = comptime![tiling.tile_dim];
-    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tile_dim)]);
-    let ring =
-        Ring::<S>::new(comptime![TileShape::new(machine, tiling.keys, tile_dim)], tiling.stages);
-    let table = request * sizes.max_pages as usize;
-    let end = min(highest, s1);
-    let keys = IndexKeys::new(block_table, table, end, pages, tiling.paged, tiling.key_stride);
-    let k_tiles = KeyTiles::<E, N, S>::new(k, keys, s0, ring, tiling.dim);
-    let k_tiles = Pipeline::<KeyTiles<'_, E, N, S>>::new(k_tiles, schedule);
+    let mut q_tile =
+        Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tiling.tile_dim)]);
+    let end = min(highest, span.last);
+    let k_tiles = KeyTiles::<'_, E, N, B, S>::new(keys, request, span.first, end, tiling, machine);
 
-    load_rows::<E, N, S, QueryHeads>(&mut q_tile, q, &queries, 0usize, tiling.dim);
-    let weights = head_weights::<W>(weights, sizes.w_row as usize, &queries, share);
-    let lanes = LaneLogits::new(&ranges, first, t0, count, logits_row, tiling.queries, share);
-    k_tiles.start(tiles);
-    for n in 0..tiles {
+    load_rows::<_, _, _, Queries>(&mut q_tile, &q.data, &queries, 0usize, tiling.dim);
+    let weights = head_weights::<W>(weights, &queries, share);
+    let lanes = LaneLogits::new(&seen, &queries, logits.stride(0), tiling.queries, share);
+    k_tiles.start(span.tiles);
+    for n in 0..span.tiles {
         k_tiles.await_tile(n);
         k_tiles.load_next(n);
         let mut dots = Fragment::<W>::zeroed(share);
-        start_nt::<S, W>(&mut dots, &k_tiles.source.ring.tile(n), &q_tile, share);
+        start_nt(&mut dots, &k_tiles.source.ring.tile(n), &q_tile);
         // Looked up while the product runs.
-        let first_key = k_tiles.source.first_of(n);
-        let own = lanes.of_tile::<B>(&k_tiles.source.keys, k_scale, first_key, tiling.dim);
-        finish_product::<W>(&mut dots, 0usize);
-        let sums = sum_heads::<W>(&dots, &weights, tiling, share);
+        let own = lanes.of_tile(&k_tiles.source, k_tiles.source.first_of(n), tiling.dim);
+        finish_product(&mut dots, 0usize);
+        let sums = sum_heads(&dots, &weights, tiling, share);
         #[unroll(share.unrolled())]
         for i in 0..own.scale.len() {
             let sum = lanes.sum(&sums, i);
-            if lanes.exists[i] && own.key[i] < s1 {
+            if lanes.exists[i] && own.key[i] < span.last {
                 let logit = select(own.seen[i], sum * own.scale[i], f32::NEG_INFINITY);
-                logits[lanes.at[i] + own.key[i]] = logit;
+                logits.data[lanes.at[i] + own.key[i]] = logit;
             }
         }
+    }
+}
+
+/// The keys `start .. end` of a program, of which it scores the tiles `first .. last`: from the first key that
+/// one of its queries may see to the last one. The rest is not even read.
+#[derive(CubeType)]
+struct Span {
+    start: usize,
+    end: usize,
+    first: usize,
+    last: usize,
+    tiles: usize,
+}
+
+#[cube]
+impl Span {
+    fn new(
+        start: usize,
+        end: usize,
+        lowest: usize,
+        highest: usize,
+        #[comptime] keys: usize,
+    ) -> Self {
+        let skipped = clamp(lowest, start, end) - start;
+        let first = start + skipped / keys * keys;
+        let tiles = (clamp(highest, first, end) - first).div_ceil(keys);
+        Span { start, end, first, last: min(first + tiles * keys, end), tiles }
     }
 }
 
@@ -228,9 +197,8 @@ fn sum_heads<W: Size>(
 /// The weights of this unit's columns of the products; a padded head weighs nothing.
 #[cube]
 fn head_weights<W: Size>(
-    weights: &[f32],
-    w_row: usize,
-    heads: &QueryHeads,
+    weights: &View<f32>,
+    queries: &Queries,
     #[comptime] share: Share,
 ) -> Array<Vector<f32, W>> {
     let mut values = Array::<Vector<f32, W>>::new(comptime![share.run()]);
@@ -240,15 +208,28 @@ fn head_weights<W: Size>(
         #[unroll]
         for i in 0..W::value() {
             let col = col_of(cell, share) + i;
-            let (t, h) = (col / comptime![heads.tile_heads], col % comptime![heads.tile_heads]);
-            if t < heads.count && h < heads.heads {
-                value.insert(i, weights[(heads.t0 + t) * w_row + h]);
+            let (t, h) = (col / comptime![queries.tile_heads], col % comptime![queries.tile_heads]);
+            if t < queries.count && h < queries.heads {
+                value.insert(i, weights.data[queries.row(t) * weights.stride(0) + h]);
             }
         }
         values[cell] = value;
     }
     values
 }
+
+/// What [`indexer_logits`] takes and returns. Contract: DeepGEMM `fp8_mqa_logits` with `clean_logits`.
+pub const LOGITS: Contract = Contract {
+    tensors: &[
+        "q: [s, H, D] e4m3|bf16|f16|f32, rows",
+        "k: [s_kv, D] as q, rows",
+        "k_scale: [s_kv] f32",
+        "weights: [s, H] f32, rows",
+        "ks: [s] i32",
+        "ke: [s] i32",
+    ],
+    outputs: &["logits: [s, s_kv] f32"],
+};
 
 /// Index logits of a prefill chunk: every query row against the keys of its own range.
 ///
@@ -270,21 +251,8 @@ pub fn indexer_logits(
     ke: &Tensor,
     score_fn: ScoreFn,
 ) -> Result<Tensor> {
-    q.expect_rank("q", &["s", "H", "D"])?;
-    q.expect_dtype("q", &TYPES)?;
-    k.expect_rank("k", &["s_kv", "D"])?;
-    let (s, dim, s_kv) = (q.shape()[0], q.shape()[2], k.shape()[0]);
-    k.expect_shape("k", &[("s_kv", s_kv), ("D", dim)])?;
-    k_scale.expect_shape("k_scale", &[("s_kv", s_kv)])?;
-    k_scale.expect_dtype("k_scale", &[DType::F32])?;
-    k_scale.expect_contiguous("k_scale")?;
-    for (name, range) in [("ks", ks), ("ke", ke)] {
-        range.expect_shape(name, &[("s", s)])?;
-        range.expect_dtype(name, &[DType::I32])?;
-        range.expect_contiguous(name)?;
-    }
-    k.expect_dtype("k", &[q.dtype()])?;
-    k.expect_rows("k")?;
+    let bound = LOGITS.check([q, k, k_scale, weights, ks, ke], Bound::default())?;
+    let [s, s_kv] = bound.sizes(["s", "s_kv"]);
     let logits = device.empty(&[s, s_kv], DType::F32);
     let keys = KeySource {
         k,
@@ -419,7 +387,6 @@ fn launch(
     let vectors = load_width(machine, q.dtype().size());
     let in_vectors = q.in_vectors(vectors) && keys.in_vectors(vectors, dim);
     let width = if in_vectors { vectors } else { 1 };
-    let scale = keys.scale.reinterpret(DType::U8);
     let scale_width = if keys.scales_in_words(dim) { 4 } else { 1 };
     // SAFETY: shapes and strides are checked by the caller and above; the kernel compares rows, heads,
     // keys and pages with their counts before it reads or writes.
@@ -431,32 +398,12 @@ fn launch(
             width,
             scale_width,
             machine.cell_width(),
-            q.arg(width),
-            keys.k.arg(width),
-            scale.arg(scale_width),
-            weights.arg(1),
-            keys.starts.arg(1),
-            keys.ends.arg(1),
-            keys.block_table.arg(1),
-            logits.arg(1),
-            SizesLaunch::new(
-                requests as u32,
-                rows as u32,
-                heads as u32,
-                s_kv as u32,
-                span as u32,
-                q.strides()[0] as u32,
-                q.strides()[1] as u32,
-                weights.strides()[0] as u32,
-                logits.strides()[0] as u32,
-                keys.block_table.shape().last().copied().unwrap_or(0) as u32,
-            ),
-            PagesLaunch::new(
-                keys.pages as u32,
-                keys.row as u32,
-                keys.page_size as u32,
-                keys.page_stride as u32,
-            ),
+            q.split(0, requests).view(width),
+            keys.launch(width, scale_width, dim),
+            weights.view(1),
+            RangesLaunch::new(keys.starts.arg(1), keys.ends.arg(1), keys.paged),
+            logits.view(1),
+            span,
             tiling,
             machine,
             [q.dtype().elem(), machine.kept(q.dtype().elem())],

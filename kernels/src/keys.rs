@@ -57,66 +57,125 @@ impl Pages {
     }
 }
 
-/// The keys of one token: entries `0 .. end` of its list, or rows `0 .. end`.
-#[derive(CubeType)]
-pub(crate) struct Keys<'a> {
-    /// The index lists.
-    pub indices: &'a [i32],
-    /// Where the token's list begins.
-    pub list: usize,
-    /// The first entry that does not count.
-    pub end: usize,
+/// What a key's row is, of all keys of a launch: rows of elements, in one piece or in pages, or fp8 records.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct KeyCache<E: Numeric, N: Size, B: Size> {
+    /// Rows of elements, or what stands in for them where rows are records.
+    pub elements: Box<[Vector<E, N>]>,
+    /// The bytes of the rows.
+    pub records: Box<[Vector<u8, B>]>,
     /// How the rows lie.
     pub pages: Pages,
-    /// Whether the keys are listed.
+    #[cube(comptime)]
+    pub format: RowFormat,
+}
+
+/// Which rows each token of a launch attends to.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Lists {
+    /// `[s, topk]`; any buffer of i32 for ranges.
+    pub indices: View<i32>,
+    /// `[s]`: the first entry that counts, and the end of those that do.
+    pub starts: Box<[i32]>,
+    pub ends: Box<[i32]>,
+    /// Entries that there are: of a list, or rows.
+    pub limit: usize,
     #[cube(comptime)]
     pub key_set: KeySet,
+    #[cube(comptime)]
+    pub has_bounds: (bool, bool),
 }
 
 #[cube]
-impl<'a> Keys<'a> {
-    /// The keys of the list that begins at entry `list` of `indices`, up to its entry `end`.
+impl Lists {
+    /// The entries of token `t` that count.
+    pub fn of(&self, t: usize) -> (usize, usize) {
+        let limit = self.limit as i32;
+        let mut start = 0usize.runtime();
+        let mut end = self.limit;
+        if comptime![self.has_bounds.0] {
+            start = clamp(self.starts[t], 0i32, limit) as usize;
+        }
+        if comptime![self.has_bounds.1] {
+            end = max(clamp(self.ends[t], 0i32, limit) as usize, start);
+        }
+        (start, end)
+    }
+}
+
+/// The tiles of keys that a program attends to, one after the other: those of token `t`, from its entry `first` on.
+#[derive(CubeType)]
+pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
+    pub cache: &'a KeyCache<E, N, B>,
+    pub lists: &'a Lists,
+    /// Where the token's list begins.
+    pub list: usize,
+    /// The first entry of the first tile, and the first that does not count.
+    pub first: usize,
+    pub end: usize,
+    /// The tiles.
+    pub ring: Ring<S>,
+    /// Columns of a row.
+    #[cube(comptime)]
+    pub d_qk: usize,
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
+    /// The tiles of `shape` from entry `first` on.
     pub fn new(
-        indices: &'a [i32],
-        list: usize,
+        cache: &'a KeyCache<E, N, B>,
+        lists: &'a Lists,
+        t: usize,
+        first: usize,
         end: usize,
-        pages: Pages,
-        #[comptime] key_set: KeySet,
-    ) -> Self {
-        Keys::<'a> { indices, list, end, pages, key_set }
+        #[comptime] shape: TileShape,
+        #[comptime] stages: usize,
+        #[comptime] d_qk: usize,
+    ) -> Pipeline<KeyTiles<'a, E, N, B, S>> {
+        let mut list = 0usize.runtime();
+        if comptime![lists.key_set == KeySet::Listed] {
+            list = t * lists.indices.stride(0);
+        }
+        let ring = Ring::<S>::new(shape, stages);
+        let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, d_qk };
+        let schedule = comptime![Schedule::new(shape.machine, stages)];
+        Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
     /// The row of key `j`, -1 if it is none. There is at least one entry, and one row.
-    pub fn slot(&self, j: usize) -> i32 {
+    fn row_of_key(&self, j: usize) -> i32 {
         let counts = j < self.end;
-        let slot = match comptime![self.key_set] {
-            KeySet::Listed => self.indices[self.list + select(counts, j, 0usize)],
+        let row = match comptime![self.lists.key_set] {
+            KeySet::Listed => self.lists.indices.data[self.list + select(counts, j, 0usize)],
             KeySet::Range => j as i32,
         };
         // Compared before it is multiplied by any stride: INT_MIN and INT_MAX are harmless.
-        let valid = counts && slot >= 0 && slot < self.pages.count as i32;
-        select(valid, slot, -1i32)
+        let valid = counts && row >= 0 && row < self.cache.pages.count as i32;
+        select(valid, row, -1i32)
     }
 
-    /// Asks for the entries of the `count` keys from the `first`-th on, which are looked up in the next turn: a
-    /// product that is running would wait for them, since its steps are issued in turn with the lookups.
-    pub fn prefetch(&self, first: usize, #[comptime] count: usize, #[comptime] machine: Machine) {
-        if comptime![machine.is_wgmma() && self.key_set == KeySet::Listed] {
-            let j = first + unit_id(machine) % count;
-            prefetch_line::<i32>(self.indices, self.list + select(j < self.end, j, 0usize));
+    /// Asks for the entries of the tile after the `n`-th, which are looked up in the next turn: a product that is
+    /// running would wait for them, since its steps are issued in turn with the lookups.
+    fn prefetch(&self, n: usize) {
+        let (keys, machine) = comptime![(self.ring.shape.rows, self.ring.shape.machine)];
+        if comptime![machine.is_wgmma() && self.lists.key_set == KeySet::Listed] {
+            let j = self.first + (n + 1) * keys + unit_id(machine) % keys;
+            prefetch_line(&self.lists.indices.data, self.list + select(j < self.end, j, 0usize));
         }
     }
 
-    /// What is added to this unit's columns of the scores of keys `first ..`: 0, or -inf for what is no key.
-    pub fn mask<W: Size>(&self, first: usize, #[comptime] share: Share) -> Array<Vector<f32, W>> {
+    /// What is added to this unit's columns of the scores of the `n`-th tile: 0, or -inf for what is no key.
+    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<f32, W>> {
+        let first = self.first + n * comptime![self.ring.shape.rows];
         let mut mask = Array::<Vector<f32, W>>::new(comptime![share.run()]);
         #[unroll(share.unrolled())]
         for cell in 0..comptime![share.run()] {
             let mut value = Vector::<f32, W>::new(0.0f32);
             #[unroll]
             for i in 0..W::value() {
-                let slot = self.slot(first + col_of(cell, share) + i);
-                value.insert(i, select(slot >= 0, 0.0f32, f32::NEG_INFINITY));
+                let row = self.row_of_key(first + col_of(cell, share) + i);
+                value.insert(i, select(row >= 0, 0.0f32, f32::NEG_INFINITY));
             }
             mask[cell] = value;
         }
@@ -125,54 +184,12 @@ impl<'a> Keys<'a> {
 }
 
 #[cube]
-impl<'a> Rows for Keys<'a> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
-        let slot = self.slot(i);
-        let exists = slot >= 0;
+        let row = self.row_of_key(i);
+        let exists = row >= 0;
         // The offset of a missing row is never used, but it must not be computed from -1 either.
-        (self.pages.start(select(exists, slot, 0i32) as usize), exists)
-    }
-}
-
-/// The tiles of keys that a program attends to, one after the other.
-#[derive(CubeType)]
-pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
-    /// Rows of elements, or what stands in for them where rows are records.
-    pub kv: &'a [Vector<E, N>],
-    /// The bytes of the rows.
-    pub records: &'a [Vector<u8, B>],
-    /// Which rows.
-    pub keys: Keys<'a>,
-    /// The first key of the first tile.
-    pub first: usize,
-    /// The tiles.
-    pub ring: Ring<S>,
-    /// How a row is kept.
-    #[cube(comptime)]
-    pub format: RowFormat,
-    /// Columns of a row.
-    #[cube(comptime)]
-    pub d_qk: usize,
-}
-
-#[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
-    /// The tiles from key `first` on, which go through `ring`.
-    pub fn new(
-        kv: &'a [Vector<E, N>],
-        records: &'a [Vector<u8, B>],
-        keys: Keys<'a>,
-        first: usize,
-        ring: Ring<S>,
-        #[comptime] format: RowFormat,
-        #[comptime] d_qk: usize,
-    ) -> Self {
-        KeyTiles::<'a, E, N, B, S> { kv, records, keys, first, ring, format, d_qk }
-    }
-
-    /// The first key of the `n`-th tile.
-    pub fn first_of(&self, n: usize) -> usize {
-        self.first + n * comptime![self.ring.shape.rows]
+        (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
     }
 }
 
@@ -180,24 +197,31 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
         let mut tile = self.ring.tile(n);
-        let (first, d_qk) = (self.first_of(n), comptime![self.d_qk]);
-        let shape = comptime![self.ring.shape];
+        let d_qk = comptime![self.d_qk];
+        let first = self.first + n * comptime![self.ring.shape.rows];
         if comptime![part.index == 0] {
-            self.keys.prefetch(first + shape.rows, shape.rows, shape.machine);
+            self.prefetch(n);
         }
-        match comptime![self.format] {
-            RowFormat::Elements => {
-                load_part::<E, N, S, Keys<'_>>(&mut tile, self.kv, &self.keys, first, d_qk, part)
-            }
-            RowFormat::Record { kv_lora_rank } => load_records::<E, B, S>(
+        match comptime![self.cache.format] {
+            RowFormat::Elements => load_part::<E, N, S, KeyTiles<'_, E, N, B, S>>(
                 &mut tile,
-                self.records,
-                &self.keys,
+                &self.cache.elements,
+                self,
                 first,
-                kv_lora_rank,
                 d_qk,
                 part,
             ),
+            RowFormat::Record { kv_lora_rank } => {
+                load_records::<E, B, S, KeyTiles<'_, E, N, B, S>>(
+                    &mut tile,
+                    &self.cache.records,
+                    self,
+                    first,
+                    kv_lora_rank,
+                    d_qk,
+                    part,
+                )
+            }
         }
     }
 }
@@ -219,6 +243,27 @@ pub(crate) struct KeyRows {
 }
 
 impl KeyRows {
+    /// The argument of a launch: elements, or `q` in their stead, in vectors of `width`.
+    pub fn launch<E: Numeric, N: Size, B: Size>(
+        &self,
+        q: &Tensor,
+        width: usize,
+    ) -> KeyCacheLaunch<E, N, B> {
+        let elements = if self.format == RowFormat::Elements { &self.buffer } else { q };
+        let bytes = self.record_width();
+        KeyCacheLaunch::new(
+            elements.arg(width),
+            self.buffer.reinterpret(DType::U8).arg(bytes),
+            PagesLaunch::new(
+                self.count as u32,
+                self.stride as u32,
+                self.page_size as u32,
+                self.page_stride as u32,
+            ),
+            self.format,
+        )
+    }
+
     /// Rows of elements: `kv` `[s_kv, d_qk]` or `[n_pages, page_size, d_qk]`, of the type of q.
     pub fn elements(kv: &Tensor, q: &Tensor) -> Result<Self> {
         q.expect_rank("q", &["s", "h", "d_qk"])?;
@@ -304,6 +349,19 @@ pub(crate) struct KeyLists {
 }
 
 impl KeyLists {
+    /// The argument of a launch, of which `limit` entries exist.
+    pub fn launch(&self, limit: usize) -> ListsLaunch {
+        let any = &self.indices;
+        ListsLaunch::new(
+            self.indices.view(1),
+            self.starts.as_ref().unwrap_or(any).arg(1),
+            self.ends.as_ref().unwrap_or(any).arg(1),
+            limit,
+            self.key_set,
+            (self.starts.is_some(), self.ends.is_some()),
+        )
+    }
+
     /// The lists `indices` `[s, topk]`, of which the first `args.topk_length` entries count.
     pub fn indices(indices: &Tensor, q: &Tensor, args: &AttentionArgs) -> Result<Self> {
         let s = q.shape()[0];

@@ -46,12 +46,12 @@ fn peak_kernel<E: Numeric, N: Size, P: Size, W: Size>(
     finish_loads(machine);
     let mut sums = Fragment::<W>::zeroed(share);
     for _ in 0..rounds {
-        multiply_nt::<E, W>(&mut sums, &x_tile, &w_tile, share);
+        multiply_nt(&mut sums, &x_tile, &w_tile);
     }
     #[unroll]
     for slot in 0..comptime![share.slots()] {
         let at = row_of(slot, share) * comptime![TILE.1];
-        store_row::<f32, P, W>(&sums, slot, 1.0f32, out, at, comptime![TILE.1], share);
+        store_row::<f32, P, W>(&sums, slot, 1.0f32, out, at, comptime![TILE.1]);
     }
 }
 

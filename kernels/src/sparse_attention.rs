@@ -20,7 +20,7 @@
 
 use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;
-use crate::keys::{KeyLists, KeyRows, KeySet, KeyTiles, Keys, Pages, PagesLaunch, RowFormat};
+use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Lists, RowFormat};
 use crate::merge_splits::merge_splits;
 use crate::quant::KvRecord;
 use crate::tensor::{DType, Tensor};
@@ -42,94 +42,57 @@ struct Tiling {
     d_v: usize,
     /// Columns of the output tile: d_v in whole cells for every unit.
     out_cols: usize,
-    key_set: KeySet,
-    format: RowFormat,
-    /// Whether each token says where its entries begin and where they end.
-    has_bounds: (bool, bool),
     has_sink: bool,
 }
 
-/// The sizes of a launch.
-#[derive(CubeType, CubeLaunch)]
-struct Sizes {
-    tokens: u32,
-    heads: u32,
-    splits: u32,
-    /// Entries of a list, or rows.
-    limit: u32,
-    /// Elements from a token to the next, of q and of the index lists; from a head of q to the next.
-    q_row: u32,
-    q_head: u32,
-    indices_row: u32,
-}
-
 /// One program attends with `tiling.heads` heads of one token over one split of its keys.
-///
-/// `q`: `[s, heads, d_qk]`; `kv`: rows or pages of rows; `records`: the same as bytes; `indices`:
-/// `[s, topk]`; `starts`, `ends`: `[s]`, the part of the list (or of the rows) that counts; `sink`:
-/// `[heads]`; `out`: `[splits, s, heads, d_v]`; `lse`, `max_logits`: `[splits, s, heads]`.
 #[cube(launch_unchecked)]
 fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, W: Size>(
-    q: &[Vector<E, N>],
-    kv: &[Vector<E, N>],
-    records: &[Vector<u8, B>],
-    indices: &[i32],
-    starts: &[i32],
-    ends: &[i32],
-    sink: &[f32],
-    out: &mut [Vector<O, P>],
-    lse: &mut [f32],
-    max_logits: &mut [f32],
-    sizes: Sizes,
-    pages: Pages,
+    q: &View<Vector<E, N>>,       // [s, h, d_qk]
+    rows: &KeyCache<E, N, B>, // what a key's row is: [s_kv, d_qk], pages of them, or fp8 records
+    lists: &Lists,            // which rows each token attends to
+    sink: &[f32],             // [h]
+    out: &mut View<Vector<O, P>>, // [splits, s, h, d_v]
+    lse: &mut [f32],          // [splits, s, h]
+    max_logits: &mut [f32],   // [splits, s, h]
     softmax_scale: f32,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, O, S)] _types: [ElemType; 3],
 ) {
-    let tokens = sizes.tokens as usize;
-    let heads = sizes.heads as usize;
-    let splits = sizes.splits as usize;
+    let (splits, tokens, heads) = (out.shape(0), q.shape(0), q.shape(1));
     let head_tiles = heads.div_ceil(tiling.heads);
     let program = program_id(machine);
     if program >= tokens * head_tiles * splits {
         terminate!();
     }
-    let t = program / (head_tiles * splits);
-    let h0 = program / splits % head_tiles * tiling.heads;
-    let split = program % splits;
-
-    let limit = sizes.limit as i32;
-    let mut start = 0usize.runtime();
-    let mut end = limit as usize;
-    if comptime![tiling.has_bounds.0] {
-        start = clamp(starts[t], 0i32, limit) as usize;
-    }
-    if comptime![tiling.has_bounds.1] {
-        end = max(clamp(ends[t], 0i32, limit) as usize, start);
-    }
+    let (t, head_tile, split) = unravel(program, head_tiles, splits);
+    let h0 = head_tile * tiling.heads;
     // Splits get whole tiles, the first ones a tile more.
+    let (start, end) = lists.of(t);
     let all_tiles = (end - start).div_ceil(tiling.keys);
     let first_tile = all_tiles * split / splits;
     let tiles = all_tiles * (split + 1) / splits - first_tile;
     let j0 = start + first_tile * tiling.keys;
     let end = min(j0 + tiles * tiling.keys, end);
-    let keys = Keys::new(indices, t * sizes.indices_row as usize, end, pages, tiling.key_set);
 
     let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.heads, tiling.out_cols)];
-    let schedule = comptime![Schedule::new(machine, tiling.stages)];
     let kv_shape = comptime![TileShape::new(machine, tiling.keys, tiling.kv_cols())];
-    let ring = Ring::<S>::new(kv_shape, tiling.stages);
-    let (format, d_qk) = comptime![(tiling.format, tiling.d_qk)];
-    let kv_tiles = KeyTiles::<E, N, B, S>::new(kv, records, keys, j0, ring, format, d_qk);
-    let kv_tiles = Pipeline::<KeyTiles<'_, E, N, B, S>>::new(kv_tiles, schedule);
+    let kv_tiles = KeyTiles::<'_, E, N, B, S>::new(
+        rows,
+        lists,
+        t,
+        j0,
+        end,
+        kv_shape,
+        tiling.stages,
+        tiling.d_qk,
+    );
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
-
-    let (q_row, q_head) = (sizes.q_row as usize, sizes.q_head as usize);
-    let q_rows = Strided { start: t * q_row + h0 * q_head, stride: q_head, count: heads - h0 };
-    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, tiling.d_qk);
+    let q_rows = q.rows(1, h0, t * q.stride(0));
+    load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, tiling.d_qk);
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
@@ -138,19 +101,12 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
         kv_tiles.await_tile(n);
         let kv_tile = kv_tiles.source.ring.tile(n);
         scores.clear();
-        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &kv_tile, score_share);
-        let mask = kv_tiles.source.keys.mask::<W>(kv_tiles.source.first_of(n), score_share);
-        finish_product::<W>(&mut scores, 0usize);
+        kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
+        let mask = kv_tiles.source.mask(n, score_share);
+        finish_product(&mut scores, 0usize);
         scores.add_to_rows(&mask);
-        softmax.step::<W>(&mut scores, &mut acc);
-        multiply_fragment_nn::<S, W>(
-            &mut acc,
-            &scores,
-            &mut p_tile,
-            &kv_tile,
-            score_share,
-            out_share,
-        );
+        softmax.step(&mut scores, &mut acc);
+        multiply_fragment_nn(&mut acc, &scores, &mut p_tile, &kv_tile);
     }
     softmax.finish();
 
@@ -164,7 +120,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
                 scale *= sink_factor(softmax.lse(slot), sink[head], machine);
             }
             let d_v = comptime![tiling.d_v];
-            store_row::<O, P, W>(&acc, slot, scale, out, row * d_v, d_v, out_share);
+            store_row(&acc, slot, scale, &mut out.data, row * d_v, d_v);
             if lane_of(out_share) == 0 {
                 lse[row] = softmax.lse(slot);
                 max_logits[row] = softmax.max_logit(slot);
@@ -189,32 +145,13 @@ impl Tiling {
     }
 
     /// The tiles that suit `machine`.
-    fn new(
-        machine: Machine,
-        heads: usize,
-        d_qk: usize,
-        args: &AttentionArgs,
-        lists: &KeyLists,
-        format: RowFormat,
-    ) -> Self {
-        let (d_v, key_set, has_sink) = (args.d_v, lists.key_set, args.attn_sink.is_some());
-        let has_bounds = (lists.starts.is_some(), lists.ends.is_some());
+    fn new(machine: Machine, heads: usize, d_qk: usize, args: &AttentionArgs) -> Self {
+        let (d_v, has_sink) = (args.d_v, args.attn_sink.is_some());
         if machine.is_wgmma() {
             // Each warpgroup holds the output of 64 heads in its part of the columns, up to 256.
             let out_cols = d_v.next_multiple_of(64 * machine.warpgroups());
             let (heads, keys, stages) = (WARPGROUP_ROWS, 64, 2);
-            return Self {
-                heads,
-                keys,
-                stages,
-                d_qk,
-                d_v,
-                out_cols,
-                key_set,
-                format,
-                has_bounds,
-                has_sink,
-            };
+            return Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink };
         }
         // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
         // rows its units stand along them, and the keys they need do not fit shared memory.
@@ -223,7 +160,7 @@ impl Tiling {
         let cells = LANES * Share::new(machine, heads, LANES).lanes();
         let (keys, stages) = (cells.max(32), 1);
         let out_cols = d_v.next_multiple_of(cells);
-        Self { heads, keys, stages, d_qk, d_v, out_cols, key_set, format, has_bounds, has_sink }
+        Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink }
     }
 }
 
@@ -311,7 +248,7 @@ fn attend(
     // Without rows there is no key, whatever the lists say.
     let limit = if rows.count == 0 { 0 } else { lists.limit };
     let mut machine = machine(device, q.dtype());
-    let tiling = |machine| Tiling::new(machine, heads, d_qk, args, &lists, rows.format);
+    let tiling = |machine| Tiling::new(machine, heads, d_qk, args);
     if machine.is_wgmma() && !tiling(machine).fits(machine, device) {
         machine = device.machine(64);
     }
@@ -335,9 +272,9 @@ fn attend(
     };
     let vectors = load_width(machine, q.dtype().size());
     let width = if q.in_vectors(vectors) && elements.in_vectors(vectors) { vectors } else { 1 };
-    let record_width = rows.record_width();
     let pair = store_width(machine);
     let out_width = if part.out.in_vectors(pair) { pair } else { 1 };
+    let part_out = if splits == 1 { part.out.unsqueeze(0) } else { part.out.clone() };
     // SAFETY: shapes and strides are checked by the callers; the kernel compares heads, list entries and
     // rows with their counts before it reads, and writes `splits · s · heads` rows of d_v.
     unsafe {
@@ -346,34 +283,16 @@ fn attend(
             machine.cube_count(programs * splits),
             machine.cube_dim(),
             width,
-            record_width,
+            rows.record_width(),
             out_width,
             machine.cell_width(),
-            q.arg(width),
-            elements.arg(width),
-            rows.buffer.reinterpret(DType::U8).arg(record_width),
-            lists.indices.arg(1),
-            lists.starts.as_ref().unwrap_or(&lists.indices).arg(1),
-            lists.ends.as_ref().unwrap_or(&lists.indices).arg(1),
+            q.view(width),
+            rows.launch(q, width),
+            lists.launch(limit),
             sink.arg(1),
-            part.out.arg(out_width),
+            part_out.view(out_width),
             part.lse.arg(1),
             part.max_logits.arg(1),
-            SizesLaunch::new(
-                s as u32,
-                heads as u32,
-                splits as u32,
-                limit as u32,
-                q.strides()[0] as u32,
-                q.strides()[1] as u32,
-                lists.indices.strides()[0] as u32,
-            ),
-            PagesLaunch::new(
-                rows.count as u32,
-                rows.stride as u32,
-                rows.page_size as u32,
-                rows.page_stride as u32,
-            ),
             args.softmax_scale,
             tiling,
             machine,

@@ -30,6 +30,13 @@ impl DType {
     /// The floating-point types that activations come in.
     pub const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
+    /// The type of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::F32, Self::Bf16, Self::F16, Self::E4m3, Self::I32, Self::U8]
+            .into_iter()
+            .find(|dtype| dtype.to_string() == name)
+    }
+
     /// Bytes of an element.
     pub fn size(self) -> usize {
         match self {
@@ -349,5 +356,23 @@ impl Tensor {
         // SAFETY: the buffer holds at least `extent` elements from the view's start on (a tensor
         // without elements still has a buffer of one), and no launcher lets a kernel read past them.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), len) }
+    }
+}
+
+impl Tensor {
+    /// The view whose `axis` is cut into `n` parts, which become an axis before it.
+    pub(crate) fn split(&self, axis: usize, n: usize) -> Self {
+        let mut view = self.clone();
+        let each = view.shape[axis] / n;
+        view.shape[axis] = each;
+        view.shape.insert(axis, n);
+        view.strides.insert(axis, each * view.strides[axis]);
+        view
+    }
+
+    /// The argument that binds this tensor, with its shape and strides, in vectors of `width` elements.
+    pub(crate) fn view<T: CubePrimitive>(&self, width: usize) -> crate::tile::ViewLaunch<T> {
+        let numbers = |of: &[usize]| of.iter().copied().collect();
+        crate::tile::ViewLaunch::new(self.arg(width), numbers(&self.shape), numbers(&self.strides))
     }
 }

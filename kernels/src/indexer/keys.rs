@@ -1,19 +1,20 @@
 //! Where the rows of the indexer's tiles are: the heads of its queries, the keys that each query may see, and the
 //! keys, as rows or in the paged cache.
 
-use crate::keys::Pages;
+use super::Tiling;
+use crate::keys::{Pages, PagesLaunch};
 use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 
-/// The heads of a tile of queries: row `t · tile_heads + h` is head `h` of its query `t`.
+/// The queries of a tile, of one request: row `t · tile_heads + h` is head `h` of its query `t`.
 #[derive(CubeType)]
-pub(super) struct QueryHeads {
-    /// The first query of the tile.
+pub(super) struct Queries {
+    /// The first query in its request, and in all.
+    pub first: usize,
     pub t0: usize,
-    /// Queries that there are.
+    /// Queries, and heads, that there are.
     pub count: usize,
-    /// Heads that there are.
     pub heads: usize,
     pub q_row: usize,
     pub q_head: usize,
@@ -22,38 +23,62 @@ pub(super) struct QueryHeads {
 }
 
 #[cube]
-impl Rows for QueryHeads {
+impl Queries {
+    pub fn new<T: CubePrimitive>(
+        q: &View<T>,
+        request: usize,
+        first: usize,
+        #[comptime] tiling: Tiling,
+    ) -> Self {
+        let rows = q.shape(1);
+        Queries {
+            first,
+            t0: request * rows + first,
+            count: min(rows - first, tiling.queries),
+            heads: q.shape(2),
+            q_row: q.stride(1),
+            q_head: q.stride(2),
+            tile_heads: tiling.heads,
+        }
+    }
+
+    /// The row of query `t` among those of all requests.
+    pub fn row(&self, t: usize) -> usize {
+        self.t0 + t
+    }
+}
+
+#[cube]
+impl Rows for Queries {
     fn row(&self, i: usize) -> (usize, bool) {
         let (t, h) = (i / comptime![self.tile_heads], i % comptime![self.tile_heads]);
         let exists = t < self.count && h < self.heads;
-        let at = (self.t0 + t) * self.q_row + h * self.q_head;
-        (at, exists)
+        ((self.t0 + t) * self.q_row + h * self.q_head, exists)
     }
+}
+
+/// The keys that each query may see.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Ranges {
+    pub starts: Box<[i32]>,
+    pub ends: Box<[i32]>,
+    #[cube(comptime)]
+    pub paged: bool,
 }
 
 /// The keys that each query of one request may see.
 #[derive(CubeType)]
 pub(super) struct KeyRanges<'a> {
-    pub starts: &'a [i32],
-    pub ends: &'a [i32],
+    pub all: &'a Ranges,
     pub request: usize,
     pub rows: usize,
     pub s_kv: i32,
-    #[cube(comptime)]
-    pub paged: bool,
 }
 
 #[cube]
 impl<'a> KeyRanges<'a> {
-    pub fn new(
-        starts: &'a [i32],
-        ends: &'a [i32],
-        request: usize,
-        rows: usize,
-        s_kv: i32,
-        #[comptime] paged: bool,
-    ) -> Self {
-        KeyRanges::<'a> { starts, ends, request, rows, s_kv, paged }
+    pub fn new(all: &'a Ranges, request: usize, rows: usize, s_kv: usize) -> Self {
+        KeyRanges::<'a> { all, request, rows, s_kv: s_kv as i32 }
     }
 
     /// The first key that any of the `count` queries from the `first`-th on may see, and the end of them all.
@@ -75,45 +100,72 @@ impl<'a> KeyRanges<'a> {
         let mut start = 0i32.runtime();
         let mut end = 0i32.runtime();
         if i < self.rows {
-            if comptime![self.paged] {
+            if comptime![self.all.paged] {
                 // Of next_n new tokens the last sees the whole context, each one before it a key less.
                 // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
-                end = max(self.ends[self.request], 0i32) - self.rows as i32 + i as i32 + 1;
+                end = max(self.all.ends[self.request], 0i32) - self.rows as i32 + i as i32 + 1;
             } else {
-                start = self.starts[self.request * self.rows + i];
-                end = self.ends[self.request * self.rows + i];
+                start = self.all.starts[self.request * self.rows + i];
+                end = self.all.ends[self.request * self.rows + i];
             }
         }
         (clamp(start, 0i32, self.s_kv) as usize, clamp(end, 0i32, self.s_kv) as usize)
     }
 }
 
-/// The keys of one request, of which the first `end` are wanted: rows (prefill), or slots of the paged cache
-/// found through the block table (decode). A key whose page is out of range is none.
-#[derive(CubeType)]
-pub(super) struct IndexKeys<'a> {
-    pub block_table: &'a [i32],
-    /// Where the request's pages are in the block table.
-    pub table: usize,
-    pub end: usize,
+/// The keys of all requests: rows (prefill), or slots of the paged cache found through the block table (decode).
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Keys<E: Numeric, N: Size, B: Size> {
+    pub k: Box<[Vector<E, N>]>,
+    /// f32 as bytes: those of rows, or the cache again.
+    pub scale: Box<[Vector<u8, B>]>,
+    pub block_table: View<i32>,
     pub pages: Pages,
     #[cube(comptime)]
     pub paged: bool,
+    /// Elements from a key to the next, if they are without gaps.
     #[cube(comptime)]
     pub stride: Option<usize>,
 }
 
+/// The tiles of keys that a program scores, one after the other: the keys of one request from `first` on, of which
+/// those below `end` are wanted. A key whose page is out of range is none.
+#[derive(CubeType)]
+pub(super) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
+    pub all: &'a Keys<E, N, B>,
+    /// Where the request's pages are in the block table.
+    pub table: usize,
+    pub first: usize,
+    pub end: usize,
+    pub ring: Ring<S>,
+    #[cube(comptime)]
+    pub dim: usize,
+}
+
 #[cube]
-impl<'a> IndexKeys<'a> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
     pub fn new(
-        block_table: &'a [i32],
-        table: usize,
+        all: &'a Keys<E, N, B>,
+        request: usize,
+        first: usize,
         end: usize,
-        pages: Pages,
-        #[comptime] paged: bool,
-        #[comptime] stride: Option<usize>,
-    ) -> Self {
-        IndexKeys::<'a> { block_table, table, end, pages, paged, stride }
+        #[comptime] tiling: Tiling,
+        #[comptime] machine: Machine,
+    ) -> Pipeline<KeyTiles<'a, E, N, B, S>> {
+        let shape = comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)];
+        let mut table = 0usize.runtime();
+        if comptime![all.paged] {
+            table = request * all.block_table.shape(1);
+        }
+        let ring = Ring::<S>::new(shape, tiling.stages);
+        let tiles = KeyTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim: tiling.dim };
+        let schedule = comptime![Schedule::new(machine, tiling.stages)];
+        Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
+    }
+
+    /// The first key of the `n`-th tile.
+    pub fn first_of(&self, n: usize) -> usize {
+        self.first + n * comptime![self.ring.shape.rows]
     }
 
     /// The page of `key` and its position there, and whether there is such a key.
@@ -121,11 +173,12 @@ impl<'a> IndexKeys<'a> {
         let mut page = 0usize.runtime();
         let mut position = key;
         let mut exists = key < self.end;
-        if comptime![self.paged] {
-            let page_size = self.pages.page_size as usize;
+        if comptime![self.all.paged] {
+            let page_size = self.all.pages.page_size as usize;
             position = key % page_size;
-            let entry = self.block_table[self.table + select(exists, key / page_size, 0usize)];
-            exists = exists && entry >= 0 && entry < self.pages.count as i32;
+            let entry =
+                self.all.block_table.data[self.table + select(exists, key / page_size, 0usize)];
+            exists = exists && entry >= 0 && entry < self.all.pages.count as i32;
             page = select(exists, entry, 0i32) as usize;
         }
         (page, position, exists)
@@ -134,66 +187,42 @@ impl<'a> IndexKeys<'a> {
     /// The scale of `key`, and whether there is such a key. A page of the cache holds the codes of all its
     /// tokens, then their scales (DeepGEMM's fused layout). Without branches, so that a product that is running
     /// goes on meanwhile; there is at least one page.
-    pub fn scale<B: Size>(&self, k_scale: &[Vector<u8, B>], key: usize, dim: usize) -> (f32, bool) {
+    pub fn scale(&self, key: usize, dim: usize) -> (f32, bool) {
         let (page, position, exists) = self.locate(key);
         let mut at = select(exists, position, 0usize) * 4;
-        if comptime![self.paged] {
-            at += page * self.pages.page_stride as usize + self.pages.page_size as usize * dim;
+        if comptime![self.all.paged] {
+            at += page * self.all.pages.page_stride as usize
+                + self.all.pages.page_size as usize * dim;
         }
-        let scale = read_f32::<B>(k_scale, at);
-        (scale, exists)
+        (read_f32(&self.all.scale, at), exists)
     }
 }
 
 #[cube]
-impl<'a> Rows for IndexKeys<'a> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
         let (page, position, exists) = self.locate(i);
-        let stride = match comptime![self.stride] {
+        let stride = match comptime![self.all.stride] {
             Some(stride) => stride.runtime(),
-            None => self.pages.stride as usize,
+            None => self.all.pages.stride as usize,
         };
-        (page * self.pages.page_stride as usize + position * stride, exists)
-    }
-}
-
-/// The tiles of keys that a program scores, one after the other.
-#[derive(CubeType)]
-pub(super) struct KeyTiles<'a, E: Numeric, N: Size, S: Numeric> {
-    pub k: &'a [Vector<E, N>],
-    /// Which keys.
-    pub keys: IndexKeys<'a>,
-    /// The first key of the first tile.
-    pub first: usize,
-    pub ring: Ring<S>,
-    #[cube(comptime)]
-    pub dim: usize,
-}
-
-#[cube]
-impl<'a, E: Numeric, N: Size, S: Numeric> KeyTiles<'a, E, N, S> {
-    pub fn new(
-        k: &'a [Vector<E, N>],
-        keys: IndexKeys<'a>,
-        first: usize,
-        ring: Ring<S>,
-        #[comptime] dim: usize,
-    ) -> Self {
-        KeyTiles::<'a, E, N, S> { k, keys, first, ring, dim }
-    }
-
-    /// The first key of the `n`-th tile.
-    pub fn first_of(&self, n: usize) -> usize {
-        self.first + n * comptime![self.ring.shape.rows]
+        (page * self.all.pages.page_stride as usize + position * stride, exists)
     }
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, S: Numeric> Source for KeyTiles<'a, E, N, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
         let (first, dim) = (self.first_of(n), comptime![self.dim]);
         let mut tile = self.ring.tile(n);
-        load_part::<E, N, S, IndexKeys<'_>>(&mut tile, self.k, &self.keys, first, dim, part);
+        load_part::<E, N, S, KeyTiles<'_, E, N, B, S>>(
+            &mut tile,
+            &self.all.k,
+            self,
+            first,
+            dim,
+            part,
+        );
     }
 }
 
@@ -212,6 +241,28 @@ pub(super) struct KeySource<'a> {
 }
 
 impl KeySource<'_> {
+    /// The argument of a launch, its buffers in vectors of these widths.
+    pub fn launch<E: Numeric, N: Size, B: Size>(
+        &self,
+        width: usize,
+        scale_width: usize,
+        dim: usize,
+    ) -> KeysLaunch<E, N, B> {
+        KeysLaunch::new(
+            self.k.arg(width),
+            self.scale.reinterpret(crate::DType::U8).arg(scale_width),
+            self.block_table.view(1),
+            PagesLaunch::new(
+                self.pages as u32,
+                self.row as u32,
+                self.page_size as u32,
+                self.page_stride as u32,
+            ),
+            self.paged,
+            (self.row == dim).then_some(dim),
+        )
+    }
+
     /// Whether every key of `dim` elements begins at a multiple of `width` elements, and ends at one.
     pub fn in_vectors(&self, width: usize, dim: usize) -> bool {
         let strides = [self.row, self.page_stride, dim];

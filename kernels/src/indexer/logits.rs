@@ -1,6 +1,6 @@
 //! Writing the indexer's logits.
 
-use super::keys::{IndexKeys, KeyRanges};
+use super::keys::{KeyRanges, KeyTiles, Queries};
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -35,9 +35,7 @@ impl LaneLogits {
     /// `queries` in a tile.
     pub fn new(
         ranges: &KeyRanges<'_>,
-        first: usize,
-        t0: usize,
-        count: usize,
+        on: &Queries,
         logits_row: usize,
         #[comptime] queries: usize,
         #[comptime] share: Share,
@@ -57,21 +55,20 @@ impl LaneLogits {
         for i in 0..owned {
             let pair = i * comptime![share.lanes()] + lane_of(share);
             let t = pair % queries;
-            let (start, end) = ranges.of(first + t);
+            let (start, end) = ranges.of(on.first + t);
             own.row[i] = row_of(pair / queries, share);
             own.start[i] = start;
             own.end[i] = end;
-            own.at[i] = (t0 + t) * logits_row;
-            own.exists[i] = pair < pairs && t < count;
+            own.at[i] = on.row(t) * logits_row;
+            own.exists[i] = pair < pairs && t < on.count;
         }
         own
     }
 
     /// What there is to know of this lane's logits of the tile whose first key is `first`.
-    pub fn of_tile<B: Size>(
+    pub fn of_tile<E: Numeric, N: Size, B: Size, S: Numeric>(
         &self,
-        keys: &IndexKeys<'_>,
-        k_scale: &[Vector<u8, B>],
+        keys: &KeyTiles<'_, E, N, B, S>,
         first: usize,
         #[comptime] dim: usize,
     ) -> TileLogits {
@@ -85,7 +82,7 @@ impl LaneLogits {
         #[unroll(share.unrolled())]
         for i in 0..owned {
             let key = first + self.row[i];
-            let (scale, exists) = keys.scale::<B>(k_scale, key, dim);
+            let (scale, exists) = keys.scale(key, dim);
             own.key[i] = key;
             own.scale[i] = scale;
             own.seen[i] = exists && key >= self.start[i] && key < self.end[i];

@@ -1,6 +1,5 @@
 //! Rows of keys that are fp8 records of the paged cache: codes, one f32 scale a block, the rope part in bf16.
 
-use super::Keys;
 use crate::quant::BLOCK;
 use crate::tile::*;
 use cubecl::prelude::*;
@@ -9,10 +8,10 @@ use half::bf16;
 
 /// [`load_part`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
-pub(super) fn load_records<E: Numeric, B: Size, S: Numeric>(
+pub(super) fn load_records<E: Numeric, B: Size, S: Numeric, R: Rows>(
     tile: &mut Tile<S>,
     records: &[Vector<u8, B>],
-    keys: &Keys<'_>,
+    keys: &R,
     first: usize,
     #[comptime] kv_lora_rank: usize,
     #[comptime] d_qk: usize,

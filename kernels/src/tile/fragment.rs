@@ -295,8 +295,8 @@ pub fn store_row<O: Numeric, P: Size, W: Size>(
     out: &mut [Vector<O, P>],
     at: usize,
     cols: usize,
-    #[comptime] share: Share,
 ) {
+    let share = comptime![fragment.share];
     let machine = comptime![share.machine];
     let width = P::value();
     // The columns that are written together are in one cell, or in as many cells beside each other.

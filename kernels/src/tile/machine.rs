@@ -155,3 +155,9 @@ pub fn team_memory<E: CubePrimitive>(
         }
     })
 }
+
+/// `i` as `(a, b, c)`, where there are `nb` of b and `nc` of c: `i = (a · nb + b) · nc + c`.
+#[cube]
+pub fn unravel(i: usize, nb: usize, nc: usize) -> (usize, usize, usize) {
+    (i / (nb * nc), i / nc % nb, i % nc)
+}

@@ -39,6 +39,7 @@ mod pipeline;
 mod reduce;
 mod softmax;
 mod tiles;
+mod view;
 mod warpgroup;
 
 pub use convert::*;
@@ -51,6 +52,7 @@ pub use pipeline::*;
 pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;
+pub use view::*;
 pub use warpgroup::*;
 
 use cubecl::prelude::Const;

@@ -22,28 +22,20 @@ fn rows_together(share: Share) -> usize {
 /// `a`: tile `[share.rows, k]`; `b`: tile `[share.cols, k]`. The tiles must be complete
 /// ([`sync_team`](super::sync_team)).
 #[cube]
-pub fn multiply_nt<S: Numeric, W: Size>(
-    c: &mut Fragment<W>,
-    a: &Tile<S>,
-    b: &Tile<S>,
-    #[comptime] share: Share,
-) {
-    start_nt::<S, W>(c, a, b, share);
-    finish_product::<W>(c, 0usize);
+pub fn multiply_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
+    let share = comptime![c.share];
+    start_nt(c, a, b);
+    finish_product(c, 0usize);
 }
 
 /// Starts [`multiply_nt`]: until [`finish_product`], `c` is not to be touched, nor the tiles overwritten.
 #[cube]
-pub fn start_nt<S: Numeric, W: Size>(
-    c: &mut Fragment<W>,
-    a: &Tile<S>,
-    b: &Tile<S>,
-    #[comptime] share: Share,
-) {
+pub fn start_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
+    let share = comptime![c.share];
     if comptime![share.machine.is_wgmma()] {
-        multiply_wgmma::<S, W>(c, a, b, Major::K, share);
+        multiply_wgmma(c, a, b, Major::K);
     } else {
-        multiply_nt_plain::<S, W>(c, a, b, share);
+        multiply_nt_plain(c, a, b);
     }
 }
 
@@ -64,17 +56,13 @@ pub fn finish_product<W: Size>(c: &mut Fragment<W>, #[comptime] pending: usize) 
 /// `a`: tile `[share.rows, k]`; `b`: tile `[k, at least share.cols]`, of which the first `share.cols`
 /// columns are used.
 #[cube]
-pub fn multiply_nn<S: Numeric, W: Size>(
-    c: &mut Fragment<W>,
-    a: &Tile<S>,
-    b: &Tile<S>,
-    #[comptime] share: Share,
-) {
+pub fn multiply_nn<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
+    let share = comptime![c.share];
     if comptime![share.machine.is_wgmma()] {
-        multiply_wgmma::<S, W>(c, a, b, Major::MN, share);
+        multiply_wgmma(c, a, b, Major::MN);
         finish_product::<W>(c, 0usize);
     } else {
-        multiply_nn_plain::<S, W>(c, a, b, share);
+        multiply_nn_plain(c, a, b);
     }
 }
 
@@ -88,26 +76,20 @@ pub fn multiply_fragment_nn<S: Numeric, W: Size>(
     a: &Fragment<W>,
     via: &mut Tile<S>,
     b: &Tile<S>,
-    #[comptime] a_share: Share,
-    #[comptime] share: Share,
 ) {
-    if comptime![a_share.in_registers()] {
-        multiply_wgmma_registers::<S, W>(c, a, b, share);
+    if comptime![a.share.in_registers()] {
+        multiply_wgmma_registers(c, a, b);
     } else {
-        store_fragment::<S, W>(via, a, a_share);
-        sync_team(comptime![share.machine]);
-        multiply_nn::<S, W>(c, &*via, b, share);
+        store_fragment(via, a);
+        sync_team(comptime![c.share.machine]);
+        multiply_nn(c, &*via, b);
     }
 }
 
 /// Each unit computes the dot products of its own cells, as vectors of partial sums over k.
 #[cube]
-fn multiply_nt_plain<S: Numeric, W: Size>(
-    c: &mut Fragment<W>,
-    a: &Tile<S>,
-    b: &Tile<S>,
-    #[comptime] share: Share,
-) {
+fn multiply_nt_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
+    let share = comptime![c.share];
     let k_vectors = comptime![a.shape.vectors()];
     let rows = comptime![rows_together(share)];
     #[unroll(share.unrolled())]
@@ -150,12 +132,8 @@ fn multiply_nt_plain<S: Numeric, W: Size>(
 
 /// Each unit adds to its own cells, whole rows of `b` at a time.
 #[cube]
-fn multiply_nn_plain<S: Numeric, W: Size>(
-    c: &mut Fragment<W>,
-    a: &Tile<S>,
-    b: &Tile<S>,
-    #[comptime] share: Share,
-) {
+fn multiply_nn_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
+    let share = comptime![c.share];
     let k_vectors = comptime![a.shape.vectors()];
     let cells = comptime![if share.run().is_multiple_of(COLS) { COLS } else { 1 }];
     let rows = comptime![rows_together(share)];
@@ -205,10 +183,9 @@ fn multiply_wgmma<S: Numeric, W: Size>(
     a: &Tile<S>,
     b: &Tile<S>,
     #[comptime] b_major: Major,
-    #[comptime] share: Share,
 ) {
-    let steps = Steps::new::<S>(a, b, b_major, share);
-    steps.begin::<W>(c);
+    let steps = Steps::new(a, b, b_major, comptime![c.share]);
+    steps.begin(c);
     steps.issue::<S, W>(c, comptime![Part::WHOLE]);
     commit_mma();
 }
@@ -281,8 +258,8 @@ fn multiply_wgmma_registers<S: Numeric, W: Size>(
     c: &mut Fragment<W>,
     a: &Fragment<W>,
     b: &Tile<S>,
-    #[comptime] share: Share,
 ) {
+    let share = comptime![c.share];
     let size = S::size();
     let k_step = comptime![WgmmaTileLayout::k_step(size)];
     let n = comptime![share.group_cols()];

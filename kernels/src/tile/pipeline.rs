@@ -116,11 +116,11 @@ impl<L: Source + CubeType> Pipeline<L> {
         c: &mut Fragment<W>,
         a: &Tile<S>,
         b: &Tile<S>,
-        #[comptime] share: Share,
     ) {
+        let share = comptime![c.share];
         let ahead = comptime![self.schedule.ahead];
         if comptime![ahead > 0 && share.machine.is_wgmma()] {
-            let steps = Steps::new::<S>(a, b, comptime![Major::K], share);
+            let steps = Steps::new(a, b, comptime![Major::K], share);
             steps.begin::<W>(c);
             #[unroll]
             for i in 0..comptime![LOADS + 1] {
@@ -132,7 +132,7 @@ impl<L: Source + CubeType> Pipeline<L> {
             commit_mma();
             end_load(comptime![share.machine]);
         } else {
-            start_nt::<S, W>(c, a, b, share);
+            start_nt(c, a, b);
             self.load_next(n);
         }
     }

@@ -181,11 +181,8 @@ fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) 
 
 /// Writes a fragment into a tile, rounded to the tile's element.
 #[cube]
-pub fn store_fragment<S: Numeric, W: Size>(
-    tile: &mut Tile<S>,
-    fragment: &Fragment<W>,
-    #[comptime] share: Share,
-) {
+pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragment<W>) {
+    let share = comptime![fragment.share];
     #[unroll(share.unrolled())]
     for slot in 0..comptime![share.slots()] {
         let row = row_of(slot, share);

@@ -22,9 +22,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     }
     let file = File::open(path).map_err(|error| FileError::io(path, error))?;
     let mut bytes = Vec::with_capacity(size.len() as usize);
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| FileError::io(path, error))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| FileError::io(path, error))?;
     if bytes.len() as u64 > limit { Err(too_long(bytes.len() as u64)) } else { Ok(bytes) }
 }
 

@@ -71,9 +71,10 @@ fn beside(
     };
     // tempfile makes files that only their owner can read; a new file is made as any other is, so that
     // the umask decides.
-    let made = tempfile::Builder::new().prefix(".dsa-").suffix(".part").make_in(folder, |path| {
-        File::options().write(true).create_new(true).open(path)
-    })?;
+    let made = tempfile::Builder::new()
+        .prefix(".dsa-")
+        .suffix(".part")
+        .make_in(folder, |path| File::options().write(true).create_new(true).open(path))?;
     let mut out = BufWriter::new(made);
     write(&mut out)?;
     let made = out.into_inner().map_err(|error| error.into_error())?;
