@@ -4,8 +4,8 @@
 //! (`page_size * (D + 4)` is written as the name of a size the launcher has bound). A type is one of
 //! several, or `as` an earlier tensor. `rows`: the last stride is 1; otherwise contiguous.
 
+use crate::Result;
 use crate::tensor::{DType, Tensor};
-use crate::{KernelError, Result};
 
 /// The tensors of a launcher, in the order of its arguments.
 pub struct Contract {

@@ -19,7 +19,6 @@ mod logits;
 
 use crate::contract::{Bound, Contract};
 use crate::device::Device;
-use crate::keys::PagesLaunch;
 use crate::quant::expect_page_size;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;

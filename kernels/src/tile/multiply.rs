@@ -23,7 +23,6 @@ fn rows_together(share: Share) -> usize {
 /// ([`sync_team`](super::sync_team)).
 #[cube]
 pub fn multiply_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let share = comptime![c.share];
     start_nt(c, a, b);
     finish_product(c, 0usize);
 }

@@ -15,7 +15,7 @@
 //! the rest loads nothing.
 
 use super::{
-    Fragment, Machine, Part, Share, Steps, Tile, commit_copies, commit_mma, start_nt, sync_team,
+    Fragment, Machine, Part, Steps, Tile, commit_copies, commit_mma, start_nt, sync_team,
     wait_copies,
 };
 use cubecl::prelude::*;
