@@ -1,7 +1,7 @@
 # The two commands of the README, and the edit loop. Packages are never selected with -p: cargo unifies
 # features over what it builds, and another selection would compile CubeCL again.
 
-.PHONY: cost test check bench setup
+.PHONY: cost test check bench fuzz licences setup
 
 # The main job: cost against context on whatever device is there.
 cost: setup
@@ -18,6 +18,14 @@ check: setup
 # One bench per kernel and stage.
 bench: setup
 	cargo bench --bench kernels
+
+# Many more mutants of every kind of file than the tests take.
+fuzz: setup
+	DSA_MUTANTS=100000 cargo test --release --workspace --test suite -- mutants
+
+# LICENSES, from what the binaries are built of.
+licences: setup
+	DSA_WRITE_LICENSES=1 cargo test --release --workspace --test suite -- licences
 
 setup:
 	@bash setup/setup.sh

@@ -62,12 +62,7 @@ $bundle/bin/llvm-config forward to its llvm-config and touch $bundle/.tracel-llv
   exit 1
 fi
 
-# Downloads $1 and checks its SHA-256 against $2; leaves it as $3.
-download() {
-  curl --silent --show-error --fail --location --retry 3 --output "$3.part" "$1"
-  echo "$2  $3.part" | sha256sum --check --status || { say "$1 is not the file that was pinned" >&2; exit 1; }
-  mv "$3.part" "$3"
-}
+command -v cargo >/dev/null || { say "cargo is missing: install Rust 1.95 or newer from https://rustup.rs" >&2; exit 1; }
 
 # What is fetched lies in setup/fetched, which git ignores. Each piece is unpacked beside its place and moved there when
 # it is whole, so that an interrupted set-up leaves nothing half done.
@@ -78,12 +73,35 @@ trap 'rm -rf "$scratch"' EXIT
 # CubeCL's table of AMD architectures ends at gfx942. The wavefront of an architecture that is not in it is unknown, and
 # both the compiler and the HIP runtime refuse it. Cargo.toml builds cubecl-ir from this folder: the published crate, with
 # gfx95* read as gfx94*, i.e. CDNA with wavefronts of 64 units.
+#
+# Cargo itself fetches the crate, for an empty project that needs it, from whatever registry, mirror or offline copy it is
+# set up to use, and holds it to the checksum in that project's Cargo.lock: ours, with the entry for the published crate.
 ir=cubecl-ir-0.12.0-pre.1
+ir_checksum=4e09478aab51860e5740bbca04a6c4cef9bbcb9f2aeaa0eb1b007a2742f10f34
 if ! grep -qs 'starts_with("gfx95")' "fetched/$ir/src/amd.rs"; then
   say "fetching $ir and teaching it gfx950"
-  download "https://static.crates.io/crates/cubecl-ir/$ir.crate" \
-    4e09478aab51860e5740bbca04a6c4cef9bbcb9f2aeaa0eb1b007a2742f10f34 "$scratch/ir.crate"
-  tar -xzf "$scratch/ir.crate" -C "$scratch"
+  mkdir "$scratch/empty"
+  cat > "$scratch/empty/Cargo.toml" <<PROJECT
+[package]
+name = "empty"
+version = "0.0.0"
+edition = "2024"
+[lib]
+path = "lib.rs"
+[dependencies]
+cubecl-ir = "=${ir#cubecl-ir-}"
+[workspace]
+PROJECT
+  touch "$scratch/empty/lib.rs"
+  registry=$(grep -m 1 '^source = ' ../Cargo.lock)
+  sed '/^name = "cubecl-ir"$/{n;s|$|\n'"$registry"'\nchecksum = "'$ir_checksum'"|}' ../Cargo.lock > "$scratch/empty/Cargo.lock"
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  (cd "$scratch/empty" && cargo fetch --quiet --target "$host")
+  grep -q "$ir_checksum" "$scratch/empty/Cargo.lock" || { say "$ir is not the crate that was pinned" >&2; exit 1; }
+  source=$(cd "$scratch/empty" && cargo metadata --quiet --offline --format-version 1 --filter-platform "$host" |
+    grep -o '"manifest_path":"[^"]*/cubecl-ir\(-[0-9][^/"]*\)\?/Cargo.toml"' | sed 's/.*:"//; s|/Cargo.toml"$||')
+  cp -Rp "$source" "$scratch/$ir"
+  rm -f "$scratch/$ir/.cargo-ok"
   table=$scratch/$ir/src/amd.rs
   sed -i 's/norm\.starts_with("gfx94")/norm.starts_with("gfx94") || norm.starts_with("gfx95")/' "$table"
   grep -q 'starts_with("gfx95")' "$table" || { say "the line of $ir that names gfx94 was not found" >&2; exit 1; }
@@ -101,19 +119,20 @@ elif [ "$(uname -m)" != x86_64 ]; then
   say "no ptxas is pinned for $(uname -m): set CUDA_PATH to a CUDA toolkit to see what kernels take of an NVIDIA GPU" >&2
 elif [ ! -d fetched/cuda ]; then
   say "fetching ptxas and libdevice of CUDA 13.0"
-  if ! command -v unzip >/dev/null; then
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    say "installing python3-pip with apt-get"
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends unzip >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-pip >/dev/null
   fi
-  wheels=https://files.pythonhosted.org/packages
-  download "$wheels/71/8b/a546c12881fffeba927d810598987df25d74b8b241788c7db8dfc93b0173/nvidia_cuda_nvcc-13.0.88-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl" \
-    56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03 "$scratch/nvcc.whl"
-  download "$wheels/15/b0/ee41e6d1108d959b5097163e7190c2d0f7857dea75606ce358f0275891b4/nvidia_nvvm-13.0.88-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl" \
-    c5f41ffeb6466944a026dfa5317d7d85355c119bbec279205d22f1869d1054e0 "$scratch/nvvm.whl"
-  unzip -q "$scratch/nvcc.whl" 'nvidia/cu13/bin/ptxas' -d "$scratch"
-  unzip -q "$scratch/nvvm.whl" 'nvidia/cu13/nvvm/libdevice/*' -d "$scratch"
+  # The two wheels of requirements.txt, by their hashes, from whatever index pip is set up to use.
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+    --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 -r requirements.txt -d "$scratch"
+  for wheel in "$scratch"/*.whl; do
+    python3 -m zipfile -e "$wheel" "$scratch/wheel"
+  done
+  mkdir -p "$scratch/nvidia/cu13/bin" "$scratch/nvidia/cu13/nvvm"
+  mv "$scratch/wheel/nvidia/cu13/bin/ptxas" "$scratch/nvidia/cu13/bin/"
+  mv "$scratch/wheel/nvidia/cu13/nvvm/libdevice" "$scratch/nvidia/cu13/nvvm/"
   chmod +x "$scratch/nvidia/cu13/bin/ptxas"
   mv "$scratch/nvidia/cu13" fetched/cuda
 fi
-
-command -v cargo >/dev/null || { say "cargo is missing: install Rust 1.95 or newer from https://rustup.rs" >&2; exit 1; }

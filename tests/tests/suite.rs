@@ -13,6 +13,7 @@ mod emit;
 mod equivalence;
 mod equivalence_cache;
 mod harness;
+mod licences;
 mod offline;
 mod properties;
 mod refusals;
