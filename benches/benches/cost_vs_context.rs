@@ -14,9 +14,10 @@ use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::{Gate, Options, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_kernels::{DType, Device, DeviceKind};
-use dsa_model::attention::{Attention, Mode, Stages};
-use dsa_model::cache::{Cache, CacheSize, KvFormat};
+use dsa_model::layers::Attention;
+use dsa_model::run::{self, Batch, Cache, CacheSize, KvFormat, Mode};
 use dsa_model::verify::{Bound, Check, verify_random};
+use dsa_model::weights::Random;
 use dsa_model::{Config, Error};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -75,7 +76,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let ceilings = Ceilings::measure(&device)?;
     eprintln!("measured ceilings: {ceilings}");
     let gate = verified(&device, args.seed)?;
-    let mut layer = Attention::random(&device, &config, DType::Bf16, args.seed)?;
+    let mut layer = Attention::new(&device, &config, Random::new(args.seed), DType::Bf16)?;
     // As the official service does: below topk keys, sparse prefill is dense anyway.
     layer.expand_short_prefill = true;
     let figures = args.figures_of(&device);
@@ -219,7 +220,7 @@ impl Bench {
         let (tokens, hidden) = (self.tokens(point), self.config.hidden_size);
         let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
         let requests = if point.stage == Stage::Decode { tokens } else { 1 };
-        let size = CacheSize { requests, max_seq: point.context, page_size: PAGE };
+        let size = CacheSize { layers: 1, requests, max_seq: point.context, page_size: PAGE };
         let mut cache =
             Cache::new(&self.device, &self.config, size, DType::Bf16, KvFormat::Elements)?;
         let chunk = if point.stage == Stage::Decode { 1 } else { tokens };
@@ -231,30 +232,27 @@ impl Bench {
         let mut by_stage: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         // One call more than is kept: the first compiles the kernels.
         for call in 0..=SAMPLES {
-            let mut stages = Stages::measuring(&self.device);
-            match point.stage {
-                Stage::Prefill => {
-                    self.layer.forward(&x, &mut cache, 0, start, mode, &mut stages)?
-                }
-                Stage::Decode => {
-                    let positions = vec![start; tokens];
-                    self.layer.decode(&x, &mut cache, &positions, mode, &mut stages)?
-                }
+            let batch = match point.stage {
+                Stage::Prefill => Batch::chunk(&cache, 0, start, tokens, mode)?,
+                Stage::Decode => Batch::decode(&cache, &vec![start; tokens], mode)?,
             };
+            let batch = batch.measured();
+            self.layer.forward(&x, &batch, cache.layer(0)?)?;
+            cache.advance(&batch);
             if call == 0 {
                 continue;
             }
             let mut total = 0.0;
-            for stage in dsa_model::attention::Stage::ALL {
+            for stage in run::Stage::ALL {
                 // The keys and values of each head are expanded once a prompt, not once a chunk: a
                 // chunk owes its share of that.
                 let (name, share) = match stage {
-                    dsa_model::attention::Stage::Expansion => {
+                    run::Stage::Expansion => {
                         ("projections", chunk as f64 / point.context as f64)
                     }
                     _ => (stage.name(), 1.0),
                 };
-                let seconds = stages.seconds(stage) * share;
+                let seconds = batch.stages().seconds(stage) * share;
                 total += seconds;
                 let of_stage = by_stage.entry(name.to_string()).or_default();
                 if of_stage.len() < samples.len() + 1 {

@@ -10,11 +10,10 @@
 //! let layer = Config::scaled(4)?;                          // a quarter, for the CPU
 //! ```
 
-use dsa_reference::attention_layer::{AttentionConfig, Options};
-use dsa_reference::rope;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::run::temperature;
 
 mod check;
 mod read;
@@ -252,53 +251,13 @@ impl Config {
     /// Factor on q·k before the softmax: qk_head_dim^-½ · m² with m = 0.1 · mscale_all_dim ·
     /// ln(factor) + 1, and m = 1 without YaRN. 0.1352337789 in V3.2.
     pub fn softmax_scale(&self) -> f64 {
-        rope::softmax_scale(self.qk_head_dim(), self.reference_yarn().as_ref())
+        let m = self.rope_scaling.map_or(1.0, |yarn| temperature(&yarn, yarn.mscale_all_dim));
+        m * m / (self.qk_head_dim() as f64).sqrt()
     }
 
     /// Factor on the indexer's head weights: (index_n_heads · index_head_dim)^-½. It has no YaRN
     /// term. 0.0110485435 in V3.2.
     pub fn index_scale(&self) -> f64 {
         1.0 / ((self.index_n_heads * self.index_head_dim) as f64).sqrt()
-    }
-
-    /// The sizes of one attention layer, as the reference takes them.
-    pub fn reference_config(&self) -> AttentionConfig {
-        AttentionConfig {
-            hidden_size: self.hidden_size,
-            num_attention_heads: self.num_attention_heads,
-            q_lora_rank: self.q_lora_rank,
-            kv_lora_rank: self.kv_lora_rank,
-            qk_nope_head_dim: self.qk_nope_head_dim,
-            qk_rope_head_dim: self.qk_rope_head_dim,
-            v_head_dim: self.v_head_dim,
-            index_n_heads: self.index_n_heads,
-            index_head_dim: self.index_head_dim,
-            index_topk: self.index_topk,
-            rms_norm_eps: self.rms_norm_eps,
-            rope_theta: self.rope_theta,
-            yarn: self.reference_yarn(),
-        }
-    }
-
-    /// The switches of the attention, as the reference takes them.
-    pub fn reference_options(&self) -> Options {
-        let AttentionOptions { hadamard, index_fp8, kv_fp8 } = self.attention_options;
-        let indexer_pairing = match self.indexer_rope_interleaved {
-            true => rope::Pairing::Interleaved,
-            false => rope::Pairing::HalfSplit,
-        };
-        Options { indexer_pairing, hadamard, index_fp8, kv_fp8 }
-    }
-
-    /// YaRN, as the reference takes it.
-    fn reference_yarn(&self) -> Option<rope::Yarn> {
-        self.rope_scaling.map(|y| rope::Yarn {
-            factor: y.factor,
-            original_max_position_embeddings: y.original_max_position_embeddings,
-            beta_fast: y.beta_fast,
-            beta_slow: y.beta_slow,
-            mscale: y.mscale,
-            mscale_all_dim: y.mscale_all_dim,
-        })
     }
 }

@@ -1,14 +1,12 @@
 //! DeepSeek-V3.2-Exp: configuration, checkpoints, the attention layer, and the command line `dsa`.
 
-pub mod attention;
-pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod layers;
+pub mod run;
 pub mod verify;
 pub mod weights;
 
-pub use attention::Attention;
-pub use cache::Cache;
 pub use config::Config;
 pub use error::{Error, Result};

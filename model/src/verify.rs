@@ -14,11 +14,10 @@
 //! `dsa_tests`, so that one kernel's rounding is not counted against the next; whole layers are
 //! compared from the hidden states, which is where such rounding adds up.
 
-use crate::attention::random_weights;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::weights::{Random, Weights};
 use dsa_kernels::{DType, Device};
-use dsa_reference::attention_layer::AttentionWeights;
 use dsa_tests::generate::Rng;
 use ndarray::{Array2, ArrayView2};
 use std::path::Path;
@@ -27,6 +26,7 @@ pub use report::{Bound, Check, Report, Section};
 
 mod checkpoint;
 mod layer;
+pub mod reference;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -42,10 +42,10 @@ pub mod thresholds;
 /// [`Error::Argument`] if x is empty or its width is not the configuration's, or for another
 /// `dtype`; [`Error::Shape`] for weights that are not the configuration's; [`Error::Kernel`] and
 /// [`Error::Reference`] if a side refuses or fails.
-pub fn verify(
+pub fn verify<W: Weights + Clone>(
     device: &Device,
     config: &Config,
-    weights: &AttentionWeights,
+    weights: &W,
     x: ArrayView2<f32>,
     dtype: DType,
 ) -> Result<Report> {
@@ -59,7 +59,7 @@ pub fn verify(
 pub fn verify_random(device: &Device, config: &Config, tokens: usize, seed: u64) -> Result<Report> {
     // Beyond, the quadratic reference would not come back.
     Error::check((1..=1 << 16).contains(&tokens), "tokens", tokens, "1 to 65536")?;
-    let weights = random_weights(config, seed)?;
+    let weights = Random::new(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let x = Array2::from_shape_simple_fn((tokens, config.hidden_size), || rng.normal());
     both(device, config, &weights, x.view(), "random layer")
@@ -87,10 +87,10 @@ pub fn verify_ids(device: &Device, folder: &Path, ids: &[u32]) -> Result<Report>
 }
 
 /// A section for each type that a layer can have.
-fn both(
+fn both<W: Weights + Clone>(
     device: &Device,
     config: &Config,
-    weights: &AttentionWeights,
+    weights: &W,
     x: ArrayView2<f32>,
     title: &str,
 ) -> Result<Report> {

@@ -3,7 +3,7 @@
 //! ```text
 //! let checkpoint = Checkpoint::open(folder)?;
 //! let attention = checkpoint.root().at("model.layers").at(0).at("self_attn");
-//! let q_a = attention.array2("q_a_proj.weight", [q_lora_rank, hidden_size])?;
+//! let q_a = attention.values("q_a_proj.weight", &[q_lora_rank, hidden_size])?;
 //! ```
 //!
 //! Weights are [out, in], row-major, little-endian. f32, bf16 and f16 become f32 exactly. e4m3 is
@@ -14,13 +14,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use dsa_reference::quant::e4m3_decode;
-use half::{bf16, f16};
+use dsa_kernels::DType;
 use memmap2::Mmap;
-use ndarray::{Array1, Array2, ArrayD};
 
 pub use path::WeightPath;
 pub use safetensors::Dtype;
+pub use source::{Random, Weights};
 
 use crate::config::QUANT_BLOCK;
 use crate::error::{Error, Result};
@@ -28,6 +27,7 @@ use crate::error::{Error, Result};
 mod file;
 mod index;
 mod path;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -135,35 +135,12 @@ impl Checkpoint {
         })
     }
 
-    /// A tensor in f32, of any number of axes.
+    /// The elements of a tensor of shape `shape`, in f32 and row-major.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Shape`] unless the shape is `shape`, [`Error::Dtype`]
     /// unless the elements are f32, bf16, f16, or e4m3 in a matrix with its `…_scale_inv`.
-    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<ArrayD<f32>> {
-        let values = self.values(name, shape)?;
-        ArrayD::from_shape_vec(shape, values).map_err(|_| self.wrong_shape(name, shape))
-    }
-
-    /// A vector [n] in f32.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::f32`].
-    pub fn array1(&self, name: &str, n: usize) -> Result<Array1<f32>> {
-        Ok(Array1::from_vec(self.values(name, &[n])?))
-    }
-
-    /// A matrix [rows, columns] in f32.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::f32`].
-    pub fn array2(&self, name: &str, shape: [usize; 2]) -> Result<Array2<f32>> {
-        let values = self.values(name, &shape)?;
-        Array2::from_shape_vec(shape, values).map_err(|_| self.wrong_shape(name, &shape))
-    }
-
-    /// The elements of a tensor of shape `shape`, in f32 and row-major.
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let Tensor { dtype, shape: found, bytes } = self.tensor(name)?;
         if found != shape {
             return Err(self.wrong_shape(name, shape));
@@ -175,7 +152,7 @@ impl Checkpoint {
                 if self.tensor(&scale_name)?.dtype == Dtype::F8_E4M3 {
                     return Err(self.wrong_dtype(&scale_name, "F32, BF16 or F16"));
                 }
-                let scales = self.array2(&scale_name, blocks)?;
+                let scales = self.values(&scale_name, &blocks)?;
                 Ok(dequantise(bytes, columns, &scales))
             }
             _ => plain_values(dtype, bytes)
@@ -197,11 +174,12 @@ impl Checkpoint {
 }
 
 /// e4m3 [rows, columns] times its scales [⌈rows/128⌉, ⌈columns/128⌉], row-major.
-fn dequantise(bytes: &[u8], columns: usize, scales: &Array2<f32>) -> Vec<f32> {
-    let table: Vec<f32> = (0..=255).map(e4m3_decode).collect();
+fn dequantise(bytes: &[u8], columns: usize, scales: &[f32]) -> Vec<f32> {
+    let table = DType::E4m3.decode(&(0..=255).collect::<Vec<u8>>());
+    let across = columns.div_ceil(QUANT_BLOCK).max(1);
     let mut values = Vec::with_capacity(bytes.len());
     for (row, bytes) in bytes.chunks_exact(columns.max(1)).enumerate() {
-        let scales = scales.row(row / QUANT_BLOCK);
+        let scales = &scales[row / QUANT_BLOCK * across..][..across];
         for (block, scale) in bytes.chunks(QUANT_BLOCK).zip(scales) {
             values.extend(block.iter().map(|&byte| table[usize::from(byte)] * scale));
         }
@@ -211,14 +189,13 @@ fn dequantise(bytes: &[u8], columns: usize, scales: &Array2<f32>) -> Vec<f32> {
 
 /// Elements that need no scale, in f32; `None` for another type.
 fn plain_values(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let (two, _) = bytes.as_chunks::<2>();
-    let (four, _) = bytes.as_chunks::<4>();
-    match dtype {
-        Dtype::F32 => Some(four.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::BF16 => Some(two.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
-        Dtype::F16 => Some(two.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-        _ => None,
-    }
+    let dtype = match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::BF16 => DType::Bf16,
+        Dtype::F16 => DType::F16,
+        _ => return None,
+    };
+    Some(dtype.decode(bytes))
 }
 
 /// The name that shares most with `name` at its two ends; none if that is less than half of it.

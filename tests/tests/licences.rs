@@ -36,7 +36,7 @@ fn carried(metadata: &Value) -> BTreeMap<(&str, &str), &Value> {
         list(&metadata["packages"]).map(|package| (package["id"].as_str(), package)).collect();
     let nodes: BTreeMap<_, _> =
         list(&metadata["resolve"]["nodes"]).map(|node| (node["id"].as_str(), node)).collect();
-    let given = |package: &&Value| GIVEN.iter().any(|name| package["name"] == *name);
+    let given = |package: &&&Value| GIVEN.iter().any(|name| package["name"] == *name);
     let mut next: Vec<_> = packages.values().filter(given).map(|p| p["id"].as_str()).collect();
     assert_eq!(next.len(), GIVEN.len());
     let mut seen = BTreeSet::new();

@@ -1,17 +1,17 @@
 //! A checkpoint's layers, and the keys that are stored beside it.
 
 use super::layer::{Trial, compare};
+use super::reference::{attention_config, attention_options, attention_weights, stored_matrix};
 use super::report::{Bound, Report, Section};
-use crate::attention::read_weights;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::{Checkpoint, Dtype};
+use crate::weights::{Checkpoint, Dtype, WeightPath};
 use dsa_kernels::{DType, Device};
 use dsa_reference::attention_layer::indexer_topk;
 use dsa_reference::norm::rms_norm;
 use dsa_tests::gate::DEFAULT_SEED;
 use dsa_tests::generate::Rng;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -44,7 +44,7 @@ pub(super) fn verify(device: &Device, folder: &Path, ids: Option<&[u32]>) -> Res
         report.sections.push(model.stored_keys(stored, &embedded)?);
     }
     let x = model.normalise(0, &embedded)?; // [s, hidden]
-    let weights = model.weights(0)?;
+    let weights = model.weights(0);
     for dtype in [DType::F32, DType::Bf16] {
         let section = compare(device, &model.config, &weights, x.view(), dtype, "layer 0")?;
         report.sections.push(section);
@@ -67,20 +67,19 @@ impl Model<'_> {
             Error::check((*id as usize) < vocab, "input_ids", id, format!("ids below {vocab}"))?;
         }
         let rows: Vec<usize> = ids.iter().map(|id| *id as usize).collect();
-        let table = self.checkpoint.array2("model.embed_tokens.weight", [vocab, hidden])?;
+        let table = stored_matrix(&self.checkpoint, "model.embed_tokens.weight", [vocab, hidden])?;
         Ok(table.select(Axis(0), &rows)) // [s, hidden]
     }
 
     /// What a layer's attention gets of the residual stream: `[s, hidden]` to the same.
     fn normalise(&self, layer: usize, residual: &Array2<f32>) -> Result<Array2<f32>> {
         let name = format!("model.layers.{layer}.input_layernorm.weight");
-        let weight = self.checkpoint.array1(&name, self.config.hidden_size)?;
+        let weight = Array1::from_vec(self.checkpoint.values(&name, &[self.config.hidden_size])?);
         Ok(rms_norm(residual.view(), weight.view(), self.config.rms_norm_eps)?)
     }
 
-    fn weights(&self, layer: usize) -> Result<dsa_reference::attention_layer::AttentionWeights> {
-        let path = self.checkpoint.root().at("model.layers").at(layer).at("self_attn");
-        read_weights(&self.config, &path)
+    fn weights(&self, layer: usize) -> WeightPath<'_> {
+        self.checkpoint.root().at("model.layers").at(layer).at("self_attn")
     }
 
     /// The stored keys of every layer that has some, against those of both sides.
@@ -97,12 +96,13 @@ impl Model<'_> {
             let want = matrix(integers(stored, &name)?, s, &name)?; // [s, k]
             let x = match layer {
                 0 => self.normalise(0, embedded)?,
-                _ => self.normalise(layer, &stored.array2(&before, [s, hidden])?)?,
+                _ => self.normalise(layer, &stored_matrix(stored, &before, [s, hidden])?)?,
             }; // [s, hidden]
-            let weights = self.weights(layer)?;
-            let (c, options) = (self.config.reference_config(), self.config.reference_options());
+            let source = self.weights(layer);
+            let weights = attention_weights(&self.config, &source)?;
+            let (c, options) = (attention_config(&self.config), attention_options(&self.config));
             let by_reference = indexer_topk(x.view(), &c, &weights, &options)?; // [s, topk]
-            let by_kernels = Trial::new(self.device, &self.config, &weights, x.view(), DType::F32)?
+            let by_kernels = Trial::new(self.device, &self.config, &source, x.view(), DType::F32)?
                 .selected()?;
             for (who, got) in [("reference", by_reference), ("kernels", by_kernels)] {
                 let different = differing(got.view(), want.view());

@@ -2,11 +2,12 @@
 
 use super::report::{Bound, Section};
 use super::thresholds::{KERNEL, LAYER, RECALL, worst_row};
-use crate::attention::step::Step;
-use crate::attention::{Attention, Mode, Stages, Trace};
-use crate::cache::{Cache, CacheSize, KvFormat};
+use super::reference::{attention_config, attention_options, attention_weights};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::layers::{Attention, Trace};
+use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode};
+use crate::weights::Weights;
 use dsa_kernels::tile::Machine;
 use dsa_kernels::{DType, Device, Tensor, dense_attention, sparse_attention};
 use dsa_reference::attention_layer::{self, AttentionWeights, attention, indexer_topk};
@@ -25,31 +26,39 @@ pub(super) struct Trial<'a> {
     layer: Attention,
     cache: Cache,
     x: Tensor,
-    step: Step,
+    tokens: usize,
 }
 
 impl<'a> Trial<'a> {
     /// Prepares `x` `[s, hidden]`.
-    pub fn new(
+    pub fn new<W: Weights + Clone>(
         device: &'a Device,
         config: &Config,
-        weights: &AttentionWeights,
+        weights: &W,
         x: ArrayView2<f32>,
         dtype: DType,
     ) -> Result<Self> {
-        let layer = Attention::from_weights(device, config, weights, dtype)?;
+        let layer = Attention::new(device, config, weights.clone(), dtype)?;
         Error::check(x.nrows() > 0, "x", "0 tokens", "at least 1")?;
-        let size = CacheSize { requests: 1, max_seq: x.nrows(), page_size: 64 };
+        let size = CacheSize { layers: 1, requests: 1, max_seq: x.nrows(), page_size: 64 };
         let cache = Cache::new(device, config, size, dtype, KvFormat::Elements)?;
         let values: Vec<f32> = x.iter().copied().collect();
         let x = device.upload_f32(&values, x.shape(), dtype)?;
-        let step = Step::chunk(&cache, 0, 0, x.shape()[0])?;
-        Ok(Self { device, layer, cache, x, step })
+        let tokens = x.shape()[0];
+        Ok(Self { device, layer, cache, x, tokens })
     }
 
     /// Runs the sequence as a prompt.
     fn run(&mut self, mode: Mode) -> Result<Trace> {
-        self.layer.step(&self.x, &self.step, &mut self.cache, mode, &mut Stages::new())
+        let batch = self.prompt(mode)?;
+        let trace = self.layer.trace(&self.x, &batch, self.cache.layer(0)?)?;
+        self.cache.advance(&batch);
+        Ok(trace)
+    }
+
+    /// The sequence as a prompt.
+    fn prompt(&self, mode: Mode) -> Result<Batch> {
+        Batch::chunk(&self.cache, 0, 0, self.tokens, mode)
     }
 
     /// The keys `[s, index_topk]` that the kernels select.
@@ -60,19 +69,27 @@ impl<'a> Trial<'a> {
 
     fn indices(&self, trace: &Trace) -> Result<Array2<i32>> {
         let Some(indices) = &trace.indices else {
-            return Ok(Array2::from_elem((self.step.tokens(), 0), -1));
+            return Ok(Array2::from_elem((self.tokens, 0), -1));
         };
         let values = self.device.download_i32(indices)?;
         let shape = (indices.shape()[0], indices.shape()[1]);
         Array2::from_shape_vec(shape, values).map_err(|e| wrong("indices", &e.to_string()))
     }
 
+    /// What the cache holds of the sequence: `[s, rank + rope]`.
+    fn latents(&mut self) -> Result<Array2<f32>> {
+        let batch = self.prompt(Mode::Dense)?;
+        let latents = self.cache.layer(0)?.latents(&batch)?;
+        self.download(&latents)
+    }
+
     /// Runs the last token again, as a decoded one: `[1, hidden]`.
     fn decode_last(&mut self, mode: Mode) -> Result<Array2<f32>> {
-        let last = self.step.tokens() - 1;
+        let last = self.tokens - 1;
         let x = self.x.narrow(0, last, 1)?; // [1, hidden]
-        let stages = &mut Stages::new();
-        let y = self.layer.forward(&x, &mut self.cache, 0, last, mode, stages)?;
+        let batch = Batch::chunk(&self.cache, 0, last, 1, mode)?;
+        let y = self.layer.forward(&x, &batch, self.cache.layer(0)?)?;
+        self.cache.advance(&batch);
         self.download(&y)
     }
 
@@ -89,22 +106,25 @@ fn wrong(name: &'static str, value: &str) -> Error {
 }
 
 /// The comparison. `x`: `[s, hidden]`.
-pub(super) fn compare(
+pub(super) fn compare<W: Weights + Clone>(
     device: &Device,
     config: &Config,
-    weights: &AttentionWeights,
+    source: &W,
     x: ArrayView2<f32>,
     dtype: DType,
     title: &str,
 ) -> Result<Section> {
-    let rounded = (dtype != DType::F32).then(|| round(weights));
-    let weights = rounded.as_ref().unwrap_or(weights);
+    let mut weights = attention_weights(config, source)?;
+    if dtype != DType::F32 {
+        round(&mut weights);
+    }
+    let weights = &weights;
     let x = x.mapv(|v| if dtype == DType::F32 { v } else { bf16_round(v) }); // [s, hidden]
-    let mut trial = Trial::new(device, config, weights, x.view(), dtype)?;
+    let mut trial = Trial::new(device, config, source, x.view(), dtype)?;
     let (s, topk) = (x.nrows(), config.index_topk);
     let title = format!("{title}, {dtype}, {s} tokens, {topk} keys kept");
     let mut section = Section { title, ..Default::default() };
-    let (c, options) = (config.reference_config(), config.reference_options());
+    let (c, options) = (attention_config(config), attention_options(config));
     let layer_bound = Bound::AtMost(LAYER.of(dtype, config.attention_options));
 
     // Dense: the attention kernel on its own inputs, then the layer.
@@ -134,7 +154,7 @@ pub(super) fn compare(
     let want_indices = indexer_topk(x.view(), &c, weights, &options)?; // [s, topk]
     let agrees = selection(&mut section, &indices, &want_indices, config, dtype); // [s]
     let q = trial.download::<Ix3>(&trace.q)?; // [s, h, rank + rope]
-    let kv = trial.download::<Ix2>(&trial.cache.latents(&trial.step)?)?; // [s, rank + rope]
+    let kv = trial.latents()?; // [s, rank + rope]
     let (tau, rank) = (c.softmax_scale(), c.kv_lora_rank);
     if s > 1 || trace.indices.is_some() {
         let want = sparse_mla(q.view(), kv.view(), indices.view(), tau, rank, None, None)?;
@@ -261,8 +281,7 @@ fn last_row(x: &Array2<f32>) -> Array2<f32> {
 }
 
 /// Matrices rounded to bf16, as they are on the device; norms stay f32.
-fn round(w: &AttentionWeights) -> AttentionWeights {
-    let mut w = w.clone();
+fn round(w: &mut AttentionWeights) {
     let indexer = &mut w.indexer;
     for matrix in [
         &mut w.q_a_proj,
@@ -276,5 +295,4 @@ fn round(w: &AttentionWeights) -> AttentionWeights {
     ] {
         matrix.mapv_inplace(bf16_round);
     }
-    w
 }

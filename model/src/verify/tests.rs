@@ -43,7 +43,7 @@ fn one_token_and_fewer_than_topk_pass() {
 #[test]
 fn a_nan_or_a_wrong_weight_fails() {
     let (device, config) = (device(), small(AttentionOptions::EXACT));
-    let weights = random_weights(&config, 1).unwrap();
+    let weights = Random::new(1);
     let mut x = Array2::from_elem((20, config.hidden_size), 0.5);
     x[(3, 7)] = f32::NAN;
     let report = verify(&device, &config, &weights, x.view(), DType::F32).unwrap();

@@ -2,8 +2,6 @@
 
 use std::fmt::Display;
 
-use ndarray::{Array1, Array2, ArrayD};
-
 use super::{Checkpoint, Tensor};
 use crate::error::Result;
 
@@ -45,27 +43,16 @@ impl<'a> WeightPath<'a> {
         self.checkpoint.tensor(&self.name(leaf))
     }
 
-    /// A tensor in f32, of any number of axes.
+    /// The elements of a tensor, in f32 and row-major.
     ///
     /// # Errors
-    /// As [`Checkpoint::f32`].
-    pub fn f32(&self, leaf: &str, shape: &[usize]) -> Result<ArrayD<f32>> {
-        self.checkpoint.f32(&self.name(leaf), shape)
+    /// As [`Checkpoint::values`].
+    pub fn values(&self, leaf: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.checkpoint.values(&self.name(leaf), shape)
     }
 
-    /// A vector [n] in f32.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::f32`].
-    pub fn array1(&self, leaf: &str, n: usize) -> Result<Array1<f32>> {
-        self.checkpoint.array1(&self.name(leaf), n)
-    }
-
-    /// A matrix [rows, columns] in f32.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::f32`].
-    pub fn array2(&self, leaf: &str, shape: [usize; 2]) -> Result<Array2<f32>> {
-        self.checkpoint.array2(&self.name(leaf), shape)
+    /// The checkpoint it is a place in.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
     }
 }

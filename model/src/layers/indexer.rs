@@ -1,32 +1,40 @@
 //! The lightning indexer of a layer: from its input to the keys that each token attends to.
 
-use super::step::{Places, Step};
-use super::weights::Uploader;
-use super::{Heads, linear};
-use crate::cache::{Cache, IndexKeys};
+use super::linear::{Linear, Loader};
 use crate::config::Config;
 use crate::error::Result;
+use crate::run::{Batch, IndexKeys, LayerCache};
+use crate::weights::Weights;
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::hadamard::hadamard;
 use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
 use dsa_kernels::norm::layer_norm;
 use dsa_kernels::quant::{ScaleFmt, act_quant};
 use dsa_kernels::rope::{Pairing, rope};
-use dsa_kernels::top_k::{Policy, top_k};
-use dsa_kernels::{DType, Device, Tensor};
-use dsa_reference::attention_layer::IndexerWeights;
+use dsa_kernels::top_k::{Policy, shift_indices, top_k};
+use dsa_kernels::{Device, Tensor};
 
 /// eps of `k_norm`, a LayerNorm; no configuration names it.
 const K_NORM_EPS: f32 = 1e-6;
 
-/// The weights `indexer.*` and their sizes. Matrices are `[1, out, in]`.
-#[derive(Clone, Debug)]
+/// Heads of one width, side by side in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heads {
+    /// How many.
+    n: usize,
+    /// Elements of one.
+    dim: usize,
+}
+
+/// The weights `indexer.*` and their sizes.
+#[derive(Clone)]
 pub(super) struct Indexer {
-    wq_b: Tensor,          // [1, H · D, q_lora_rank]
-    wk: Tensor,            // [1, D, hidden]
+    wq_b: Linear,          // [H · D, q_lora_rank]
+    wk: Linear,            // [D, hidden]
     k_norm_weight: Tensor, // [D] f32
     k_norm_bias: Tensor,   // [D] f32
-    weights_proj: Tensor,  // [1, H, hidden]
+    weights_proj: Linear,  // [H, hidden]
+    device: Device,
     heads: Heads,
     rope_dim: usize,
     pairing: Pairing,
@@ -36,15 +44,15 @@ pub(super) struct Indexer {
 }
 
 impl Indexer {
-    pub fn new(to: &Uploader, c: &Config, w: &IndexerWeights) -> Result<Self> {
+    pub fn new<W: Weights>(to: &Loader<W>, c: &Config) -> Result<Self> {
         let (n, dim) = (c.index_n_heads, c.index_head_dim);
-        let weights_proj = [n, c.hidden_size];
         Ok(Self {
-            wq_b: to.matrix("indexer.wq_b", &w.wq_b, [n * dim, c.q_lora_rank])?,
-            wk: to.matrix("indexer.wk", &w.wk, [dim, c.hidden_size])?,
-            k_norm_weight: to.vector("indexer.k_norm.weight", &w.k_norm_weight, dim)?,
-            k_norm_bias: to.vector("indexer.k_norm.bias", &w.k_norm_bias, dim)?,
-            weights_proj: to.matrix("indexer.weights_proj", &w.weights_proj, weights_proj)?,
+            wq_b: to.linear("wq_b", [n * dim, c.q_lora_rank])?,
+            wk: to.linear("wk", [dim, c.hidden_size])?,
+            k_norm_weight: to.vector("k_norm.weight", dim)?,
+            k_norm_bias: to.vector("k_norm.bias", dim)?,
+            weights_proj: to.linear("weights_proj", [n, c.hidden_size])?,
+            device: to.device.clone(),
             heads: Heads { n, dim },
             rope_dim: c.qk_rope_head_dim,
             pairing: match c.indexer_rope_interleaved {
@@ -57,37 +65,31 @@ impl Indexer {
     }
 
     /// The new tokens' keys, for the cache: `x` `[n, hidden]` to `[n, D]`.
-    pub fn keys(
-        &self,
-        device: &Device,
-        x: &Tensor,
-        at: &Places,
-        cache: &Cache,
-    ) -> dsa_kernels::Result<Tensor> {
-        let k = linear(device, x, &self.wk, x.dtype())?; // [n, D]
+    pub fn keys(&self, x: &Tensor, batch: &Batch) -> dsa_kernels::Result<Tensor> {
+        let k = self.wk.forward(x)?; // [n, D]
         let (weight, bias) = (&self.k_norm_weight, &self.k_norm_bias);
-        let k = layer_norm(device, &k, weight, bias, K_NORM_EPS)?; // [n, D]
-        self.turn(device, &k, 1, at, cache) // [n, D]
+        let k = layer_norm(&self.device, &k, weight, bias, K_NORM_EPS)?; // [n, D]
+        self.turn(&k, 1, batch) // [n, D]
     }
 
     /// Logits of the new tokens: `x` `[n, hidden]`, `qr` `[n, q_lora_rank]`.
     ///
     /// Returns `[n, columns]` f32. Where the keys are paged, columns are positions in each token's
-    /// own request; where they are rows, columns are rows of the step's table ([`Places`]).
+    /// own request; where they are rows, columns are rows of the step's table ([`Batch`]).
     pub fn logits(
         &self,
-        device: &Device,
         x: &Tensor,
         qr: &Tensor,
-        (step, at): (&Step, &Places),
-        cache: &Cache,
+        batch: &Batch,
+        cache: &LayerCache,
         score_fn: ScoreFn,
     ) -> dsa_kernels::Result<Tensor> {
-        let (n, Heads { n: heads, dim }) = (step.tokens(), self.heads);
-        let q = linear(device, qr, &self.wq_b, x.dtype())?; // [n, H · D]
-        let q = self.turn(device, &q, heads, at, cache)?; // [n, H · D]
-        // The demo computes these in f32, and so does gemm, rounding only its inputs.
-        let w = linear(device, x, &self.weights_proj, DType::F32)?; // [n, H]
+        let device = &self.device;
+        let (n, Heads { n: heads, dim }) = (batch.tokens(), self.heads);
+        let q = self.wq_b.forward(qr)?; // [n, H · D]
+        let q = self.turn(&q, heads, batch)?; // [n, H · D]
+        // The demo computes these in f32, and so does the product, rounding only its inputs.
+        let w = self.weights_proj.forward_f32(x)?; // [n, H]
         match cache.index_keys() {
             IndexKeys::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
@@ -95,18 +97,17 @@ impl Indexer {
                 let q_scale = q8.scale.reshape(&[n, heads])?;
                 let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
                 // A chunk is one request with n new tokens, a batch n requests with one each.
-                let next_n = n / step.requests;
-                let q = q8.codes.reshape(&[step.requests, next_n, heads, dim])?;
-                let table = cache.block_table(step)?; // [requests, max_pages]
+                let next_n = n / batch.requests();
+                let q = q8.codes.reshape(&[batch.requests(), next_n, heads, dim])?;
                 indexer_logits_paged(
                     device,
                     &q,
                     pages,
                     cache.page_size(),
                     &w,
-                    &at.contexts,
-                    &table,
-                    step.longest(),
+                    batch.contexts(),
+                    batch.block_table(),
+                    batch.longest(),
                     score_fn,
                 ) // [n, longest]
             }
@@ -114,45 +115,44 @@ impl Indexer {
                 let q_scale = ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?;
                 let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
                 let q = q.reshape(&[n, heads, dim])?;
-                let (start, rows) = cache.context(step);
+                let (start, rows) = batch.context();
+                let (first, last) = batch.seen_rows();
                 let k = keys.narrow(0, start, rows)?; // [rows, D]
                 let scale = ones.narrow(0, 0, rows)?; // [rows]
-                indexer_logits(device, &q, &k, &scale, &w, &at.first, &at.last, score_fn) // [n, rows]
+                indexer_logits(device, &q, &k, &scale, &w, first, last, score_fn) // [n, rows]
             }
         }
     }
 
-    /// The `topk` best columns of the logits: `[n, topk]` i32, ascending, then -1.
+    /// The keys that each token attends to: the `topk` best columns of the logits, as rows of the step's table
+    /// `[n, topk]` i32, ascending, then -1.
     pub fn select(
         &self,
-        device: &Device,
         logits: &Tensor,
-        at: &Places,
-        cache: &Cache,
+        batch: &Batch,
+        cache: &LayerCache,
         topk: usize,
         policy: Policy,
     ) -> dsa_kernels::Result<Tensor> {
-        let (ks, ke) = match cache.index_keys() {
-            IndexKeys::Paged(_) => (&at.zero, &at.seen),
-            IndexKeys::Rows { .. } => (&at.first, &at.last),
-        };
-        top_k(device, logits, ks, ke, topk, policy) // [n, topk]
+        let device = &self.device;
+        let rows = matches!(cache.index_keys(), IndexKeys::Rows { .. });
+        let (ks, ke) = if rows { batch.seen_rows() } else { batch.seen_positions() };
+        let chosen = top_k(device, logits, ks, ke, topk, policy)?; // [n, topk]
+        // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of
+        // several they are to be moved to where their request begins.
+        if rows || batch.requests() == 1 {
+            return Ok(chosen);
+        }
+        shift_indices(device, &chosen, batch.seen_rows().0)
     }
 
     /// Gives position to the first dimensions of every head (in the main attention it is the last),
     /// and spreads outliers: `x` `[n, heads · D]` to the same shape. Changes x.
-    fn turn(
-        &self,
-        device: &Device,
-        x: &Tensor,
-        heads: usize,
-        at: &Places,
-        cache: &Cache,
-    ) -> dsa_kernels::Result<Tensor> {
-        let (n, dim) = (x.shape()[0], self.heads.dim);
+    fn turn(&self, x: &Tensor, heads: usize, batch: &Batch) -> dsa_kernels::Result<Tensor> {
+        let (device, n, dim) = (&self.device, x.shape()[0], self.heads.dim);
         let turned = x.reshape(&[n, heads, dim])?.narrow(2, 0, self.rope_dim)?; // [n, heads, rope]
-        let (cos, sin) = cache.cos_sin();
-        rope(device, &turned, cos, sin, &at.positions, &turned, self.pairing)?;
+        let rotary = batch.rotary();
+        rope(device, &turned, &rotary.cos, &rotary.sin, batch.at(), &turned, self.pairing)?;
         if !self.hadamard {
             return Ok(x.clone());
         }

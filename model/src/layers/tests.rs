@@ -1,15 +1,20 @@
 //! The layer against the reference's, in every way in which tokens can come.
 
-use super::*;
-use crate::cache::{CacheSize, KvFormat};
-use crate::config::{AttentionOptions, Yarn};
+use super::Attention;
+use super::attention::check_sizes;
+use crate::config::{AttentionOptions, Config, Yarn};
+use crate::error::{Error, Result};
+use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode, Stage};
+use crate::verify::reference::{attention_config, attention_options, attention_weights};
 use crate::verify::thresholds::{LAYER, worst_row};
-use dsa_reference::attention_layer::{self, AttentionWeights};
+use crate::weights::{Random, Weights};
+use dsa_kernels::{DType, Device, Tensor};
+use dsa_reference::attention_layer;
 use dsa_tests::generate::Rng;
 use ndarray::{Array2, s};
 
 const TOKENS: usize = 23;
-const SIZE: CacheSize = CacheSize { requests: 1, max_seq: 24, page_size: 5 };
+const SIZE: CacheSize = CacheSize { layers: 1, requests: 1, max_seq: 24, page_size: 5 };
 
 /// No width is a multiple of a tile.
 fn config(index_topk: usize, attention_options: AttentionOptions) -> Config {
@@ -37,7 +42,6 @@ fn config(index_topk: usize, attention_options: AttentionOptions) -> Config {
 struct Case {
     device: Device,
     config: Config,
-    weights: AttentionWeights,
     layer: Attention,
     x: Array2<f32>,
 }
@@ -45,11 +49,10 @@ struct Case {
 impl Case {
     fn new(config: Config) -> Self {
         let device = Device::named("cpu").unwrap();
-        let weights = random_weights(&config, 1).unwrap();
-        let layer = Attention::from_weights(&device, &config, &weights, DType::F32).unwrap();
+        let layer = Attention::new(&device, &config, Random::new(1), DType::F32).unwrap();
         let mut rng = Rng::new(2);
         let x = Array2::from_shape_simple_fn((TOKENS, config.hidden_size), || rng.normal());
-        Self { device, config, weights, layer, x }
+        Self { device, config, layer, x }
     }
 
     fn cache(&self, size: CacheSize, format: KvFormat) -> Cache {
@@ -66,13 +69,42 @@ impl Case {
         Array2::from_shape_vec((y.shape()[0], y.shape()[1]), values).unwrap()
     }
 
+    /// A chunk of one request.
+    fn forward(
+        &self,
+        x: &Tensor,
+        cache: &mut Cache,
+        request: usize,
+        start: usize,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let batch = Batch::chunk(cache, request, start, x.shape()[0], mode)?;
+        let y = self.layer.forward(x, &batch, cache.layer(0)?)?;
+        cache.advance(&batch);
+        Ok(y)
+    }
+
+    /// A token of each request.
+    fn decode(
+        &self,
+        x: &Tensor,
+        cache: &mut Cache,
+        positions: &[usize],
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let batch = Batch::decode(cache, positions, mode)?;
+        let y = self.layer.forward(x, &batch, cache.layer(0)?)?;
+        cache.advance(&batch);
+        Ok(y)
+    }
+
     /// All tokens, in chunks of these lengths.
     fn chunks(&self, cache: &mut Cache, lengths: &[usize], mode: Mode) -> Array2<f32> {
         let mut out = Array2::zeros((0, self.config.hidden_size));
         for length in lengths {
             let start = out.nrows();
             let x = self.upload(&self.x.slice(s![start..start + length, ..]).to_owned());
-            let y = self.layer.forward(&x, cache, 0, start, mode, &mut Stages::new()).unwrap();
+            let y = self.forward(&x, cache, 0, start, mode).unwrap();
             out.append(ndarray::Axis(0), self.download(&y).view()).unwrap();
         }
         out
@@ -83,8 +115,9 @@ impl Case {
             Mode::Dense => attention_layer::Mode::Dense,
             Mode::Sparse => attention_layer::Mode::Sparse,
         };
-        let (config, options) = (self.config.reference_config(), self.config.reference_options());
-        attention_layer::attention(self.x.view(), &config, &self.weights, &options, mode).unwrap()
+        let (config, options) = (attention_config(&self.config), attention_options(&self.config));
+        let weights = attention_weights(&self.config, &Random::new(1)).unwrap();
+        attention_layer::attention(self.x.view(), &config, &weights, &options, mode).unwrap()
     }
 
     fn assert_near(&self, got: &Array2<f32>, want: &Array2<f32>, what: &str) {
@@ -132,13 +165,11 @@ fn a_batch_of_contexts_of_different_lengths_equals_the_reference() {
             // steps are at one position.
             for (request, start) in [11, 4, 0].into_iter().enumerate().filter(|(_, n)| *n > 0) {
                 let x = case.upload(&case.x.slice(s![..start, ..]).to_owned());
-                let stages = &mut Stages::new();
-                case.layer.forward(&x, &mut cache, request, 0, mode, stages).unwrap();
+                case.forward(&x, &mut cache, request, 0, mode).unwrap();
             }
             for positions in [[11, 4, 0], [12, 5, 1], [2, 2, 2]] {
                 let x = case.x.select(ndarray::Axis(0), &positions);
-                let stages = &mut Stages::new();
-                let y = case.layer.decode(&case.upload(&x), &mut cache, &positions, mode, stages);
+                let y = case.decode(&case.upload(&x), &mut cache, &positions, mode);
                 let want = want.select(ndarray::Axis(0), &positions);
                 let what = format!("{mode:?} {format:?} {positions:?}");
                 case.assert_near(&case.download(&y.unwrap()), &want, &what);
@@ -178,14 +209,15 @@ fn the_official_arithmetic_stays_close_to_the_reference() {
 fn bf16_runs_in_both_modes_and_stages_are_measured() {
     let case = Case::new(config(7, AttentionOptions::OFFICIAL));
     let (device, dtype) = (&case.device, DType::Bf16);
-    let layer = Attention::from_weights(device, &case.config, &case.weights, dtype).unwrap();
+    let layer = Attention::new(device, &case.config, Random::new(1), dtype).unwrap();
     let mut cache = Cache::new(device, &case.config, SIZE, dtype, KvFormat::Fp8).unwrap();
     cache.fill_random(20, 3).unwrap();
-    let mut stages = Stages::measuring(device);
     for mode in [Mode::Dense, Mode::Sparse] {
-        stages.reset();
         let x = device.upload_f32(&vec![0.5; 3 * 40], &[3, 40], dtype).unwrap();
-        let y = layer.forward(&x, &mut cache, 0, 20, mode, &mut stages).unwrap();
+        let batch = Batch::chunk(&cache, 0, 20, 3, mode).unwrap().measured();
+        let y = layer.forward(&x, &batch, cache.layer(0).unwrap()).unwrap();
+        cache.advance(&batch);
+        let stages = batch.stages();
         assert!(device.download_f32(&y).unwrap().iter().all(|v| v.is_finite() && *v != 0.0));
         let measured = Stage::ALL.map(|stage| stages.seconds(stage) > 0.0);
         let sparse = mode == Mode::Sparse;
@@ -198,10 +230,9 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
 
 #[test]
 fn tensors_that_the_kernels_cannot_index_are_refused() {
-    let positions = (0..4096).collect();
-    let step = Step { phase: Phase::Prefill, request: 0, requests: 1, positions };
     let check = |rows, sparse, expanded| {
-        let error = step.check_sizes(&Config::v32(), rows, sparse, expanded).err()?;
+        let mode = if sparse { Mode::Sparse } else { Mode::Dense };
+        let error = check_sizes(&Config::v32(), 4096, rows, mode, expanded).err()?;
         let Error::Argument { name, .. } = error else { panic!("{error}") };
         Some(name)
     };
@@ -218,9 +249,8 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(cache.max_seq(), 25);
     let x =
         |rows, dtype| case.device.upload_f32(&vec![0.0; rows * 40], &[rows, 40], dtype).unwrap();
-    let stages = &mut Stages::new();
     let mut forward = |x: &Tensor, request, start, mode| {
-        let error = case.layer.forward(x, &mut cache, request, start, mode, stages).unwrap_err();
+        let error = case.forward(x, &mut cache, request, start, mode).unwrap_err();
         let Error::Argument { name, .. } = error else { panic!("{error}") };
         name
     };
@@ -231,24 +261,59 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(forward(&x(2, DType::F32), 0, usize::MAX, Mode::Dense), "start");
     assert_eq!(forward(&x(2, DType::F32), 0, 1, Mode::Dense), "position");
     case.chunks(&mut cache, &[4], Mode::Dense);
-    let stages = &mut Stages::new();
-    let error = case.layer.forward(&x(1, DType::F32), &mut cache, 0, 4, Mode::Sparse, stages);
+    let error = case.forward(&x(1, DType::F32), &mut cache, 0, 4, Mode::Sparse);
     assert!(error.err().unwrap().to_string().contains("with index keys"));
     for positions in [&[][..], &[4, 4], &[25]] {
         let rows = x(positions.len(), DType::F32);
-        assert!(case.layer.decode(&rows, &mut cache, positions, Mode::Dense, stages).is_err());
+        assert!(case.decode(&rows, &mut cache, positions, Mode::Dense).is_err());
     }
     for size in [
         CacheSize { requests: 0, ..SIZE },
         CacheSize { page_size: 0, ..SIZE },
-        CacheSize { requests: 1 << 30, max_seq: 1 << 30, page_size: 1 },
+        CacheSize { requests: 1 << 30, max_seq: 1 << 30, page_size: 1, ..SIZE },
     ] {
         let cache = Cache::new(&case.device, &case.config, size, DType::F32, KvFormat::Fp8);
         assert!(matches!(cache.err(), Some(Error::Argument { .. })));
     }
     let cache = Cache::new(&case.device, &case.config, SIZE, DType::E4m3, KvFormat::Fp8);
     assert!(matches!(cache.err(), Some(Error::Argument { name: "dtype", .. })));
-    let short = AttentionWeights { o_proj: Array2::zeros((40, 17)), ..case.weights.clone() };
-    let layer = Attention::from_weights(&case.device, &case.config, &short, DType::F32);
+    // Made for another layer, or of another type.
+    let other = Config { kv_lora_rank: 8, ..case.config.clone() };
+    for (config, dtype) in [(&other, DType::F32), (&case.config, DType::Bf16)] {
+        let mut cache = Cache::new(&case.device, config, SIZE, dtype, KvFormat::Elements).unwrap();
+        let error = case.forward(&x(2, DType::F32), &mut cache, 0, 0, Mode::Dense).unwrap_err();
+        assert!(matches!(error, Error::Argument { name: "cache", .. }), "{error}");
+    }
+}
+
+/// Weights of which one has another shape than the configuration says.
+#[derive(Clone)]
+struct Short(Random);
+
+impl Weights for Short {
+    fn at(&self, part: impl std::fmt::Display) -> Self {
+        Self(self.0.at(part))
+    }
+
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        match name {
+            "o_proj.weight" => Err(Error::Shape {
+                name: name.into(),
+                found: vec![40, 17],
+                expected: shape.into(),
+            }),
+            _ => self.0.values(name, shape),
+        }
+    }
+
+    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<&[u8]>> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_weight_of_another_shape_is_refused() {
+    let (device, config) = (Device::named("cpu").unwrap(), config(7, AttentionOptions::EXACT));
+    let layer = Attention::new(&device, &config, Short(Random::new(1)), DType::F32);
     assert!(matches!(layer.err(), Some(Error::Shape { .. })));
 }

@@ -1,6 +1,7 @@
 //! The stages that a step's time is divided into.
 
 use dsa_kernels::{Device, KernelError, Result};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A part of a step. What both modes do is in [`Projections`](Stage::Projections), so that their
 /// difference is in the others.
@@ -47,10 +48,10 @@ impl std::fmt::Display for Stage {
 ///
 /// Measuring waits for the device after every stage: the sum is the time of the kernels, not of the
 /// step, whose launches then no longer overlap with anything.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Stages {
     device: Option<Device>,
-    seconds: [f64; Stage::ALL.len()],
+    seconds: Mutex<[f64; Stage::ALL.len()]>,
 }
 
 impl Stages {
@@ -66,22 +67,17 @@ impl Stages {
 
     /// Device time spent in `stage` so far, in seconds; 0 if not measuring.
     pub fn seconds(&self, stage: Stage) -> f64 {
-        self.seconds[stage as usize]
+        self.held()[stage as usize]
     }
 
     /// Device time of all stages so far, in seconds.
     pub fn total(&self) -> f64 {
-        self.seconds.iter().sum()
-    }
-
-    /// Forgets the times.
-    pub fn reset(&mut self) {
-        self.seconds = Default::default();
+        self.held().iter().sum()
     }
 
     /// Runs `work` as a part of `stage`.
     pub(crate) fn run<T: Send>(
-        &mut self,
+        &self,
         stage: Stage,
         work: impl FnOnce() -> Result<T> + Send,
     ) -> Result<T> {
@@ -93,10 +89,15 @@ impl Stages {
             made = Some(work()?);
             Ok(())
         })?;
-        self.seconds[stage as usize] += time.as_secs_f64();
+        self.held()[stage as usize] += time.as_secs_f64();
         made.ok_or_else(|| KernelError::Launch {
             device: device.name().to_string(),
             reason: format!("the profiler did not run the stage {stage}"),
         })
+    }
+
+    /// Numbers are whole whatever panicked while it held them.
+    fn held(&self) -> MutexGuard<'_, [f64; Stage::ALL.len()]> {
+        self.seconds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

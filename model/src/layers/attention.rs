@@ -1,0 +1,306 @@
+//! The attention of one layer on the kernels: multi-head latent attention, dense or with DSA.
+//!
+//! ```text
+//! qr = RMSNorm(x·Wq_aᵀ)            c ‖ k_pe = x·Wkv_aᵀ, c = RMSNorm(c), k_pe = RoPE(k_pe) → cache
+//! q_nope ‖ q_pe = qr·Wq_bᵀ         q_pe = RoPE(q_pe)
+//!
+//! expanded: k_nope ‖ v = c·Wkv_bᵀ  attention of q_nope ‖ q_pe to k_nope ‖ k_pe, values v
+//! absorbed: q' = q_nope·W_UK       attention of q' ‖ q_pe to c ‖ k_pe, values c; o = o'·W_UV
+//! ```
+//!
+//! | | prefill | decode |
+//! |---|---|---|
+//! | [`Mode::Dense`] | expanded, all keys | absorbed, all keys |
+//! | [`Mode::Sparse`] | absorbed, the keys the indexer selects | the same |
+//!
+//! The mode is the one switch: projections, cache and rounding are the same code in both. Keys
+//! always come from the cache, so a prompt may come in chunks of any length.
+//!
+//! Source: `MLA` and `Indexer` of the DeepSeek-V3.2-Exp inference demo (November 2025), in the forms
+//! of its production kernels. Linears multiply weights dequantised to the layer's type; the demo
+//! also rounds their inputs to fp8. Every intermediate is rounded to the layer's type.
+//!
+//! ```text
+//! let layer = Attention::new(&device, &config, &layers.at(0).at("self_attn"), DType::Bf16)?;
+//! let mut cache = Cache::new(&device, &config, size, DType::Bf16, KvFormat::Elements)?;
+//! let batch = Batch::chunk(&cache, 0, 0, n, Mode::Sparse)?;          // a prompt of n tokens
+//! let y = layer.forward(&x, &batch, cache.layer(0)?)?;
+//! cache.advance(&batch);
+//! let batch = Batch::decode(&cache, &[n], Mode::Sparse)?;            // the next token
+//! ```
+
+use super::indexer::Indexer;
+use super::kv_b::KvB;
+use super::linear::{Linear, Loader, check_dtype};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::run::{Batch, LayerCache, Mode, Phase, Stage};
+use crate::weights::Weights;
+use dsa_kernels::attention::AttentionArgs;
+use dsa_kernels::dense_attention::{dense_mha, dense_mla};
+use dsa_kernels::indexer::ScoreFn;
+use dsa_kernels::norm::{rms_norm, rms_norm_into};
+use dsa_kernels::quant::{ScaleFmt, round_trip};
+use dsa_kernels::rope::{Pairing, rope};
+use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
+use dsa_kernels::top_k::Policy;
+use dsa_kernels::{DType, Device, Tensor};
+
+/// The attention of one layer: its weights on a device.
+#[derive(Clone)]
+pub struct Attention {
+    q_a_proj: Linear,           // [q_lora_rank, hidden]
+    q_a_layernorm: Tensor,      // [q_lora_rank] f32
+    q_b_proj: Linear,           // [h · (nope + rope), q_lora_rank]
+    kv_a_proj_with_mqa: Linear, // [rank + rope, hidden]
+    kv_a_layernorm: Tensor,     // [rank] f32
+    kv_b_proj: KvB,
+    o_proj: Linear, // [hidden, h · v]
+    indexer: Indexer,
+    device: Device,
+    config: Config,
+    dtype: DType,
+    /// How an indexer head's product becomes its share of the score.
+    pub score_fn: ScoreFn,
+    /// Which keys are taken by their scores.
+    pub policy: Policy,
+    /// Sparse prefill in the expanded form while the context is no longer than `index_topk`: all
+    /// of them are selected then. Off by default.
+    pub expand_short_prefill: bool,
+}
+
+/// What a step computed, for those who compare.
+pub struct Trace {
+    /// `[n, hidden]`.
+    pub hidden: Tensor,
+    /// `[n, h, nope + rope]` expanded, `[n, h, rank + rope]` absorbed.
+    pub q: Tensor,
+    /// Keys and values of each head, if expanded: `[rows, h, nope + rope]`, `[rows, h, v]`.
+    pub expanded: Option<(Tensor, Tensor)>,
+    /// Rows of the step's table that were selected, `[n, index_topk]` i32.
+    pub indices: Option<Tensor>,
+    /// What the attention kernel returned.
+    pub attention: dsa_kernels::attention::Attention,
+}
+
+impl Attention {
+    /// The layer whose weights are those of `weights` (`model.layers.N.self_attn`), in `dtype`, f32 or bf16, which
+    /// is the type of its input and output too.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for the weights;
+    /// [`Error::Argument`] for another `dtype`; [`Error::Kernel`] if the device refuses.
+    pub fn new<W: Weights>(
+        device: &Device,
+        config: &Config,
+        weights: W,
+        dtype: DType,
+    ) -> Result<Self> {
+        check_dtype(dtype)?;
+        let (c, to) = (config, Loader { device, weights, dtype });
+        let (hidden, heads, query) = (c.hidden_size, c.num_attention_heads, c.q_lora_rank);
+        Ok(Self {
+            q_a_proj: to.linear("q_a_proj", [query, hidden])?,
+            q_a_layernorm: to.vector("q_a_layernorm.weight", query)?,
+            q_b_proj: to.linear("q_b_proj", [heads * c.qk_head_dim(), query])?,
+            kv_a_proj_with_mqa: to.linear("kv_a_proj_with_mqa", [c.latent_dim(), hidden])?,
+            kv_a_layernorm: to.vector("kv_a_layernorm.weight", c.kv_lora_rank)?,
+            kv_b_proj: KvB::new(&to, c)?,
+            o_proj: to.linear("o_proj", [hidden, heads * c.v_head_dim])?,
+            indexer: Indexer::new(&to.at("indexer"), c)?,
+            device: device.clone(),
+            config: c.clone(),
+            dtype,
+            score_fn: ScoreFn::default(),
+            policy: Policy::default(),
+            expand_short_prefill: false,
+        })
+    }
+
+    /// The type of the weights, of the input and of the output.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// A step: what is added to the residual, `[n, hidden]`.
+    ///
+    /// - `x`: `[n, hidden]` of the layer's type, contiguous: the hidden states of the batch's n tokens after
+    ///   `input_layernorm`;
+    /// - `cache`: this layer's, of the [`Cache`](crate::run::Cache) that the batch was made for. What it holds at
+    ///   the tokens' positions is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if x is not the batch's, or for a step whose tensors would have more elements than the
+    /// kernels can index; [`Error::Kernel`] if a kernel fails.
+    pub fn forward(&self, x: &Tensor, batch: &Batch, cache: &mut LayerCache) -> Result<Tensor> {
+        Ok(self.trace(x, batch, cache)?.hidden)
+    }
+
+    /// [`Attention::forward`], with what it computed on the way.
+    ///
+    /// # Errors
+    /// As [`Attention::forward`].
+    pub fn trace(&self, x: &Tensor, batch: &Batch, cache: &mut LayerCache) -> Result<Trace> {
+        let sparse = batch.mode() == Mode::Sparse;
+        let topk = self.config.index_topk;
+        let all_kept = self.expand_short_prefill && batch.longest() <= topk;
+        let expanded = batch.phase() == Phase::Prefill && (!sparse || all_kept);
+        self.check(x, batch, cache, expanded)?;
+
+        let stages = batch.stages();
+        let (qr, q) =
+            stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
+        let mut indices = None;
+        if sparse {
+            let logits = stages.run(Stage::Indexer, || {
+                let k = self.indexer.keys(x, batch)?; // [n, D]
+                cache.store_index_keys(&k, batch)?;
+                if expanded {
+                    return Ok(None);
+                }
+                self.indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
+            })?;
+            if let Some(logits) = logits {
+                let select = || self.indexer.select(&logits, batch, cache, topk, self.policy);
+                indices = Some(stages.run(Stage::TopK, select)?); // [n, topk]
+            }
+        }
+        let (q, o, expanded, attention) = if expanded {
+            let (k, v) = stages.run(Stage::Expansion, || {
+                self.kv_b_proj.expand(&cache.latents(batch)?, batch)
+            })?; // [rows, h, nope + rope], [rows, h, v]
+            let (first, last) = batch.seen_rows();
+            let attention = stages.run(Stage::Attention, || {
+                dense_mha(&self.device, &q, &k, &v, first, last, self.scale())
+            })?; // [n, h, v]
+            (q, attention.out.clone(), Some((k, v)), attention)
+        } else {
+            let attention = stages
+                .run(Stage::Attention, || self.attend(&q, indices.as_ref(), batch, cache))?; // [n, h, rank]
+            let o = stages.run(Stage::Projections, || self.kv_b_proj.values(&attention.out))?; // [n, h, v]
+            (q, o, None, attention)
+        };
+        let hidden = stages.run(Stage::Projections, || {
+            let o = o.reshape(&[batch.tokens(), o.shape()[1] * o.shape()[2]])?; // [n, h · v]
+            self.o_proj.forward(&o) // [n, hidden]
+        })?;
+        Ok(Trace { hidden, q, expanded, indices, attention })
+    }
+
+    /// qr `[n, q_lora_rank]`, and q with position: `[n, h, nope + rope]` expanded, `[n, h, rank +
+    /// rope]` absorbed. c and k_pe go to the cache.
+    fn project(
+        &self,
+        x: &Tensor,
+        expanded: bool,
+        batch: &Batch,
+        cache: &mut LayerCache,
+    ) -> dsa_kernels::Result<(Tensor, Tensor)> {
+        let (device, c, n) = (&self.device, &self.config, batch.tokens());
+        let (rank, rope_dim, nope) = (c.kv_lora_rank, c.qk_rope_head_dim, c.qk_nope_head_dim);
+        let (rotary, eps) = (batch.rotary(), c.rms_norm_eps as f32);
+        let turn = |from: &Tensor, to: &Tensor| {
+            let pairing = Pairing::Interleaved;
+            rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)
+        };
+
+        let qr = self.q_a_proj.forward(x)?; // [n, q_lora_rank]
+        let qr = rms_norm(device, &qr, &self.q_a_layernorm, eps)?; // [n, q_lora_rank]
+        let q = self.q_b_proj.forward(&qr)?; // [n, h · (nope + rope)]
+        let q = q.reshape(&[n, c.num_attention_heads, nope + rope_dim])?;
+        let q_pe = q.narrow(2, nope, rope_dim)?; // [n, h, rope]
+        let q = if expanded { q } else { self.kv_b_proj.absorb(&q)? };
+        turn(&q_pe, &q.narrow(2, q.shape()[2] - rope_dim, rope_dim)?)?;
+
+        let kv_a = self.kv_a_proj_with_mqa.forward(x)?; // [n, rank + rope]
+        let kv = device.empty(&[n, rank + rope_dim], self.dtype); // [n, rank + rope]
+        let latent = kv.narrow(1, 0, rank)?; // [n, rank]
+        rms_norm_into(device, &kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
+        if c.attention_options.kv_fp8 {
+            round_trip(device, &latent, &latent, ScaleFmt::Ue8m0)?;
+        }
+        let k_pe = |row: &Tensor| {
+            row.reshape(&[n, 1, rank + rope_dim])?.narrow(2, rank, rope_dim) // [n, 1, rope]
+        };
+        turn(&k_pe(&kv_a)?, &k_pe(&kv)?)?;
+        cache.store_latents(&kv, batch)?;
+        Ok((qr, q))
+    }
+
+    /// Absorbed attention of `q` `[n, h, rank + rope]` to the rows listed, or else to all that each
+    /// token may see: out `[n, h, rank]`.
+    fn attend(
+        &self,
+        q: &Tensor,
+        indices: Option<&Tensor>,
+        batch: &Batch,
+        cache: &LayerCache,
+    ) -> dsa_kernels::Result<dsa_kernels::attention::Attention> {
+        let (device, d_v) = (&self.device, self.config.kv_lora_rank);
+        let args = AttentionArgs { softmax_scale: self.scale(), d_v, ..Default::default() };
+        let kv = cache.latents(batch)?; // [rows, rank + rope]
+        let records = cache.records(batch)?; // [pages, page bytes]
+        let (first, last) = batch.seen_rows();
+        match (indices, records) {
+            (None, _) => dense_mla(device, q, &kv, first, last, &args),
+            (Some(indices), Some((records, record))) if batch.phase() == Phase::Decode => {
+                let page_size = cache.page_size();
+                sparse_mla_paged(device, q, &records, page_size, record, indices, &args)
+            }
+            (Some(indices), _) => sparse_mla(device, q, &kv, indices, &args),
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        self.config.softmax_scale() as f32
+    }
+
+    /// Refuses an input or a cache that is not this layer's and the batch's, and a step whose largest tensors have
+    /// more elements than the kernels can index.
+    fn check(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        cache: &LayerCache,
+        expanded: bool,
+    ) -> Result<()> {
+        let (n, hidden) = (batch.tokens(), self.config.hidden_size);
+        let right =
+            *x.shape() == [n, hidden] && x.dtype() == self.dtype && x.is_contiguous();
+        let got = format!("{} {:?} of strides {:?}", x.dtype(), x.shape(), x.strides());
+        let expected = format!("{} [{n}, {hidden}], contiguous", self.dtype);
+        Error::check(right, "x", got, expected)?;
+        let expected = (self.config.latent_dim(), self.config.index_head_dim);
+        let right = cache.widths() == expected && cache.dtype() == self.dtype;
+        let got = format!("{} rows of widths {:?}", cache.dtype(), cache.widths());
+        Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))?;
+        check_sizes(&self.config, n, batch.context().1, batch.mode(), expanded)
+    }
+}
+
+/// Refuses a step of `n` tokens that see `rows` rows whose largest tensors have more elements than the kernels can
+/// index.
+pub(super) fn check_sizes(
+    config: &Config,
+    n: usize,
+    rows: usize,
+    mode: Mode,
+    expanded: bool,
+) -> Result<()> {
+    let heads = config.num_attention_heads;
+    let per_head = config.qk_head_dim().max(config.v_head_dim);
+    let (index_q, sparse) = (config.index_n_heads * config.index_head_dim, mode == Mode::Sparse);
+    let sizes = [
+        ("the size of x", true, n, config.hidden_size),
+        ("the size of q, absorbed", !expanded, n, heads * config.latent_dim()),
+        ("the size of the keys, expanded", expanded, rows, heads * per_head),
+        ("the size of the index queries", sparse, n, index_q),
+        ("the size of the index logits", sparse && !expanded, n, rows),
+    ];
+    for (name, _, rows, width) in sizes.into_iter().filter(|(_, made, ..)| *made) {
+        let fits = (rows as u64).checked_mul(width as u64).is_some_and(|size| size < 1 << 32);
+        let got = format!("{rows} rows of {width}");
+        Error::check(fits, name, got, "fewer than 2^32 elements: take shorter chunks")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! What a step shares over all layers: where its tokens stand ([`Batch`], uploaded once), what the layers keep of
+//! earlier tokens ([`Cache`], one block table for all), the rotary table ([`Rotary`], one a model) and the
+//! division of its time ([`Stages`]).
+
+mod batch;
+mod cache;
+mod fill;
+mod rotary;
+mod stages;
+
+pub use batch::{Batch, Mode, Phase};
+pub use cache::{Cache, CacheSize, KvFormat, LayerCache};
+pub use rotary::Rotary;
+pub use stages::{Stage, Stages};
+
+pub(crate) use cache::IndexKeys;
+pub(crate) use rotary::temperature;

@@ -1,0 +1,319 @@
+//! What the layers keep of the tokens they have seen.
+//!
+//! | | each token and layer | bytes in V3.2 |
+//! |---|---|---|
+//! | latent rows | c ‖ k_pe, `kv_lora_rank + rope` elements | 1152 in bf16 |
+//! | fp8 records ([`KvFormat::Fp8`]) | c in e4m3, its scales, k_pe in bf16 | 656 |
+//! | index keys, paged (`index_fp8`) | k in e4m3, its scale | 132 |
+//! | index keys, rows (without) | k, D elements | 256 in bf16 |
+//!
+//! Requests lie one after another, `max_seq` tokens each, in all of them and in every layer: position p of request
+//! r is row, or slot, `r · max_seq + p`. The one block table says the same, page by page.
+
+use super::{Batch, Mode, Rotary};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use dsa_kernels::copy::place_rows;
+use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt, act_quant, store_index_keys, store_kv};
+use dsa_kernels::{DType, Device, Tensor};
+
+/// What sparse decode reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// The latent rows.
+    Elements,
+    /// fp8 records beside the rows (which dense attention and prefill still read): FlashMLA's.
+    Fp8,
+}
+
+/// The sizes of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CacheSize {
+    /// Layers.
+    pub layers: usize,
+    /// Requests side by side.
+    pub requests: usize,
+    /// Tokens of each; rounded up to whole pages.
+    pub max_seq: usize,
+    /// Tokens of a page, 64 in FlashMLA and DeepGEMM.
+    pub page_size: usize,
+}
+
+/// The caches of all layers, and what they share.
+#[derive(Clone)]
+pub struct Cache {
+    device: Device,
+    size: CacheSize,
+    layers: Vec<LayerCache>,
+    block_table: Tensor, // [requests, max_seq / page_size] i32
+    rotary: Rotary,      // [max_seq, rope / 2]
+    /// Tokens that each request holds, and those of them that have index keys.
+    lengths: Vec<(usize, usize)>,
+}
+
+/// The cache of one layer.
+#[derive(Clone)]
+pub struct LayerCache {
+    device: Device,
+    page_size: usize,
+    /// Pages of one request.
+    pages: usize,
+    record: KvRecord,
+    latent: Tensor,          // [requests · max_seq, rank + rope]
+    records: Option<Tensor>, // [pages, page_size · record bytes] u8
+    index_keys: IndexKeys,
+    index_dim: usize,
+}
+
+/// The indexer's keys.
+#[derive(Clone, Debug)]
+pub(crate) enum IndexKeys {
+    /// `[pages, page_size · (D + 4)]` u8.
+    Paged(Tensor),
+    /// As they are.
+    Rows {
+        /// `[requests · max_seq, D]`.
+        keys: Tensor,
+        /// Ones, f32: the scales of all keys, and those of a step's queries.
+        ones: Tensor,
+    },
+}
+
+impl Cache {
+    /// Empty caches for layers of `config`, whose rows are of type `dtype` (the layers').
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if a layer's rows have
+    /// more elements than the kernels can index.
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        size: CacheSize,
+        dtype: DType,
+        format: KvFormat,
+    ) -> Result<Self> {
+        let size = check_size(size, config, dtype)?;
+        let CacheSize { layers, requests, max_seq, page_size } = size;
+        let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
+        let table: Vec<i32> = (0..pages as i32).collect();
+        // The scales of all keys, and of a step's queries, where index keys are rows.
+        let ones = if config.attention_options.index_fp8 {
+            0
+        } else {
+            rows.max(requests.max(max_seq) * config.index_n_heads)
+        };
+        let ones = device.upload_f32(&vec![1.0; ones], &[ones], DType::F32)?;
+        let layer = || LayerCache::new(device, config, size, &ones, dtype, format);
+        Ok(Self {
+            device: device.clone(),
+            size,
+            layers: (0..layers).map(|_| layer()).collect(),
+            block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
+            rotary: Rotary::new(device, config, max_seq)?,
+            lengths: vec![(0, 0); requests],
+        })
+    }
+
+    /// The cache of layer `layer`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such layer.
+    pub fn layer(&mut self, layer: usize) -> Result<&mut LayerCache> {
+        let layers = self.layers.len();
+        Error::check(layer < layers, "layer", layer, format!("below {layers}"))?;
+        Ok(&mut self.layers[layer])
+    }
+
+    /// Requests side by side.
+    pub fn requests(&self) -> usize {
+        self.size.requests
+    }
+
+    /// Tokens that each request has room for: the size asked for, in whole pages.
+    pub fn max_seq(&self) -> usize {
+        self.size.max_seq
+    }
+
+    /// Tokens that `request` holds; 0 for one that does not exist.
+    pub fn length(&self, request: usize) -> usize {
+        self.lengths.get(request).map_or(0, |lengths| lengths.0)
+    }
+
+    /// Forgets every token.
+    pub fn clear(&mut self) {
+        self.lengths.fill((0, 0));
+    }
+
+    /// Notes that the batch's tokens are the last ones that their requests hold: every layer has stored them.
+    pub fn advance(&mut self, batch: &Batch) {
+        for (row, position) in batch.positions().iter().enumerate() {
+            let (length, indexed) = &mut self.lengths[batch.request_of(row)];
+            *length = position + 1;
+            let sparse = batch.mode() == Mode::Sparse;
+            *indexed = if sparse { *length } else { (*indexed).min(*position) };
+        }
+    }
+
+    /// Refuses a token at `start` of `request` that would leave a gap, or need index keys that were never
+    /// computed.
+    pub(crate) fn check(&self, request: usize, start: usize, mode: Mode) -> Result<()> {
+        let (length, indexed) = self.lengths[request];
+        let held = format!("at most {length}, the tokens that request {request} holds");
+        Error::check(start <= length, "position", start, held)?;
+        let held = format!(
+            "at most {indexed}, the tokens of request {request} with index keys (the others \
+             were computed in dense mode)"
+        );
+        Error::check(mode == Mode::Dense || start <= indexed, "position", start, held)
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The layers' caches.
+    pub(crate) fn layers(&mut self) -> &mut [LayerCache] {
+        &mut self.layers
+    }
+
+    /// The block tables of all requests: `[requests, max_pages]` i32.
+    pub(crate) fn block_table(&self) -> &Tensor {
+        &self.block_table
+    }
+
+    /// cos and sin of every position.
+    pub(crate) fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+}
+
+impl LayerCache {
+    /// `size` has been checked.
+    fn new(
+        device: &Device,
+        config: &Config,
+        size: CacheSize,
+        ones: &Tensor,
+        dtype: DType,
+        format: KvFormat,
+    ) -> Self {
+        let CacheSize { requests, max_seq, page_size, .. } = size;
+        let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
+        let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
+        let record = KvRecord { kv_lora_rank: rank, rope_dim };
+        let dim = config.index_head_dim;
+        let index_keys = if config.attention_options.index_fp8 {
+            IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8))
+        } else {
+            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype), ones: ones.clone() }
+        };
+        let records = match format {
+            KvFormat::Elements => None,
+            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)),
+        };
+        Self {
+            device: device.clone(),
+            page_size,
+            pages: max_seq / page_size,
+            record,
+            latent: device.empty(&[rows, rank + rope_dim], dtype),
+            records,
+            index_keys,
+            index_dim: dim,
+        }
+    }
+
+    /// The type of the latent rows.
+    pub fn dtype(&self) -> DType {
+        self.latent.dtype()
+    }
+
+    /// Tokens of a page.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// The latents that a step sees: `[rows, rank + rope]`.
+    ///
+    /// # Errors
+    /// If the batch was made for a larger cache.
+    pub fn latents(&self, batch: &Batch) -> dsa_kernels::Result<Tensor> {
+        let (start, rows) = batch.context();
+        self.latent.narrow(0, start, rows)
+    }
+
+    /// The records of the requests of a step, and their form: `[pages, page bytes]` u8.
+    pub(crate) fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Tensor, KvRecord)>> {
+        let Some(records) = &self.records else {
+            return Ok(None);
+        };
+        let first = batch.first_request() * self.pages;
+        let records = records.narrow(0, first, batch.requests() * self.pages)?;
+        Ok(Some((records, self.record)))
+    }
+
+    /// The indexer's keys of all requests.
+    pub(crate) fn index_keys(&self) -> &IndexKeys {
+        &self.index_keys
+    }
+
+    /// Elements of a latent row and of an index key.
+    pub(crate) fn widths(&self) -> (usize, usize) {
+        (self.latent.shape()[1], self.index_dim)
+    }
+
+    /// Writes the step's latents `kv` `[n, rank + rope]`.
+    pub(crate) fn store_latents(&mut self, kv: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
+        let (device, rank) = (&self.device, self.record.kv_lora_rank);
+        self.store_rows(kv, &self.latent, batch)?;
+        if let Some(records) = &self.records {
+            let c = kv.narrow(1, 0, rank)?; // [n, rank]
+            let k_pe = kv.narrow(1, rank, self.record.rope_dim)?; // [n, rope]
+            store_kv(device, &c, &k_pe, batch.slots(), records, self.page_size)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged.
+    pub(crate) fn store_index_keys(
+        &mut self,
+        k: &Tensor,
+        batch: &Batch,
+    ) -> dsa_kernels::Result<()> {
+        match &self.index_keys {
+            IndexKeys::Paged(pages) => {
+                let k8: Quantised = act_quant(&self.device, k, ScaleFmt::Ue8m0)?; // [n, D], [n, 1]
+                store_index_keys(&self.device, &k8, batch.slots(), pages, self.page_size)
+            }
+            IndexKeys::Rows { keys, .. } => self.store_rows(k, keys, batch),
+        }
+    }
+
+    /// Writes rows `[n, d]` to those of `to` `[requests · max_seq, d]` that the step names.
+    fn store_rows(&self, rows: &Tensor, to: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
+        place_rows(&self.device, &rows.unsqueeze(1), batch.slots(), &to.unsqueeze(1))
+    }
+}
+
+/// The size in whole pages, if it is one.
+fn check_size(size: CacheSize, config: &Config, dtype: DType) -> Result<CacheSize> {
+    let CacheSize { layers, requests, max_seq, page_size } = size;
+    for (name, value) in [
+        ("layers", layers),
+        ("requests", requests),
+        ("max_seq", max_seq),
+        ("page_size", page_size),
+    ] {
+        Error::check((1..1 << 31).contains(&value), name, value, "1 to 2^31 - 1")?;
+    }
+    let float = [DType::F32, DType::Bf16].contains(&dtype);
+    Error::check(float, "dtype", dtype, "f32 or bf16")?;
+    let max_seq = max_seq.next_multiple_of(page_size);
+    // The wider of the two kinds of rows; kernels index elements with 32 bits, and rows are i32.
+    let width = config.latent_dim().max(config.index_head_dim + 4) as u128;
+    let elements = requests as u128 * max_seq as u128 * width;
+    let fits = elements < 1 << 32 && requests as u128 * (max_seq as u128) < 1 << 31;
+    let got = format!("{requests} requests of {max_seq} tokens of {width} elements");
+    Error::check(fits, "the size of the cache", got, "fewer than 2^32 elements, 2^31 tokens")?;
+    Ok(CacheSize { max_seq, ..size })
+}
