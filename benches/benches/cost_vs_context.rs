@@ -247,9 +247,7 @@ impl Bench {
                 // The keys and values of each head are expanded once a prompt, not once a chunk: a
                 // chunk owes its share of that.
                 let (name, share) = match stage {
-                    run::Stage::Expansion => {
-                        ("projections", chunk as f64 / point.context as f64)
-                    }
+                    run::Stage::Expansion => ("projections", chunk as f64 / point.context as f64),
                     _ => (stage.name(), 1.0),
                 };
                 let seconds = batch.stages().seconds(stage) * share;

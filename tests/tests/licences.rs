@@ -1,10 +1,10 @@
 //! `LICENSES` names what a binary carries along and under which licence. It is made from `cargo metadata`; this
 //! test holds the file to what it would be made to now, and writes it where DSA_WRITE_LICENSES is set.
 
+use crate::metadata::{list, metadata};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Crates whose binaries and libraries are given away.
 const GIVEN: [&str; 2] = ["dsa-model", "dsa-figures"];
@@ -12,22 +12,6 @@ const GIVEN: [&str; 2] = ["dsa-model", "dsa-figures"];
 /// Licences that ask for more than a copyright notice: the text of each such crate's licence files goes
 /// into `LICENSES` whole.
 const WITH_TEXT: [&str; 4] = ["OFL-1.1", "Ubuntu-font-1.0", "MPL-2.0", "CDLA-Permissive-2.0"];
-
-fn metadata() -> Value {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_string());
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
-        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
-}
 
 /// The packages that [`GIVEN`] are made of, by name and version: dependencies of any depth, without what
 /// only tests or build scripts need.
@@ -118,7 +102,8 @@ fn the_licences_of_what_a_binary_carries_are_listed() {
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(found == expected, "LICENSES is not what the dependencies are: run `make licences`");
-    for must in ["epaint_default_fonts", "MPL-2.0", "Ubuntu Font Licence", "SIL OPEN FONT LICENSE"] {
+    for must in ["epaint_default_fonts", "MPL-2.0", "Ubuntu Font Licence", "SIL OPEN FONT LICENSE"]
+    {
         assert!(found.to_uppercase().contains(&must.to_uppercase()), "LICENSES lacks {must:?}");
     }
 }

@@ -14,6 +14,7 @@ mod equivalence;
 mod equivalence_cache;
 mod harness;
 mod licences;
+mod metadata;
 mod offline;
 mod properties;
 mod refusals;

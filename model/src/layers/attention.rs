@@ -148,8 +148,7 @@ impl Attention {
         self.check(x, batch, cache, expanded)?;
 
         let stages = batch.stages();
-        let (qr, q) =
-            stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
+        let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
         let mut indices = None;
         if sparse {
             let logits = stages.run(Stage::Indexer, || {
@@ -166,17 +165,16 @@ impl Attention {
             }
         }
         let (q, o, expanded, attention) = if expanded {
-            let (k, v) = stages.run(Stage::Expansion, || {
-                self.kv_b_proj.expand(&cache.latents(batch)?, batch)
-            })?; // [rows, h, nope + rope], [rows, h, v]
+            let (k, v) = stages
+                .run(Stage::Expansion, || self.kv_b_proj.expand(&cache.latents(batch)?, batch))?; // [rows, h, nope + rope], [rows, h, v]
             let (first, last) = batch.seen_rows();
             let attention = stages.run(Stage::Attention, || {
                 dense_mha(&self.device, &q, &k, &v, first, last, self.scale())
             })?; // [n, h, v]
             (q, attention.out.clone(), Some((k, v)), attention)
         } else {
-            let attention = stages
-                .run(Stage::Attention, || self.attend(&q, indices.as_ref(), batch, cache))?; // [n, h, rank]
+            let attention =
+                stages.run(Stage::Attention, || self.attend(&q, indices.as_ref(), batch, cache))?; // [n, h, rank]
             let o = stages.run(Stage::Projections, || self.kv_b_proj.values(&attention.out))?; // [n, h, v]
             (q, o, None, attention)
         };
@@ -257,16 +255,9 @@ impl Attention {
 
     /// Refuses an input or a cache that is not this layer's and the batch's, and a step whose largest tensors have
     /// more elements than the kernels can index.
-    fn check(
-        &self,
-        x: &Tensor,
-        batch: &Batch,
-        cache: &LayerCache,
-        expanded: bool,
-    ) -> Result<()> {
+    fn check(&self, x: &Tensor, batch: &Batch, cache: &LayerCache, expanded: bool) -> Result<()> {
         let (n, hidden) = (batch.tokens(), self.config.hidden_size);
-        let right =
-            *x.shape() == [n, hidden] && x.dtype() == self.dtype && x.is_contiguous();
+        let right = *x.shape() == [n, hidden] && x.dtype() == self.dtype && x.is_contiguous();
         let got = format!("{} {:?} of strides {:?}", x.dtype(), x.shape(), x.strides());
         let expected = format!("{} [{n}, {hidden}], contiguous", self.dtype);
         Error::check(right, "x", got, expected)?;

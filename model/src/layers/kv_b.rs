@@ -70,11 +70,7 @@ impl KvB {
 
     /// Keys `[rows, h, nope + rope]` and values `[rows, h, v]` of each head, from the latents
     /// `[rows, rank + rope]`, contiguous.
-    pub fn expand(
-        &self,
-        latents: &Tensor,
-        batch: &Batch,
-    ) -> dsa_kernels::Result<(Tensor, Tensor)> {
+    pub fn expand(&self, latents: &Tensor, batch: &Batch) -> dsa_kernels::Result<(Tensor, Tensor)> {
         let device = &self.device;
         let (rows, rope_dim) = (latents.shape()[0], latents.shape()[1] - self.rank);
         let (w_uk, w_uv) = (self.expand.narrow(1, 0, self.nope)?, self.w_uv()?); // [h, _, rank]

@@ -297,11 +297,9 @@ impl Weights for Short {
 
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         match name {
-            "o_proj.weight" => Err(Error::Shape {
-                name: name.into(),
-                found: vec![40, 17],
-                expected: shape.into(),
-            }),
+            "o_proj.weight" => {
+                Err(Error::Shape { name: name.into(), found: vec![40, 17], expected: shape.into() })
+            }
             _ => self.0.values(name, shape),
         }
     }

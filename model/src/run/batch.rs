@@ -130,11 +130,8 @@ impl Batch {
         };
         let rows = || positions.iter().enumerate();
         let begin = |row: usize| (of(row) - request) * max_seq;
-        let contexts = if requests > 1 {
-            positions.iter().map(|p| p + 1).collect()
-        } else {
-            vec![longest]
-        };
+        let contexts =
+            if requests > 1 { positions.iter().map(|p| p + 1).collect() } else { vec![longest] };
         let places = Places {
             positions: vector(positions.clone())?,
             slots: vector(rows().map(|(row, p)| of(row) * max_seq + p).collect())?,

@@ -298,12 +298,9 @@ impl LayerCache {
 /// The size in whole pages, if it is one.
 fn check_size(size: CacheSize, config: &Config, dtype: DType) -> Result<CacheSize> {
     let CacheSize { layers, requests, max_seq, page_size } = size;
-    for (name, value) in [
-        ("layers", layers),
-        ("requests", requests),
-        ("max_seq", max_seq),
-        ("page_size", page_size),
-    ] {
+    for (name, value) in
+        [("layers", layers), ("requests", requests), ("max_seq", max_seq), ("page_size", page_size)]
+    {
         Error::check((1..1 << 31).contains(&value), name, value, "1 to 2^31 - 1")?;
     }
     let float = [DType::F32, DType::Bf16].contains(&dtype);

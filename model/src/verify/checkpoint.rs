@@ -102,8 +102,8 @@ impl Model<'_> {
             let weights = attention_weights(&self.config, &source)?;
             let (c, options) = (attention_config(&self.config), attention_options(&self.config));
             let by_reference = indexer_topk(x.view(), &c, &weights, &options)?; // [s, topk]
-            let by_kernels = Trial::new(self.device, &self.config, &source, x.view(), DType::F32)?
-                .selected()?;
+            let by_kernels =
+                Trial::new(self.device, &self.config, &source, x.view(), DType::F32)?.selected()?;
             for (who, got) in [("reference", by_reference), ("kernels", by_kernels)] {
                 let different = differing(got.view(), want.view());
                 let first =

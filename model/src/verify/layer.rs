@@ -1,8 +1,8 @@
 //! One layer, on the kernels and in the reference.
 
+use super::reference::{attention_config, attention_options, attention_weights};
 use super::report::{Bound, Section};
 use super::thresholds::{KERNEL, LAYER, RECALL, worst_row};
-use super::reference::{attention_config, attention_options, attention_weights};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Attention, Trace};

@@ -67,7 +67,8 @@ impl Weights for Random {
 
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let full = format!("{}{name}", self.path);
-        let seed = full.bytes().fold(self.seed, |seed, byte| Rng::new(seed ^ u64::from(byte)).bits());
+        let seed =
+            full.bytes().fold(self.seed, |seed, byte| Rng::new(seed ^ u64::from(byte)).bits());
         let mut rng = Rng::new(seed);
         let (mean, deviation) = match *shape {
             [_, into] => (0.0, (into.max(1) as f32).sqrt().recip()),
