@@ -33,7 +33,7 @@ fn table(llvm_version: &str) -> Result<String, String> {
     let package = variable("CARGO_MANIFEST_DIR")?;
     let src = package.join("src");
     println!("cargo::rerun-if-changed={}", src.display());
-    let files = sources::read(&src)?;
+    let files = files_below(&src)?;
     let mut table = "pub(crate) const SOURCES: &[Source] = &[\n".to_string();
     for (name, text) in &files {
         let code = sources::code(text);
@@ -57,6 +57,27 @@ fn table(llvm_version: &str) -> Result<String, String> {
     Ok(table)
 }
 
+/// Every `.rs` file below `folder`.
+fn files_below(folder: &Path) -> Result<sources::Files, String> {
+    let mut files = sources::Files::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        let failed = |error| format!("{}: {error}", next.display());
+        for entry in std::fs::read_dir(&next).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).map_err(failed)?;
+                let below = path.strip_prefix(folder).unwrap_or(&path);
+                let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+                files.insert(parts.join("/"), text);
+            }
+        }
+    }
+    Ok(files)
+}
+
 /// The hash of what compiles the kernels: CubeCL as Cargo.lock pins it, the sources of its crates that the set-up has
 /// changed, and LLVM.
 fn compiler(package: &Path, llvm_version: &str) -> Result<String, String> {
@@ -72,7 +93,7 @@ fn compiler(package: &Path, llvm_version: &str) -> Result<String, String> {
     for folder in sources::patched(&read("Cargo.toml")?) {
         let folder = root.join(folder).join("src");
         println!("cargo::rerun-if-changed={}", folder.display());
-        for (name, text) in sources::read(&folder)? {
+        for (name, text) in files_below(&folder)? {
             hash.update(name);
             hash.update(text);
         }

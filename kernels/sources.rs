@@ -5,34 +5,9 @@
 //! decide no timing. Nothing is listed by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 /// Source files by their path below `src`, as `top_k/columns.rs`.
 pub type Files = BTreeMap<String, String>;
-
-/// Every `.rs` file below `folder`.
-///
-/// # Errors
-/// The file system's, with the path.
-pub fn read(folder: &Path) -> Result<Files, String> {
-    let mut files = Files::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        let failed = |error| format!("{}: {error}", next.display());
-        for entry in std::fs::read_dir(&next).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).map_err(failed)?;
-                let below = path.strip_prefix(folder).unwrap_or(&path);
-                let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
-                files.insert(parts.join("/"), text);
-            }
-        }
-    }
-    Ok(files)
-}
 
 /// `text` without its tests and its lines of comment.
 pub fn code(text: &str) -> String {

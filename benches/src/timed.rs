@@ -171,3 +171,6 @@ pub fn judge(
     };
     Ok(Gate::judge(passed.against(), error, passed.tolerance(), at, passed.cases() + 1)?)
 }
+
+#[cfg(test)]
+mod tests;
