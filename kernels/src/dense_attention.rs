@@ -87,19 +87,6 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
     let count = seen.end as usize;
-    let (k_start, v_start) = (head * sizes.k_head as usize, head * sizes.v_head as usize);
-    let kv_tiles = HeadTiles::<E, N, S>::new(
-        k,
-        v,
-        Strided { start: k_start, stride: sizes.k_row as usize, count },
-        Strided { start: v_start, stride: sizes.v_row as usize, count },
-        seen.start as usize,
-        Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
-        Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
-        d_qk,
-        d_v,
-    );
-    let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
 
     let q_start = t0 * sizes.q_row as usize + head * sizes.q_head as usize;
     let q_rows = Strided { start: q_start, stride: sizes.q_row as usize, count: s - t0 };
@@ -112,6 +99,20 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut pass = 0u32.runtime();
     let mut last = 0u32.runtime();
     while pass <= last {
+        let head = asked_anew(head, machine);
+        let (k_start, v_start) = (head * sizes.k_head as usize, head * sizes.v_head as usize);
+        let kv_tiles = HeadTiles::<E, N, S>::new(
+            k,
+            v,
+            Strided { start: k_start, stride: sizes.k_row as usize, count },
+            Strided { start: v_start, stride: sizes.v_row as usize, count },
+            asked_anew(seen.start as usize, machine),
+            Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
+            Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
+            d_qk,
+            d_v,
+        );
+        let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
         softmax.clear();
         acc.clear();
         kv_tiles.start(tiles);
@@ -137,7 +138,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
 
         #[unroll(out_share.unrolled())]
         for slot in 0..comptime![out_share.slots()] {
-            let t = t0 + row_of(slot, out_share);
+            let t = asked_anew(t0, machine) + row_of(slot, out_share);
             if t < s {
                 let row = t * heads + head;
                 let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
