@@ -49,7 +49,7 @@ fn merge_kernel<O: Numeric>(
         if of_split != f32::INFINITY {
             top = max_nan(top, of_split);
         }
-        max_logit = max(max_logit, partial_max[split * rows as usize + row]);
+        max_logit = max_nan(max_logit, partial_max[split * rows as usize + row]);
     }
     let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
     let mut sum = 0.0f32.runtime();
@@ -72,10 +72,13 @@ fn merge_kernel<O: Numeric>(
                 let of_split = partial_lse[split * rows as usize + row];
                 if of_split != f32::INFINITY {
                     let at = (split * rows as usize + row) * d_v as usize + i;
-                    value += partial_out[at] * (of_split - shift).exp();
+                    let weight = (of_split - shift).exp();
+                    // What weighs nothing is left out: 0 · inf is NaN.
+                    value += select(weight == 0.0f32, 0.0f32, partial_out[at] * weight);
                 }
             }
-            out[row * d_v as usize + i] = round_to::<O>(value * scale, machine);
+            let value = select(scale == 0.0f32, 0.0f32, value * scale);
+            out[row * d_v as usize + i] = round_to::<O>(value, machine);
         }
     }
     if unit_id(machine) == 0 {

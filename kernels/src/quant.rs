@@ -65,12 +65,14 @@ fn block_scale(amax: f32, #[comptime] fmt: ScaleFmt, #[comptime] floor: Floor) -
     }
 }
 
-/// The e4m3 code of `x / scale`. NaN stays NaN: the comparisons of the clamp let it pass.
+/// The e4m3 code of `x / scale`. NaN stays NaN, of the one code on every device: their own conversions differ in
+/// its sign, and a cache must not.
 #[cube]
 fn quantise(x: f32, scale: f32) -> e4m3 {
     let y = x / scale;
     let y = select(y > E4M3_MAX, E4M3_MAX, y);
-    e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y))
+    let code = e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y));
+    e4m3::reinterpret(select(y.is_nan(), 0x7fu8, u8::reinterpret(code)))
 }
 
 /// The largest magnitude of `x[at .. at + n]`, NaN left out.

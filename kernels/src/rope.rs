@@ -55,7 +55,9 @@ fn rope_kernel<E: Numeric>(
     }
     let row = program / heads as usize;
     let head = program % heads as usize;
-    let position = clamp(positions[row], 0i32, table as i32 - 1) as usize;
+    let position = positions[row];
+    let known = position >= 0 && position < table as i32;
+    let position = select(known, position, 0i32) as usize;
     let pairs = comptime![dim / 2];
     for step in 0..comptime![pairs.div_ceil(machine.team)] {
         let i = step * comptime![machine.team] + unit_id(machine);
@@ -67,14 +69,23 @@ fn rope_kernel<E: Numeric>(
             };
             let from = row * x_row as usize + head * x_head as usize;
             let to = row * out_row as usize + head * out_head as usize;
-            let c = cos[position * pairs + i];
-            let s = sin[position * pairs + i];
+            let c = select(known, cos[position * pairs + i], f32::NAN);
+            let s = select(known, sin[position * pairs + i], f32::NAN);
             let xa = f32::cast_from(x[from + a]);
             let xb = f32::cast_from(x[from + b]);
-            out[to + a] = round_to::<E>(xa * c - xb * s, machine);
-            out[to + b] = round_to::<E>(xa * s + xb * c, machine);
+            out[to + a] = round_to::<E>(sum_of_products(xa, c, -xb, s), machine);
+            out[to + b] = round_to::<E>(sum_of_products(xa, s, xb, c), machine);
         }
     }
+}
+
+/// `a · c + b · d`, of which a product may be out of f32's range where the sum is not, if a table's numbers are
+/// above 1 (YaRN's attention factor): then it is the sum of smaller ones.
+#[cube]
+fn sum_of_products(a: f32, c: f32, b: f32, d: f32) -> f32 {
+    let sum = a * c + b * d;
+    let halves = (a * 0.0078125f32) * c + (b * 0.0078125f32) * d;
+    select(sum.is_inf() || sum.is_nan(), halves * 128.0f32, sum)
 }
 
 /// How these kernels run on `device`.
@@ -86,7 +97,7 @@ pub fn machine(device: &Device) -> Machine {
 ///
 /// - `x`, `out`: `[n, heads, dim]` of one float type, last stride 1, dim even;
 /// - `cos`, `sin`: `[positions, dim/2]` f32, contiguous;
-/// - `positions`: `[n]` i32, the row's line of the tables (clamped to them).
+/// - `positions`: `[n]` i32, the row's line of the tables; a row whose line they do not have becomes NaN.
 pub fn rope(
     device: &Device,
     x: &Tensor,
@@ -131,7 +142,7 @@ pub fn rope(
         return Ok(());
     }
     let machine = machine(device);
-    // SAFETY: rows, heads and dim are those of x and out; positions are clamped to the tables; a pair is
+    // SAFETY: rows, heads and dim are those of x and out; positions are compared with the tables' lines; a pair is
     // read whole before it is written, so x and out may be the same.
     unsafe {
         rope_kernel::launch_unchecked(
