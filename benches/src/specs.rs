@@ -91,7 +91,7 @@ fn pointwise(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {
         Case::new("act_quant").with("x", small.clone()).set("fmt", "ue8m0"),
         Box::new(move |d: &Device| act_quant(d, &y, ScaleFmt::Ue8m0).map(|_| ())),
     ));
-    let (y, out) = (x.clone(), device.empty(&[rows, INDEX_DIM], dtype));
+    let (y, out) = (x.clone(), device.empty(&[rows, INDEX_DIM], dtype)?);
     specs.push(of_rows(
         "round_trip",
         4 * n,
@@ -154,7 +154,7 @@ fn pointwise(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {
 fn rope_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Result<Spec> {
     let (n, heads, dtype) = (axes.s_q, axes.index_heads, axes.dtype);
     let x = random(device, dtype, &[n, heads, ROPE], seed)?;
-    let out = device.empty(&[n, heads, ROPE], dtype);
+    let out = device.empty(&[n, heads, ROPE], dtype)?;
     let cos = random(device, DType::F32, &[n, ROPE / 2], 2)?;
     let sin = random(device, DType::F32, &[n, ROPE / 2], 3)?;
     let positions = vec_i32(device, &(0..n as i32).collect::<Vec<_>>())?;
@@ -188,7 +188,7 @@ fn store_kv_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Resu
     let k_pe = random(device, dtype, &[n, ROPE], seed + 1)?;
     let slots = vec_i32(device, &(0..n as i32).collect::<Vec<_>>())?;
     let pages = n.div_ceil(PAGE);
-    let cache = device.empty(&[pages, PAGE * record.bytes()], DType::U8);
+    let cache = device.empty(&[pages, PAGE * record.bytes()], DType::U8)?;
     let gate = Case::new("store_kv")
         .with("c", tensor(rng, dtype, &[2, KV_LORA_RANK], Fill::Normal))
         .with("k_pe", tensor(rng, dtype, &[2, ROPE], Fill::Normal))
@@ -213,7 +213,7 @@ fn store_index_keys_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64)
     let k = random(device, dtype, &[n, INDEX_DIM], seed)?;
     let keys = act_quant(device, &k, ScaleFmt::Ue8m0)?;
     let slots = vec_i32(device, &(0..n as i32).collect::<Vec<_>>())?;
-    let cache = device.empty(&[n.div_ceil(PAGE), PAGE * (INDEX_DIM + 4)], DType::U8);
+    let cache = device.empty(&[n.div_ceil(PAGE), PAGE * (INDEX_DIM + 4)], DType::U8)?;
     let bytes = 3 * (INDEX_DIM + 4);
     let gate = Case::new("store_index_keys")
         .with("k", tensor(rng, dtype, &[2, INDEX_DIM], Fill::Normal))

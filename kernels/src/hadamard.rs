@@ -89,14 +89,14 @@ pub fn hadamard(device: &Device, x: &Tensor) -> Result<Tensor> {
             expected: "rows of a power of two up to 1024".to_string(),
         });
     }
-    let out = device.empty(&[rows, n], x.dtype());
+    let out = device.output("out", &[rows, n], x.dtype())?;
     if rows > 0 {
         let machine = machine(device);
         // SAFETY: the kernel reads and writes n elements of each of `rows` rows.
         unsafe {
             hadamard_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows),
+                machine.cube_count(rows)?,
                 machine.cube_dim(),
                 x.arg(1),
                 out.arg(1),

@@ -26,6 +26,7 @@ pub mod offline;
 pub mod peak;
 pub mod quant;
 pub mod rope;
+mod slots;
 pub mod sparse_attention;
 pub mod tensor;
 pub mod tile;
@@ -56,6 +57,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("peak.rs", include_str!("peak.rs")),
     ("quant.rs", include_str!("quant.rs")),
     ("rope.rs", include_str!("rope.rs")),
+    ("slots.rs", include_str!("slots.rs")),
     ("sparse_attention.rs", include_str!("sparse_attention.rs")),
     ("top_k.rs", include_str!("top_k.rs")),
     ("top_k/columns.rs", include_str!("top_k/columns.rs")),

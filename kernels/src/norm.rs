@@ -90,7 +90,7 @@ pub fn machine(device: &Device) -> Machine {
 /// - `weight`: `[cols]` f32;
 /// - returns `[rows, cols]` of the type of x.
 pub fn rms_norm(device: &Device, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.output("out", x.shape(), x.dtype())?;
     norm(device, x, weight, None, &out, eps)?;
     Ok(out)
 }
@@ -114,7 +114,7 @@ pub fn layer_norm(
     bias: &Tensor,
     eps: f32,
 ) -> Result<Tensor> {
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.output("out", x.shape(), x.dtype())?;
     norm(device, x, weight, Some(bias), &out, eps)?;
     Ok(out)
 }
@@ -151,7 +151,7 @@ fn norm(
     unsafe {
         norm_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows),
+            machine.cube_count(rows)?,
             machine.cube_dim(),
             x.arg(1),
             weight.arg(1),

@@ -1,5 +1,6 @@
 //! What a kernel is compiled for: the comptime value every body is parametrised by.
 
+use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::ir::types::ArrayType;
 use cubecl::prelude::*;
@@ -67,8 +68,15 @@ impl Machine {
     }
 
     /// The cubes that `programs` programs take.
-    pub fn cube_count(&self, programs: usize) -> CubeCount {
-        CubeCount::Static(programs.div_ceil(self.teams).max(1) as u32, 1, 1)
+    ///
+    /// # Errors
+    /// [`KernelError::Value`] for more programs than a GPU starts, 2^31 - 1.
+    pub fn cube_count(&self, programs: usize) -> Result<CubeCount> {
+        if programs > i32::MAX as usize {
+            let expected = "fewer than 2^31: take fewer rows at a time".to_string();
+            return Err(KernelError::Value { name: "programs", got: programs.to_string(), expected });
+        }
+        Ok(CubeCount::Static(programs.div_ceil(self.teams).max(1) as u32, 1, 1))
     }
 
     /// The units of a cube.
