@@ -86,7 +86,7 @@ fn place_kernel<E: Numeric>(
     if program >= n * parts {
         terminate!();
     }
-    let (row, part) = (program / parts, program % parts);
+    let (row, part) = divided(program, parts);
     let (slot, placed) = slot_of(slots, row, n, out.shape(0), machine);
     if placed {
         let first = part * together;

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! [`dense_mha`] is the expanded form of prefill (192/128 a head), [`dense_mla`] the absorbed form of decode
-//! (576/512, one key for all heads). Conventions for rows without a key as in
-//! [`sparse_attention`](crate::sparse_attention).
+//! (576/512, one key for all heads). Conventions for rows without a key, and for scores and values that are no
+//! numbers, as in [`sparse_attention`](crate::sparse_attention): what a query does not see does not reach it, not
+//! even a NaN in a tile that other queries see.
 //!
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 //!
@@ -59,9 +60,9 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     if program >= heads * query_tiles {
         terminate!();
     }
-    let head = program / query_tiles;
+    let (head, nth) = divided(program, query_tiles);
     // The last queries have the most keys: they start first.
-    let t0 = (query_tiles - 1 - program % query_tiles) * tiling.queries;
+    let t0 = (query_tiles - 1 - nth) * tiling.queries;
     let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), k.shape(0) as i32);
 
     let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
@@ -90,40 +91,59 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
     let tiles = ((seen.end - seen.start) as usize).div_ceil(keys);
-    kv_tiles.start(tiles);
-    for n in 0..tiles {
-        kv_tiles.await_tile(n);
-        scores.clear();
-        let k_tile = kv_tiles.source.k_ring.tile(n);
-        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile);
-        finish_product::<W>(&mut scores, 0usize);
-        // Most tiles are seen by all of the queries.
-        let n0 = seen.start + (n * keys) as i32;
-        if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
-            mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
+    let mut passes = Passes::new(machine);
+    let mut pass = 0u32.runtime();
+    let mut last = 0u32.runtime();
+    while pass <= last {
+        softmax.clear();
+        acc.clear();
+        kv_tiles.start(tiles);
+        for n in 0..tiles {
+            kv_tiles.await_tile(n);
+            scores.clear();
+            let k_tile = kv_tiles.source.k_ring.tile(n);
+            kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile);
+            finish_product::<W>(&mut scores, 0usize);
+            // Most tiles are seen by all of the queries.
+            let n0 = seen.start + (n * keys) as i32;
+            if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
+                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
+            }
+            softmax.step::<W>(&mut scores, &mut acc);
+            let mut v_tile = kv_tiles.source.v_ring.tile(n);
+            if pass > 0 {
+                replace_values::<S>(&mut v_tile, pass);
+            }
+            multiply_fragment_nn::<S, W>(&mut acc, &scores, &mut p_tile, &v_tile);
         }
-        softmax.step::<W>(&mut scores, &mut acc);
-        multiply_fragment_nn::<S, W>(
-            &mut acc,
-            &scores,
-            &mut p_tile,
-            &kv_tiles.source.v_ring.tile(n),
-        );
-    }
-    softmax.finish();
+        softmax.finish();
 
-    #[unroll(out_share.unrolled())]
-    for slot in 0..comptime![out_share.slots()] {
-        let t = t0 + row_of(slot, out_share);
-        if t < s {
-            let row = t * heads + head;
-            let scale = softmax.normaliser(slot);
-            store_row(&acc, slot, scale, &mut out.data, row * d_v, d_v);
-            if lane_of(out_share) == 0 {
-                lse[row] = softmax.lse(slot);
-                max_logits[row] = softmax.max_logit(slot);
+        #[unroll(out_share.unrolled())]
+        for slot in 0..comptime![out_share.slots()] {
+            let t = t0 + row_of(slot, out_share);
+            if t < s {
+                let row = t * heads + head;
+                let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
+                passes.store_row(
+                    pass,
+                    &acc,
+                    slot,
+                    scale,
+                    known,
+                    &mut out.data,
+                    row * d_v,
+                    d_v,
+                );
+                if lane_of(out_share) == 0 {
+                    lse[row] = softmax.lse(slot);
+                    max_logits[row] = softmax.max_logit(slot);
+                }
             }
         }
+        if pass == 0 {
+            last = passes.last();
+        }
+        pass += 1;
     }
 }
 

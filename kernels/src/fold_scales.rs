@@ -4,6 +4,9 @@
 //! out[t, h] = weights[t, h] · q_scale[t, h] · factor        (factor = H^-1/2 · D^-1/2)
 //! ```
 //!
+//! The product of two of them may leave f32's range where that of all three does not: they are multiplied in an
+//! order in which it cannot.
+//!
 //! DeepSeek-V3.2-Exp's inference code, `Indexer.forward`; DeepGEMM's contract for `weights`.
 //!
 //! Cost: bound by memory, three f32 a weight.
@@ -29,7 +32,12 @@ fn fold_scales_kernel(
 ) {
     let i = program_id(machine) * comptime![machine.team] + unit_id(machine);
     if i < weights.shape(0) * weights.shape(1) {
-        out[i] = weights.data[i] * q_scale[i] * factor;
+        let (weight, scale) = (weights.data[i], q_scale[i]);
+        let larger = select(weight.abs() > scale.abs(), weight, scale);
+        let smaller = select(weight.abs() > scale.abs(), scale, weight);
+        // A factor that shrinks first meets the larger, one that grows the smaller.
+        let shrinks = factor.abs() <= 1.0f32;
+        out[i] = select(shrinks, larger, smaller) * factor * select(shrinks, smaller, larger);
     }
 }
 

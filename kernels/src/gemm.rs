@@ -42,9 +42,8 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     if program >= x.shape(0) * tiles_m * tiles_n {
         terminate!();
     }
-    let b = program / (tiles_m * tiles_n);
-    let m0 = program / tiles_n % tiles_m * tiling.m;
-    let n0 = program % tiles_n * tiling.n;
+    let (b, tile_m, tile_n) = unravel(program, tiles_m, tiles_n);
+    let (m0, n0) = (tile_m * tiling.m, tile_n * tiling.n);
 
     let share = comptime![Share::new(machine, tiling.m, tiling.n)];
     let x_shape = comptime![TileShape::new(machine, tiling.m, tiling.k)];

@@ -7,6 +7,9 @@
 //! Applied to queries and keys alike it leaves their products unchanged and spreads outliers before the
 //! rounding to fp8 (DeepSeek-V3.2-Exp demo, `rotate_activation`).
 //!
+//! The sums of a row that comes near the end of f32's range would leave it, although `y` does not: such a row
+//! is rotated divided by n, which is exact.
+//!
 //! Cost: `n log2 n` additions a row; bound by memory.
 //!
 //! Budget (sm_90a): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
@@ -18,6 +21,9 @@ use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+
+/// The magnitude up to which the sum of a row's 1024 numbers, at most, is in f32's range.
+const LARGE: f32 = (1u128 << 117) as f32;
 
 /// One program rotates one row: log2(n) stages of butterflies on pairs `half` apart.
 #[cube(launch_unchecked)]
@@ -37,13 +43,18 @@ fn hadamard_kernel<E: Numeric>(
     let team = comptime![machine.team];
     let unit = unit_id(machine);
     let mut values = team_memory::<f32>(n, 16usize, machine);
+    let mut top = 0.0f32.runtime();
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            values[i] = f32::cast_from(x[row * x_row as usize + i]);
+            let value = f32::cast_from(x[row * x_row as usize + i]);
+            values[i] = value;
+            top = max(top, value.abs());
         }
     }
-    sync_team(machine);
+    // After it the team sees the values, too.
+    let large = max_team(top, machine) > LARGE;
+    let by = select(large, comptime![1.0 / n as f32], 1.0f32);
     #[unroll]
     for stage in 0..comptime![n.ilog2()] {
         let half = comptime![1usize << stage];
@@ -51,8 +62,12 @@ fn hadamard_kernel<E: Numeric>(
             let pair = step * team + unit;
             if pair < comptime![n / 2] {
                 let i = pair / half * comptime![2 * half] + pair % half;
-                let a = values[i];
-                let b = values[i + half];
+                let mut a = values[i];
+                let mut b = values[i + half];
+                if comptime![stage == 0] {
+                    a *= by;
+                    b *= by;
+                }
                 values[i] = a + b;
                 values[i + half] = a - b;
             }
@@ -60,6 +75,7 @@ fn hadamard_kernel<E: Numeric>(
         sync_team(machine);
     }
     let scale = comptime![1.0 / (n as f32).sqrt()];
+    let scale = select(large, comptime![scale * n as f32], scale);
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {

@@ -52,7 +52,8 @@ pub(crate) struct Pages {
 impl Pages {
     /// Where row `slot` begins.
     pub fn start(&self, slot: usize) -> usize {
-        slot / self.page_size * self.page_stride + slot % self.page_size * self.stride
+        let (page, row) = divided(slot, self.page_size);
+        page * self.page_stride + row * self.stride
     }
 }
 
@@ -164,17 +165,18 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         }
     }
 
-    /// What is added to this unit's columns of the scores of the `n`-th tile: 0, or -inf for what is no key.
-    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<f32, W>> {
+    /// Which of this unit's columns of the scores of the `n`-th tile are keys: all bits, or none
+    /// ([`Fragment::keep_columns`]).
+    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<u32, W>> {
         let first = self.first + n * comptime![self.ring.shape.rows];
-        let mut mask = Array::<Vector<f32, W>>::new(comptime![share.run()]);
+        let mut mask = Array::<Vector<u32, W>>::new(comptime![share.run()]);
         #[unroll(share.unrolled())]
         for cell in 0..comptime![share.run()] {
-            let mut value = Vector::<f32, W>::new(0.0f32);
+            let mut value = Vector::<u32, W>::new(0u32);
             #[unroll]
             for i in 0..W::value() {
                 let row = self.row_of_key(first + col_of(cell, share) + i);
-                value.insert(i, select(row >= 0, 0.0f32, f32::NEG_INFINITY));
+                value.insert(i, select(row >= 0, u32::MAX, 0u32));
             }
             mask[cell] = value;
         }

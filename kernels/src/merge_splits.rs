@@ -47,7 +47,7 @@ fn merge_kernel<O: Numeric>(
         if of_split != f32::INFINITY {
             top = max_nan(top, of_split);
         }
-        max_logit = max(max_logit, partial_max[split * rows + row]);
+        max_logit = max_nan(max_logit, partial_max[split * rows + row]);
     }
     let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
     let mut sum = 0.0f32.runtime();
@@ -60,7 +60,7 @@ fn merge_kernel<O: Numeric>(
     let merged = select(sum == 0.0f32, f32::INFINITY, shift + sum.ln());
     let mut scale = 1.0f32 / select(sum == 0.0f32, f32::INFINITY, sum);
     if comptime![has_sink] {
-        scale *= sink_factor(merged, sink[row % heads], machine);
+        scale *= sink_factor(merged, sink[divided(row, heads).1], machine);
     }
     for step in 0..d_v.div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
@@ -70,10 +70,13 @@ fn merge_kernel<O: Numeric>(
                 let of_split = partial_lse[split * rows + row];
                 if of_split != f32::INFINITY {
                     let at = split * partial_out.stride(0) + row * d_v + i;
-                    value += partial_out.data[at] * (of_split - shift).exp();
+                    let weight = (of_split - shift).exp();
+                    // What weighs nothing is left out: 0 · inf is NaN.
+                    value += select(weight == 0.0f32, 0.0f32, partial_out.data[at] * weight);
                 }
             }
-            out.data[row * d_v + i] = round_to::<O>(value * scale, machine);
+            let value = select(scale == 0.0f32, 0.0f32, value * scale);
+            out.data[row * d_v + i] = round_to::<O>(value, machine);
         }
     }
     if unit_id(machine) == 0 {

@@ -67,12 +67,14 @@ fn block_scale(amax: f32, #[comptime] fmt: ScaleFmt, #[comptime] floor: Floor) -
     }
 }
 
-/// The e4m3 code of `x / scale`. NaN stays NaN: the comparisons of the clamp let it pass.
+/// The e4m3 code of `x / scale`. NaN stays NaN, of the one code on every device: their own conversions differ in
+/// its sign, and a cache must not.
 #[cube]
 fn quantise(x: f32, scale: f32) -> e4m3 {
     let y = x / scale;
     let y = select(y > E4M3_MAX, E4M3_MAX, y);
-    e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y))
+    let code = e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y));
+    e4m3::reinterpret(select(y.is_nan(), 0x7fu8, u8::reinterpret(code)))
 }
 
 /// The largest magnitude of `x[at .. at + n]`, NaN left out.
@@ -112,7 +114,8 @@ fn block_of<E: Numeric>(
 ) -> Block {
     let cols = x.shape(1);
     let blocks = cols.div_ceil(BLOCK);
-    let (row, first) = (program / blocks, program % blocks * BLOCK);
+    let (row, nth) = divided(program, blocks);
+    let first = nth * BLOCK;
     let n = min(cols - first, BLOCK);
     let at = row * x.stride(0) + first;
     let scale = block_scale(amax(&x.data, at, n, machine), fmt, Floor::Amax);
@@ -243,9 +246,9 @@ fn store_index_key_kernel(
             }
         }
         if unit_id(machine) == 0 {
-            let page = slot / pages.page_size * pages.page_stride;
-            let scale = pages.page_size * dim + 4 * (slot % pages.page_size);
-            write_f32(cache, page + scale, scales[token]);
+            let (page, row) = divided(slot, pages.page_size);
+            let codes_end = page * pages.page_stride + pages.page_size * dim;
+            write_f32(cache, codes_end + 4 * row, scales[token]);
         }
     }
 }

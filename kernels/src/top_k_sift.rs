@@ -56,8 +56,8 @@ fn sift_kernel<N: Size>(
     if program >= logits.shape(0) * pieces as usize {
         terminate!();
     }
-    let row = program / pieces as usize;
-    let piece = (program % pieces as usize) as u32;
+    let (row, piece) = divided(program, pieces as usize);
+    let piece = piece as u32;
     let base = row * logits.stride(0);
     // Columns are numbers of 32 bits, as in their places.
     let range = range_of(starts, ends, row, logits.shape(1) as u32);

@@ -174,10 +174,9 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         let mut position = key;
         let mut exists = key < self.end;
         if comptime![self.all.paged] {
-            let page_size = self.all.pages.page_size;
-            position = key % page_size;
-            let entry =
-                self.all.block_table.data[self.table + select(exists, key / page_size, 0usize)];
+            let (nth, row) = divided(key, self.all.pages.page_size);
+            position = row;
+            let entry = self.all.block_table.data[self.table + select(exists, nth, 0usize)];
             exists = exists && entry >= 0 && entry < self.all.pages.count as i32;
             page = select(exists, entry, 0i32) as usize;
         }

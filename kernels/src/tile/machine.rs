@@ -164,8 +164,21 @@ pub fn team_memory<E: CubePrimitive>(
     })
 }
 
-/// `i` as `(a, b, c)`, where there are `nb` of b and `nc` of c: `i = (a · nb + b) · nc + c`.
+/// `i` as `(a, b)`, where there are `nb` of b: `i = a · nb + b`.
+///
+/// Both count programs, rows, tiles or slots, of which there are fewer than 2^31 however wide addresses are. So
+/// they are divided in 32 bits: a division of 64 is a call on a GPU, and with a call in a kernel its warpgroup
+/// products wait for each other.
+#[cube]
+pub fn divided(i: usize, nb: usize) -> (usize, usize) {
+    let (i, nb) = (i as u32, nb as u32);
+    ((i / nb) as usize, (i % nb) as usize)
+}
+
+/// `i` as `(a, b, c)`, where there are `nb` of b and `nc` of c: `i = (a · nb + b) · nc + c`. See [`divided`].
 #[cube]
 pub fn unravel(i: usize, nb: usize, nc: usize) -> (usize, usize, usize) {
-    (i / (nb * nc), i / nc % nb, i % nc)
+    let (ab, c) = divided(i, nc);
+    let (a, b) = divided(ab, nb);
+    (a, b, c)
 }
