@@ -239,8 +239,12 @@ impl Device {
                 expected: "contiguous".to_string(),
             });
         }
-        let bytes = self.client.read_one(tensor.handle().clone()).map_err(|e| self.failed(e))?;
-        Ok(bytes[..tensor.len() * tensor.dtype().size()].to_vec())
+        let len = tensor.len() * tensor.dtype().size();
+        // Of a view, what lies behind it in its buffer stays where it is.
+        let handle = tensor.handle().clone();
+        let behind = handle.size_in_used().saturating_sub(len.max(1) as u64);
+        let bytes = self.client.read_one(handle.offset_end(behind)).map_err(|e| self.failed(e))?;
+        Ok(bytes[..len].to_vec())
     }
 
     /// The elements of a contiguous tensor, widened to f32.
