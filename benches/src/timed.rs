@@ -95,7 +95,7 @@ impl Drawn<'_> {
             return self.whole(&some);
         }
         let slots: Vec<i32> = (0..some.shape()[0] as i32).collect();
-        let packed = self.device.empty(some.shape(), some.dtype());
+        let packed = self.device.empty(some.shape(), some.dtype())?;
         place_rows(self.device, &some, &self.device.upload_i32(&slots, &[slots.len()])?, &packed)?;
         self.whole(&packed)
     }

@@ -38,47 +38,32 @@ struct Tiling {
     out_cols: usize,
 }
 
-/// The sizes of a launch: counts, and elements from a token and a head to the next.
-#[derive(CubeType, CubeLaunch)]
-struct Sizes {
-    s: u32,
-    s_kv: u32,
-    heads: u32,
-    q_row: u32,
-    q_head: u32,
-    k_row: u32,
-    k_head: u32,
-    v_row: u32,
-    v_head: u32,
-}
-
 /// One program attends with one head of `tiling.queries` tokens over the union of their ranges.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
-    q: &[Vector<E, N>],
-    k: &[Vector<E, N>],
-    v: &[Vector<E, N>],
-    ks: &[i32],
-    ke: &[i32],
-    out: &mut [Vector<E, P>],
-    lse: &mut [f32],
-    max_logits: &mut [f32],
-    sizes: Sizes,
+    q: &View<Vector<E, N>>,       // [s, h, d_qk]
+    k: &View<Vector<E, N>>,       // [s_kv, h, d_qk]
+    v: &View<Vector<E, N>>,       // [s_kv, h, d_v]
+    ks: &[i32],                   // [s]
+    ke: &[i32],                   // [s]
+    out: &mut View<Vector<E, P>>, // [s, h, d_v]
+    lse: &mut [f32],              // [s, h]
+    max_logits: &mut [f32],       // [s, h]
     softmax_scale: f32,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, S)] _types: [ElemType; 2],
 ) {
-    let (s, heads) = (sizes.s as usize, sizes.heads as usize);
+    let (s, heads) = (q.shape(0), q.shape(1));
     let query_tiles = s.div_ceil(tiling.queries);
     let program = program_id(machine);
     if program >= heads * query_tiles {
         terminate!();
     }
-    let head = program / query_tiles;
+    let (head, nth) = divided(program, query_tiles);
     // The last queries have the most keys: they start first.
-    let t0 = (query_tiles - 1 - program % query_tiles) * tiling.queries;
-    let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), sizes.s_kv as i32);
+    let t0 = (query_tiles - 1 - nth) * tiling.queries;
+    let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), k.shape(0) as i32);
 
     let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.queries, tiling.out_cols)];
@@ -88,9 +73,8 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
     let count = seen.end as usize;
 
-    let q_start = t0 * sizes.q_row as usize + head * sizes.q_head as usize;
-    let q_rows = Strided { start: q_start, stride: sizes.q_row as usize, count: s - t0 };
-    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, d_qk);
+    let q_rows = q.rows(0, t0, head * q.stride(1));
+    load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, d_qk);
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
@@ -100,12 +84,11 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut last = 0u32.runtime();
     while pass <= last {
         let head = asked_anew(head, machine);
-        let (k_start, v_start) = (head * sizes.k_head as usize, head * sizes.v_head as usize);
         let kv_tiles = HeadTiles::<E, N, S>::new(
-            k,
-            v,
-            Strided { start: k_start, stride: sizes.k_row as usize, count },
-            Strided { start: v_start, stride: sizes.v_row as usize, count },
+            &k.data,
+            &v.data,
+            Strided { start: head * k.stride(1), stride: k.stride(0), count },
+            Strided { start: head * v.stride(1), stride: v.stride(0), count },
             asked_anew(seen.start as usize, machine),
             Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
             Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
@@ -142,13 +125,13 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
             if t < s {
                 let row = t * heads + head;
                 let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
-                passes.store_row::<E, P, W>(
+                passes.store_row(
                     pass,
                     &acc,
                     slot,
                     scale,
                     known,
-                    out,
+                    &mut out.data,
                     row * d_v,
                     d_v,
                 );
@@ -335,7 +318,7 @@ pub fn dense_mha(
         range.expect_dtype(name, &[DType::I32])?;
         range.expect_contiguous(name)?;
     }
-    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype());
+    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype())?;
     if s == 0 {
         return Ok(whole);
     }
@@ -355,30 +338,20 @@ pub fn dense_mha(
     unsafe {
         mha_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(heads * s.div_ceil(tiling.queries)),
+            machine.cube_count(heads * s.div_ceil(tiling.queries))?,
             machine.cube_dim(),
+            device.addresses([q, k, v, &whole.out]),
             width,
             out_width,
             machine.cell_width(),
-            q.arg(width),
-            k.arg(width),
-            v.arg(width),
+            q.view(width),
+            k.view(width),
+            v.view(width),
             ks.arg(1),
             ke.arg(1),
-            whole.out.arg(out_width),
+            whole.out.view(out_width),
             whole.lse.arg(1),
             whole.max_logits.arg(1),
-            SizesLaunch::new(
-                s as u32,
-                s_kv as u32,
-                heads as u32,
-                q.strides()[0] as u32,
-                q.strides()[1] as u32,
-                k.strides()[0] as u32,
-                k.strides()[1] as u32,
-                v.strides()[0] as u32,
-                v.strides()[1] as u32,
-            ),
             softmax_scale,
             tiling,
             machine,

@@ -26,18 +26,16 @@ use cubecl::prelude::*;
 const LARGE: f32 = (1u128 << 117) as f32;
 
 /// One program rotates one row: log2(n) stages of butterflies on pairs `half` apart.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn hadamard_kernel<E: Numeric>(
-    x: &[E],
-    out: &mut [E],
-    rows: u32,
-    x_row: u32,
+    x: &View<E>,       // [rows, n]
+    out: &mut View<E>, // [rows, n]
     #[comptime] n: usize,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
     let row = program_id(machine);
-    if row >= rows as usize {
+    if row >= x.shape(0) {
         terminate!();
     }
     let team = comptime![machine.team];
@@ -47,7 +45,7 @@ fn hadamard_kernel<E: Numeric>(
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            let value = f32::cast_from(x[row * x_row as usize + i]);
+            let value = f32::cast_from(x.data[row * x.stride(0) + i]);
             values[i] = value;
             top = max(top, value.abs());
         }
@@ -83,7 +81,7 @@ fn hadamard_kernel<E: Numeric>(
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            out[row * n + i] = round_to::<E>(values[i] * scale, machine);
+            out.data[row * n + i] = round_to::<E>(values[i] * scale, machine);
         }
     }
 }
@@ -109,19 +107,18 @@ pub fn hadamard(device: &Device, x: &Tensor) -> Result<Tensor> {
             expected: "rows of a power of two up to 1024".to_string(),
         });
     }
-    let out = device.empty(&[rows, n], x.dtype());
+    let out = device.output("out", &[rows, n], x.dtype())?;
     if rows > 0 {
         let machine = machine(device);
         // SAFETY: the kernel reads and writes n elements of each of `rows` rows.
         unsafe {
             hadamard_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows),
+                machine.cube_count(rows)?,
                 machine.cube_dim(),
-                x.arg(1),
-                out.arg(1),
-                rows as u32,
-                x.strides()[0] as u32,
+                device.addresses([x, &out]),
+                x.view(1),
+                out.view(1),
                 n,
                 machine,
                 x.dtype().elem(),

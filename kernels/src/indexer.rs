@@ -81,7 +81,7 @@ struct Tiling {
 }
 
 /// One program scores `tiling.queries` rows of one request against `span` keys, tile by tile.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     q: &View<Vector<E, N>>, // [requests, rows, H, D]
     keys: &Keys<E, N, B>,   // [s_kv, D] with a scale each, in rows or in pages
@@ -265,7 +265,7 @@ pub fn indexer_logits(
 ) -> Result<Tensor> {
     let bound = LOGITS.check([q, k, k_scale, weights, ks, ke], Bound::default())?;
     let [s, s_kv] = bound.sizes(["s", "s_kv"]);
-    let logits = device.empty(&[s, s_kv], DType::F32);
+    let logits = device.output("logits", &[s, s_kv], DType::F32)?;
     let keys = KeySource {
         k,
         scale: k_scale,
@@ -331,7 +331,7 @@ pub fn indexer_logits_paged(
             expected: format!("at most the {max_pages} pages of the block table"),
         });
     }
-    let logits = device.empty(&[b * next_n, max_context], DType::F32);
+    let logits = device.output("logits", &[b * next_n, max_context], DType::F32)?;
     let codes = cache.reinterpret(DType::E4m3);
     let keys = KeySource {
         k: &codes,
@@ -405,8 +405,9 @@ fn launch(
     unsafe {
         indexer_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(programs),
+            machine.cube_count(programs)?,
             machine.cube_dim(),
+            device.addresses([q, keys.k, &keys.scale.reinterpret(DType::U8), weights, logits]),
             width,
             scale_width,
             machine.cell_width(),

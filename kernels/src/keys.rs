@@ -39,21 +39,21 @@ pub(crate) enum RowFormat {
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct Pages {
     /// Rows that there are.
-    pub count: u32,
+    pub count: usize,
     /// From a row to the next of its page.
-    pub stride: u32,
+    pub stride: usize,
     /// Rows of a page.
-    pub page_size: u32,
+    pub page_size: usize,
     /// From a page to the next.
-    pub page_stride: u32,
+    pub page_stride: usize,
 }
 
 #[cube]
 impl Pages {
     /// Where row `slot` begins.
     pub fn start(&self, slot: usize) -> usize {
-        let page_size = self.page_size as usize;
-        slot / page_size * self.page_stride as usize + slot % page_size * self.stride as usize
+        let (page, row) = divided(slot, self.page_size);
+        page * self.page_stride + row * self.stride
     }
 }
 
@@ -255,12 +255,7 @@ impl KeyRows {
         KeyCacheLaunch::new(
             elements.arg(width),
             self.buffer.reinterpret(DType::U8).arg(bytes),
-            PagesLaunch::new(
-                self.count as u32,
-                self.stride as u32,
-                self.page_size as u32,
-                self.page_stride as u32,
-            ),
+            PagesLaunch::new(self.count, self.stride, self.page_size, self.page_stride),
             self.format,
         )
     }
@@ -314,6 +309,7 @@ impl KeyRows {
         cache.expect_shape("cache", &[("n_pages", n_pages), ("page_size * record", bytes)])?;
         cache.expect_dtype("cache", &[DType::U8])?;
         cache.expect_rows("cache")?;
+        cache.expect_numbered("cache", n_pages * page_size)?;
         Ok(Self {
             buffer: cache.clone(),
             format: RowFormat::Record { kv_lora_rank: record.kv_lora_rank },

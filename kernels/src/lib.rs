@@ -26,6 +26,7 @@ pub mod offline;
 pub mod peak;
 pub mod quant;
 pub mod rope;
+mod slots;
 mod source;
 pub mod sparse_attention;
 pub mod tensor;

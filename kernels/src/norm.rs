@@ -67,38 +67,34 @@ fn moments<E: Numeric>(
 }
 
 /// One program normalises one row. `bias`: read only by LayerNorm.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn norm_kernel<E: Numeric>(
-    x: &[E],
-    weight: &[f32],
-    bias: &[f32],
-    out: &mut [E],
-    rows: u32,
-    cols: u32,
-    x_row: u32,
-    out_row: u32,
+    x: &View<E>,       // [rows, cols]
+    weight: &[f32],    // [cols]
+    bias: &[f32],      // [cols]
+    out: &mut View<E>, // [rows, cols]
     eps: f32,
     #[comptime] centred: bool,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
     let row = program_id(machine);
-    if row >= rows as usize {
+    if row >= x.shape(0) {
         terminate!();
     }
-    let cols = cols as usize;
+    let cols = x.shape(1);
     let team = comptime![machine.team];
     let unit = unit_id(machine);
-    let at = row * x_row as usize;
+    let (at, to) = (row * x.stride(0), row * out.stride(0));
 
     let mut by = 1.0f32.runtime();
-    let (mut mean, mut square) = moments::<E>(x, at, cols, by, centred, machine);
+    let (mut mean, mut square) = moments(&x.data, at, cols, by, centred, machine);
     let total = square + eps;
     // Deviations from a mean beyond 1 are nothing or not small.
     let small = total < LEAST && mean.abs() <= 1.0f32;
     if small || total.is_nan() || total.is_inf() {
         by = select(small, UP, DOWN);
-        let scaled = moments::<E>(x, at, cols, by, centred, machine);
+        let scaled = moments(&x.data, at, cols, by, centred, machine);
         mean = scaled.0;
         square = scaled.1;
     }
@@ -106,14 +102,14 @@ fn norm_kernel<E: Numeric>(
     for step in 0..cols.div_ceil(team) {
         let i = step * team + unit;
         if i < cols {
-            let y = (f32::cast_from(x[at + i]) * by - mean) * scale;
+            let y = (f32::cast_from(x.data[at + i]) * by - mean) * scale;
             let y = if comptime![centred] {
                 // The product alone may be out of range where the sum is not.
                 fma(y, weight[i], bias[i])
             } else {
                 y * weight[i]
             };
-            out[row * out_row as usize + i] = round_to::<E>(y, machine);
+            out.data[to + i] = round_to::<E>(y, machine);
         }
     }
 }
@@ -129,7 +125,7 @@ pub fn machine(device: &Device) -> Machine {
 /// - `weight`: `[cols]` f32;
 /// - returns `[rows, cols]` of the type of x.
 pub fn rms_norm(device: &Device, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.output("out", x.shape(), x.dtype())?;
     norm(device, x, weight, None, &out, eps)?;
     Ok(out)
 }
@@ -153,7 +149,7 @@ pub fn layer_norm(
     bias: &Tensor,
     eps: f32,
 ) -> Result<Tensor> {
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.output("out", x.shape(), x.dtype())?;
     norm(device, x, weight, Some(bias), &out, eps)?;
     Ok(out)
 }
@@ -190,16 +186,13 @@ fn norm(
     unsafe {
         norm_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows),
+            machine.cube_count(rows)?,
             machine.cube_dim(),
-            x.arg(1),
+            device.addresses([x, out]),
+            x.view(1),
             weight.arg(1),
             bias.unwrap_or(weight).arg(1),
-            out.arg(1),
-            rows as u32,
-            cols as u32,
-            x.strides()[0] as u32,
-            out.strides()[0] as u32,
+            out.view(1),
             eps,
             bias.is_some(),
             machine,

@@ -30,33 +30,28 @@ pub enum Pairing {
 }
 
 /// One program rotates one head of one row.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn rope_kernel<E: Numeric>(
-    x: &[E],
-    cos: &[f32],
-    sin: &[f32],
-    positions: &[i32],
-    out: &mut [E],
-    rows: u32,
-    heads: u32,
-    table: u32,
-    x_row: u32,
-    x_head: u32,
-    out_row: u32,
-    out_head: u32,
+    x: &View<E>,       // [n, heads, dim]
+    cos: &View<f32>,   // [positions, dim/2]
+    sin: &[f32],       // [positions, dim/2]
+    positions: &[i32], // [n]
+    out: &mut View<E>, // [n, heads, dim]
     #[comptime] dim: usize,
     #[comptime] pairing: Pairing,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
+    let heads = x.shape(1);
     let program = program_id(machine);
-    if program >= rows as usize * heads as usize {
+    if program >= x.shape(0) * heads {
         terminate!();
     }
-    let row = program / heads as usize;
-    let head = program % heads as usize;
+    let (row, head) = divided(program, heads);
+    let from = row * x.stride(0) + head * x.stride(1);
+    let to = row * out.stride(0) + head * out.stride(1);
     let position = positions[row];
-    let known = position >= 0 && position < table as i32;
+    let known = position >= 0 && position < cos.shape(0) as i32;
     let position = select(known, position, 0i32) as usize;
     let pairs = comptime![dim / 2];
     for step in 0..comptime![pairs.div_ceil(machine.team)] {
@@ -67,14 +62,12 @@ fn rope_kernel<E: Numeric>(
             } else {
                 (i, i + pairs)
             };
-            let from = row * x_row as usize + head * x_head as usize;
-            let to = row * out_row as usize + head * out_head as usize;
-            let c = select(known, cos[position * pairs + i], f32::NAN);
+            let c = select(known, cos.data[position * pairs + i], f32::NAN);
             let s = select(known, sin[position * pairs + i], f32::NAN);
-            let xa = f32::cast_from(x[from + a]);
-            let xb = f32::cast_from(x[from + b]);
-            out[to + a] = round_to::<E>(sum_of_products(xa, c, -xb, s), machine);
-            out[to + b] = round_to::<E>(sum_of_products(xa, s, xb, c), machine);
+            let xa = f32::cast_from(x.data[from + a]);
+            let xb = f32::cast_from(x.data[from + b]);
+            out.data[to + a] = round_to::<E>(sum_of_products(xa, c, -xb, s), machine);
+            out.data[to + b] = round_to::<E>(sum_of_products(xa, s, xb, c), machine);
         }
     }
 }
@@ -147,20 +140,14 @@ pub fn rope(
     unsafe {
         rope_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows * heads),
+            machine.cube_count(rows * heads)?,
             machine.cube_dim(),
-            x.arg(1),
-            cos.arg(1),
+            device.addresses([x, cos, out]),
+            x.view(1),
+            cos.view(1),
             sin.arg(1),
             positions.arg(1),
-            out.arg(1),
-            rows as u32,
-            heads as u32,
-            table as u32,
-            x.strides()[0] as u32,
-            x.strides()[1] as u32,
-            out.strides()[0] as u32,
-            out.strides()[1] as u32,
+            out.view(1),
             dim,
             pairing,
             machine,

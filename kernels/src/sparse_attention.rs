@@ -51,7 +51,7 @@ struct Tiling {
 }
 
 /// One program attends with `tiling.heads` heads of one token over one split of its keys.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, W: Size>(
     q: &View<Vector<E, N>>,       // [s, h, d_qk]
     rows: &KeyCache<E, N, B>, // what a key's row is: [s_kv, d_qk], pages of them, or fp8 records
@@ -76,8 +76,9 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     // Splits get whole tiles, the first ones a tile more.
     let (start, end) = lists.of(t);
     let all_tiles = (end - start).div_ceil(tiling.keys);
-    let first_tile = all_tiles * split / splits;
-    let tiles = all_tiles * (split + 1) / splits - first_tile;
+    let (each, more) = divided(all_tiles, splits);
+    let first_tile = split * each + min(split, more);
+    let tiles = each + select(split < more, 1usize, 0usize);
     let j0 = start + first_tile * tiling.keys;
     let end = min(j0 + tiles * tiling.keys, end);
 
@@ -259,7 +260,7 @@ fn attend(
         let expected = format!("at most d_qk={d_qk}");
         return Err(KernelError::Value { name: "d_v", got: args.d_v.to_string(), expected });
     }
-    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype());
+    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype())?;
     if s == 0 {
         return Ok(whole);
     }
@@ -282,7 +283,7 @@ fn attend(
     tiling.has_sink &= splits == 1;
     let part = match splits {
         1 => whole.clone(),
-        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32),
+        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32)?,
     };
     let sink = args.attn_sink.as_ref().unwrap_or(&whole.lse);
     let elements = match rows.format {
@@ -299,8 +300,9 @@ fn attend(
     unsafe {
         attend_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(programs * splits),
+            machine.cube_count(programs * splits)?,
             machine.cube_dim(),
+            device.addresses([q, &rows.buffer, &lists.indices, &part.out]),
             width,
             rows.record_width(),
             out_width,

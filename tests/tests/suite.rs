@@ -22,3 +22,4 @@ mod refusals_of_strides;
 mod replay;
 mod samples;
 mod support;
+mod wide;

@@ -55,7 +55,7 @@ pub fn all(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {
         Box::new(move |at, out| Ok((case(at)?.set("fmt", "ue8m0"), at.outputs(out)?))),
     ));
 
-    let (y, out, case) = (x.clone(), device.empty(&[rows, INDEX_DIM], dtype), of_x("round_trip"));
+    let (y, out, case) = (x.clone(), device.empty(&[rows, INDEX_DIM], dtype)?, of_x("round_trip"));
     specs.push(of_rows(
         "round_trip",
         4 * n,
@@ -151,7 +151,7 @@ fn fold_spec(device: &Device, axes: &Axes, rng: &mut Rng) -> Result<Spec> {
 fn rope_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Result<Spec> {
     let (n, heads, dtype) = (axes.s_q, axes.index_heads, axes.dtype);
     let x = random(device, dtype, &[n, heads, ROPE], seed)?;
-    let out = device.empty(&[n, heads, ROPE], dtype);
+    let out = device.empty(&[n, heads, ROPE], dtype)?;
     let cos = random(device, DType::F32, &[n, ROPE / 2], 2)?;
     let sin = random(device, DType::F32, &[n, ROPE / 2], 3)?;
     let positions = vec_i32(device, &(0..n as i32).collect::<Vec<_>>())?;

@@ -20,7 +20,7 @@ pub(super) fn run_rope(device: &Device, case: &Case) -> Result<Outputs, CaseErro
     let x = case.upload_rows(device, "x")?;
     let (cos, sin) = (case.upload(device, "cos")?, case.upload(device, "sin")?);
     let positions = case.upload(device, "positions")?;
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.empty(x.shape(), x.dtype())?;
     rope::rope(device, &x, &cos, &sin, &positions, &out, pairing)?;
     Ok(outputs([("out", HostTensor::download(device, &out)?)]))
 }
