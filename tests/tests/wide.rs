@@ -11,7 +11,8 @@ fn both_forms(target: Target) -> Vec<(Arc<Artefact>, Arc<Artefact>)> {
     let mut pairs: Vec<(Arc<Artefact>, Arc<Artefact>)> = Vec::new();
     let only = std::env::var("ONLY").unwrap_or_default();
     for kernel in ALL.iter().filter(|k| k.name.contains(&only)) {
-        let (narrow, wide) = (compile(kernel, target).unwrap(), compile_wide(kernel, target).unwrap());
+        let (narrow, wide) =
+            (compile(kernel, target).unwrap(), compile_wide(kernel, target).unwrap());
         assert_eq!(narrow.len(), wide.len(), "{}", kernel.name);
         for (narrow, wide) in narrow.into_iter().zip(wide) {
             assert_eq!(narrow.artefact.kernel, wide.artefact.kernel);
@@ -31,14 +32,34 @@ fn table() {
             let lines = |a: &Artefact| a.assembly().unwrap().lines().count();
             println!(
                 "{target} | {} | {} | {} | {} | {} | {} | {}",
-                narrow.function(), n.registers, w.registers, n.spills, w.spills, lines(&narrow), lines(&wide)
+                narrow.function(),
+                n.registers,
+                w.registers,
+                n.spills,
+                w.spills,
+                lines(&narrow),
+                lines(&wide)
             );
             let serialised: Vec<_> = w.serialised().collect();
-            if !serialised.is_empty() { println!("   SERIAL {serialised:?}"); }
+            if !serialised.is_empty() {
+                println!("   SERIAL {serialised:?}");
+            }
             if let Ok(dir) = std::env::var("DUMP") {
                 for (form, a) in [("n", &narrow), ("w", &wide)] {
-                    let i = (0..).find(|i| !std::path::Path::new(&format!("{dir}/{target}-{}-{i}-{form}.s", a.function())).exists()).unwrap();
-                    std::fs::write(format!("{dir}/{target}-{}-{i}-{form}.s", a.function()), a.assembly().unwrap()).unwrap();
+                    let i = (0..)
+                        .find(|i| {
+                            !std::path::Path::new(&format!(
+                                "{dir}/{target}-{}-{i}-{form}.s",
+                                a.function()
+                            ))
+                            .exists()
+                        })
+                        .unwrap();
+                    std::fs::write(
+                        format!("{dir}/{target}-{}-{i}-{form}.s", a.function()),
+                        a.assembly().unwrap(),
+                    )
+                    .unwrap();
                 }
             }
         }
