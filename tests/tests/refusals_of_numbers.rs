@@ -104,9 +104,9 @@ fn a_missing_scalar_is_refused_by_its_name() {
 #[test]
 fn dense_attention_refuses_what_only_sparse_attention_has() {
     let device = &device();
-    let q = device.empty(&[2, 4, D_QK], DType::F32);
-    let kv = device.empty(&[9, D_QK], DType::F32);
-    let range = device.empty(&[2], DType::I32);
+    let q = device.empty(&[2, 4, D_QK], DType::F32).unwrap();
+    let kv = device.empty(&[9, D_QK], DType::F32).unwrap();
+    let range = device.empty(&[2], DType::I32).unwrap();
     let args = AttentionArgs {
         softmax_scale: 1.0,
         d_v: D_V,
@@ -119,7 +119,7 @@ fn dense_attention_refuses_what_only_sparse_attention_has() {
 
 #[test]
 fn a_view_beyond_its_tensor_is_refused() {
-    let tensor = device().empty(&[4, 6], DType::F32);
+    let tensor = device().empty(&[4, 6], DType::F32).unwrap();
     for (axis, start, length) in
         [(0, 3, 2), (0, 5, 0), (2, 0, 1), (1, usize::MAX, 2), (1, 2, usize::MAX)]
     {

@@ -24,3 +24,4 @@ mod refusals_of_strides;
 mod replay;
 mod samples;
 mod support;
+mod wide;

@@ -107,7 +107,7 @@ impl Cache {
         Ok(Self {
             device: device.clone(),
             size,
-            layers: (0..layers).map(|_| layer()).collect(),
+            layers: (0..layers).map(|_| layer()).collect::<Result<_>>()?,
             block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
             rotary: Rotary::new(device, config, max_seq)?,
             lengths: vec![(0, 0); requests],
@@ -196,31 +196,31 @@ impl LayerCache {
         ones: &Tensor,
         dtype: DType,
         format: KvFormat,
-    ) -> Self {
+    ) -> Result<Self> {
         let CacheSize { requests, max_seq, page_size, .. } = size;
         let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
         let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
         let record = KvRecord { kv_lora_rank: rank, rope_dim };
         let dim = config.index_head_dim;
         let index_keys = if config.attention_options.index_fp8 {
-            IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8))
+            IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
         } else {
-            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype), ones: ones.clone() }
+            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
         };
         let records = match format {
             KvFormat::Elements => None,
-            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)),
+            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)?),
         };
-        Self {
+        Ok(Self {
             device: device.clone(),
             page_size,
             pages: max_seq / page_size,
             record,
-            latent: device.empty(&[rows, rank + rope_dim], dtype),
+            latent: device.empty(&[rows, rank + rope_dim], dtype)?,
             records,
             index_keys,
             index_dim: dim,
-        }
+        })
     }
 
     /// The type of the latent rows.
