@@ -10,17 +10,22 @@
 //! let layer = Config::scaled(4)?;                          // a quarter, for the CPU
 //! ```
 
+use dsa_kernels::quant::ScaleFmt;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::run::temperature;
 
 mod check;
+mod demo;
+mod describe;
+mod fields;
+mod known;
 mod read;
+mod rotary;
+mod storage;
 #[cfg(test)]
 mod tests;
-
-pub(crate) use read::read_text;
 
 /// Weights and activations share one scale for each block of this many values.
 pub const QUANT_BLOCK: usize = 128;
@@ -74,10 +79,13 @@ pub struct Config {
     pub index_head_dim: usize,
     /// Keys that a query attends to.
     pub index_topk: usize,
-    /// Indexer's rotary pairs: (2i, 2i+1) if true, (i, i+d/2) if false, the default. GLM-5 sets
-    /// true. Hugging Face spells it without the final d; both are read.
+    /// Indexer's rotary pairs: (2i, 2i+1) if true, (i, i+d/2) if false. Default false, true for
+    /// GLM. Hugging Face spells it without the final d; both are read.
     #[serde(rename = "indexer_rope_interleave")]
     pub indexer_rope_interleaved: bool,
+    /// The main attention's rotary pairs, likewise. Default true.
+    #[serde(rename = "rope_interleave")]
+    pub rope_interleaved: bool,
     /// Positions the model is made for.
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies. Default 10000.
@@ -114,10 +122,11 @@ pub struct Yarn {
     pub mscale_all_dim: f64,
 }
 
-/// Weights in fp8 (e4m3) with one f32 scale for each block of 128 × 128.
+/// Weights in fp8 (e4m3) with one scale for each block of 128 × 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
-    /// Whether the scales of activations are powers of two (`scale_fmt` is `ue8m0`) or any f32.
+    /// Whether scales are powers of two (`scale_fmt` is `ue8m0`) or any f32 (it is `float`, or absent).
+    /// Those of the weights are in the file; this is about those made of activations.
     pub ue8m0: bool,
 }
 
@@ -170,6 +179,7 @@ impl Config {
             index_head_dim: 128,
             index_topk: 2048,
             indexer_rope_interleaved: false,
+            rope_interleaved: true,
             max_position_embeddings: 163_840,
             rope_theta: 10_000.0,
             rope_scaling: Some(Yarn {
@@ -243,9 +253,15 @@ impl Config {
         layer >= self.first_k_dense_replace
     }
 
-    /// Whether activation scales are rounded up to powers of two.
+    /// Whether scales of activations are rounded up to powers of two: as the file says, and in an
+    /// unquantised model whose lossy steps were asked for, as in DeepSeek-V3.2.
     pub fn ue8m0(&self) -> bool {
         self.quantization.is_none_or(|quantization| quantization.ue8m0)
+    }
+
+    /// How the scales of activations are rounded.
+    pub fn scale_fmt(&self) -> ScaleFmt {
+        if self.ue8m0() { ScaleFmt::Ue8m0 } else { ScaleFmt::Plain }
     }
 
     /// Factor on q·k before the softmax: qk_head_dim^-½ · m² with m = 0.1 · mscale_all_dim ·

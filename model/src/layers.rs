@@ -9,3 +9,4 @@ mod linear;
 mod tests;
 
 pub use attention::{Attention, Trace};
+pub(crate) use linear::check_dtype;

@@ -5,6 +5,8 @@ pub mod config;
 pub mod error;
 pub mod layers;
 pub mod run;
+mod json;
+mod names;
 pub mod verify;
 pub mod weights;
 

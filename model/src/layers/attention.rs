@@ -40,7 +40,7 @@ use dsa_kernels::attention::AttentionArgs;
 use dsa_kernels::dense_attention::{dense_mha, dense_mla};
 use dsa_kernels::indexer::ScoreFn;
 use dsa_kernels::norm::{rms_norm, rms_norm_into};
-use dsa_kernels::quant::{ScaleFmt, round_trip};
+use dsa_kernels::quant::round_trip;
 use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::top_k::Policy;
@@ -69,6 +69,27 @@ pub struct Attention {
     pub expand_short_prefill: bool,
 }
 
+/// Every tensor of the layer, below `self_attn`.
+const READ: [&str; 12] = [
+    "q_a_proj.weight",
+    "q_a_layernorm.weight",
+    "q_b_proj.weight",
+    "kv_a_proj_with_mqa.weight",
+    "kv_a_layernorm.weight",
+    "kv_b_proj.weight",
+    "o_proj.weight",
+    "indexer.wq_b.weight",
+    "indexer.wk.weight",
+    "indexer.k_norm.weight",
+    "indexer.k_norm.bias",
+    "indexer.weights_proj.weight",
+];
+
+/// Which values rotate together.
+pub(super) fn pairing(interleaved: bool) -> Pairing {
+    if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit }
+}
+
 /// What a step computed, for those who compare.
 pub struct Trace {
     /// `[n, hidden]`.
@@ -88,7 +109,8 @@ impl Attention {
     /// is the type of its input and output too.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for the weights;
+    /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for the weights, [`Error::Unread`] for one
+    /// that the layer would compute without;
     /// [`Error::Argument`] for another `dtype`; [`Error::Kernel`] if the device refuses.
     pub fn new<W: Weights>(
         device: &Device,
@@ -97,6 +119,7 @@ impl Attention {
         dtype: DType,
     ) -> Result<Self> {
         check_dtype(dtype)?;
+        weights.refuse_others(&READ)?;
         let (c, to) = (config, Loader { device, weights, dtype });
         let (hidden, heads, query) = (c.hidden_size, c.num_attention_heads, c.q_lora_rank);
         Ok(Self {
@@ -130,8 +153,7 @@ impl Attention {
     ///   the tokens' positions is replaced.
     ///
     /// # Errors
-    /// [`Error::Argument`] if x is not the batch's, or for a step whose tensors would have more elements than the
-    /// kernels can index; [`Error::Kernel`] if a kernel fails.
+    /// [`Error::Argument`] if x or the cache is not the batch's; [`Error::Kernel`] if a kernel refuses or fails.
     pub fn forward(&self, x: &Tensor, batch: &Batch, cache: &mut LayerCache) -> Result<Tensor> {
         Ok(self.trace(x, batch, cache)?.hidden)
     }
@@ -145,7 +167,7 @@ impl Attention {
         let topk = self.config.index_topk;
         let all_kept = self.expand_short_prefill && batch.longest() <= topk;
         let expanded = batch.phase() == Phase::Prefill && (!sparse || all_kept);
-        self.check(x, batch, cache, expanded)?;
+        self.check(x, batch, cache)?;
 
         let stages = batch.stages();
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
@@ -198,7 +220,7 @@ impl Attention {
         let (rank, rope_dim, nope) = (c.kv_lora_rank, c.qk_rope_head_dim, c.qk_nope_head_dim);
         let (rotary, eps) = (batch.rotary(), c.rms_norm_eps as f32);
         let turn = |from: &Tensor, to: &Tensor| {
-            let pairing = Pairing::Interleaved;
+            let pairing = pairing(c.rope_interleaved);
             rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)
         };
 
@@ -215,7 +237,7 @@ impl Attention {
         let latent = kv.narrow(1, 0, rank)?; // [n, rank]
         rms_norm_into(device, &kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
         if c.attention_options.kv_fp8 {
-            round_trip(device, &latent, &latent, ScaleFmt::Ue8m0)?;
+            round_trip(device, &latent, &latent, c.scale_fmt())?;
         }
         let k_pe = |row: &Tensor| {
             row.reshape(&[n, 1, rank + rope_dim])?.narrow(2, rank, rope_dim) // [n, 1, rope]
@@ -253,9 +275,8 @@ impl Attention {
         self.config.softmax_scale() as f32
     }
 
-    /// Refuses an input or a cache that is not this layer's and the batch's, and a step whose largest tensors have
-    /// more elements than the kernels can index.
-    fn check(&self, x: &Tensor, batch: &Batch, cache: &LayerCache, expanded: bool) -> Result<()> {
+    /// Refuses an input or a cache that is not this layer's and the batch's.
+    fn check(&self, x: &Tensor, batch: &Batch, cache: &LayerCache) -> Result<()> {
         let (n, hidden) = (batch.tokens(), self.config.hidden_size);
         let right = *x.shape() == [n, hidden] && x.dtype() == self.dtype && x.is_contiguous();
         let got = format!("{} {:?} of strides {:?}", x.dtype(), x.shape(), x.strides());
@@ -264,34 +285,6 @@ impl Attention {
         let expected = (self.config.latent_dim(), self.config.index_head_dim);
         let right = cache.widths() == expected && cache.dtype() == self.dtype;
         let got = format!("{} rows of widths {:?}", cache.dtype(), cache.widths());
-        Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))?;
-        check_sizes(&self.config, n, batch.context().1, batch.mode(), expanded)
+        Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))
     }
-}
-
-/// Refuses a step of `n` tokens that see `rows` rows whose largest tensors have more elements than the kernels can
-/// index.
-pub(super) fn check_sizes(
-    config: &Config,
-    n: usize,
-    rows: usize,
-    mode: Mode,
-    expanded: bool,
-) -> Result<()> {
-    let heads = config.num_attention_heads;
-    let per_head = config.qk_head_dim().max(config.v_head_dim);
-    let (index_q, sparse) = (config.index_n_heads * config.index_head_dim, mode == Mode::Sparse);
-    let sizes = [
-        ("the size of x", true, n, config.hidden_size),
-        ("the size of q, absorbed", !expanded, n, heads * config.latent_dim()),
-        ("the size of the keys, expanded", expanded, rows, heads * per_head),
-        ("the size of the index queries", sparse, n, index_q),
-        ("the size of the index logits", sparse && !expanded, n, rows),
-    ];
-    for (name, _, rows, width) in sizes.into_iter().filter(|(_, made, ..)| *made) {
-        let fits = (rows as u64).checked_mul(width as u64).is_some_and(|size| size < 1 << 32);
-        let got = format!("{rows} rows of {width}");
-        Error::check(fits, name, got, "fewer than 2^32 elements: take shorter chunks")?;
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The lightning indexer of a layer: from its input to the keys that each token attends to.
 
+use super::attention::pairing;
 use super::linear::{Linear, Loader};
 use crate::config::Config;
 use crate::error::Result;
@@ -39,6 +40,7 @@ pub(super) struct Indexer {
     rope_dim: usize,
     pairing: Pairing,
     hadamard: bool,
+    scale_fmt: ScaleFmt,
     /// H^-½ · D^-½.
     scale: f32,
 }
@@ -55,10 +57,8 @@ impl Indexer {
             device: to.device.clone(),
             heads: Heads { n, dim },
             rope_dim: c.qk_rope_head_dim,
-            pairing: match c.indexer_rope_interleaved {
-                true => Pairing::Interleaved,
-                false => Pairing::HalfSplit,
-            },
+            pairing: pairing(c.indexer_rope_interleaved),
+            scale_fmt: c.scale_fmt(),
             hadamard: c.attention_options.hadamard,
             scale: c.index_scale() as f32,
         })
@@ -93,7 +93,7 @@ impl Indexer {
         match cache.index_keys() {
             IndexKeys::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
-                let q8 = act_quant(device, &q, ScaleFmt::Ue8m0)?; // [n · H, D], [n · H, 1]
+                let q8 = act_quant(device, &q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
                 let q_scale = q8.scale.reshape(&[n, heads])?;
                 let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
                 // A chunk is one request with n new tokens, a batch n requests with one each.

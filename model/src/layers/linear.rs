@@ -32,7 +32,7 @@ impl<W: Weights> Loader<'_, W> {
 
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         if let Some(bytes) = self.weights.stored(name, shape, dtype)? {
-            return Ok(self.device.upload(bytes, shape, dtype)?);
+            return Ok(self.device.upload(&bytes, shape, dtype)?);
         }
         Ok(self.device.upload_f32(&self.weights.values(name, shape)?, shape, dtype)?)
     }
@@ -64,6 +64,6 @@ impl Linear {
 }
 
 /// Refuses a layer type that no kernel multiplies in.
-pub(super) fn check_dtype(dtype: DType) -> Result<()> {
+pub(crate) fn check_dtype(dtype: DType) -> Result<()> {
     Error::check([DType::F32, DType::Bf16].contains(&dtype), "dtype", dtype, "f32 or bf16")
 }

@@ -1,7 +1,6 @@
 //! The layer against the reference's, in every way in which tokens can come.
 
 use super::Attention;
-use super::attention::check_sizes;
 use crate::config::{AttentionOptions, Config, Yarn};
 use crate::error::{Error, Result};
 use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode, Stage};
@@ -152,6 +151,27 @@ fn an_interleaved_indexer_equals_the_reference() {
 }
 
 #[test]
+fn half_split_attention_and_scales_that_are_no_powers_equal_the_reference() {
+    let exact = config(7, AttentionOptions::EXACT);
+    let half = Config { rope_interleaved: false, ..exact.clone() };
+    let free = Config {
+        quantization: Some(crate::config::Quantization { ue8m0: false }),
+        ..config(7, AttentionOptions::OFFICIAL)
+    };
+    let powers = config(7, AttentionOptions::OFFICIAL);
+    for (changed, plain, what) in [(half, exact, "half split"), (free, powers, "free scales")] {
+        let case = Case::new(changed);
+        for mode in [Mode::Dense, Mode::Sparse] {
+            let got = case.chunks(&mut case.cache(SIZE, KvFormat::Elements), &[22, 1], mode);
+            case.assert_near(&got, &case.reference(mode), what);
+            let other = Case::new(plain.clone()).reference(mode);
+            let differs = worst_row(got.view(), other.view(), |_| true).unwrap().0;
+            assert!(differs > 0.02, "{what}: {differs:e}");
+        }
+    }
+}
+
+#[test]
 fn a_batch_of_contexts_of_different_lengths_equals_the_reference() {
     for (options, formats) in [
         (AttentionOptions::EXACT, &[KvFormat::Elements][..]),
@@ -229,20 +249,6 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
 }
 
 #[test]
-fn tensors_that_the_kernels_cannot_index_are_refused() {
-    let check = |rows, sparse, expanded| {
-        let mode = if sparse { Mode::Sparse } else { Mode::Dense };
-        let error = check_sizes(&Config::v32(), 4096, rows, mode, expanded).err()?;
-        let Error::Argument { name, .. } = error else { panic!("{error}") };
-        Some(name)
-    };
-    assert_eq!(check(131_072, false, true), None);
-    assert_eq!(check(262_144, false, true), Some("the size of the keys, expanded"));
-    assert_eq!(check(1_000_000, true, false), None);
-    assert_eq!(check(1 << 20, true, false), Some("the size of the index logits"));
-}
-
-#[test]
 fn what_does_not_fit_is_refused() {
     let case = Case::new(config(7, AttentionOptions::EXACT));
     let mut cache = case.cache(SIZE, KvFormat::Elements);
@@ -304,8 +310,12 @@ impl Weights for Short {
         }
     }
 
-    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<&[u8]>> {
+    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<Vec<u8>>> {
         Ok(None)
+    }
+
+    fn refuse_others(&self, _: &[&str]) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@
 use super::{Batch, Mode, Rotary};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::layers::check_dtype;
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt, act_quant, store_index_keys, store_kv};
 use dsa_kernels::{DType, Device, Tensor};
@@ -63,6 +64,7 @@ pub struct LayerCache {
     records: Option<Tensor>, // [pages, page_size · record bytes] u8
     index_keys: IndexKeys,
     index_dim: usize,
+    scale_fmt: ScaleFmt,
 }
 
 /// The indexer's keys.
@@ -83,8 +85,8 @@ impl Cache {
     /// Empty caches for layers of `config`, whose rows are of type `dtype` (the layers').
     ///
     /// # Errors
-    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if a layer's rows have
-    /// more elements than the kernels can index.
+    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are 2^31
+    /// tokens or more; [`Error::Kernel`] if the device has no memory for it.
     pub fn new(
         device: &Device,
         config: &Config,
@@ -92,7 +94,7 @@ impl Cache {
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
-        let size = check_size(size, config, dtype)?;
+        let size = check_size(size, dtype)?;
         let CacheSize { layers, requests, max_seq, page_size } = size;
         let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
         let table: Vec<i32> = (0..pages as i32).collect();
@@ -122,6 +124,19 @@ impl Cache {
         let layers = self.layers.len();
         Error::check(layer < layers, "layer", layer, format!("below {layers}"))?;
         Ok(&mut self.layers[layer])
+    }
+
+    /// The cache of layer `layer`, to be looked at.
+    ///
+    /// # Errors
+    /// As [`Cache::layer`].
+    pub fn held(&self, layer: usize) -> Result<&LayerCache> {
+        let layers = self.layers.len();
+        let none = || format!("below {layers}");
+        self.layers.get(layer).map_or_else(
+            || Err(Error::Argument { name: "layer", value: layer.to_string(), expected: none() }),
+            Ok,
+        )
     }
 
     /// Requests side by side.
@@ -220,6 +235,7 @@ impl LayerCache {
             records,
             index_keys,
             index_dim: dim,
+            scale_fmt: config.scale_fmt(),
         })
     }
 
@@ -243,7 +259,10 @@ impl LayerCache {
     }
 
     /// The records of the requests of a step, and their form: `[pages, page bytes]` u8.
-    pub(crate) fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Tensor, KvRecord)>> {
+    ///
+    /// # Errors
+    /// If the batch was made for a larger cache.
+    pub fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Tensor, KvRecord)>> {
         let Some(records) = &self.records else {
             return Ok(None);
         };
@@ -282,7 +301,7 @@ impl LayerCache {
     ) -> dsa_kernels::Result<()> {
         match &self.index_keys {
             IndexKeys::Paged(pages) => {
-                let k8: Quantised = act_quant(&self.device, k, ScaleFmt::Ue8m0)?; // [n, D], [n, 1]
+                let k8: Quantised = act_quant(&self.device, k, self.scale_fmt)?; // [n, D], [n, 1]
                 store_index_keys(&self.device, &k8, batch.slots(), pages, self.page_size)
             }
             IndexKeys::Rows { keys, .. } => self.store_rows(k, keys, batch),
@@ -295,22 +314,34 @@ impl LayerCache {
     }
 }
 
-/// The size in whole pages, if it is one.
-fn check_size(size: CacheSize, config: &Config, dtype: DType) -> Result<CacheSize> {
+/// The size in whole pages, if the kernels can number its rows. The one place where the size of a cache is
+/// bounded; whether there is memory for it, the device says.
+fn check_size(size: CacheSize, dtype: DType) -> Result<CacheSize> {
     let CacheSize { layers, requests, max_seq, page_size } = size;
     for (name, value) in
         [("layers", layers), ("requests", requests), ("max_seq", max_seq), ("page_size", page_size)]
     {
         Error::check((1..1 << 31).contains(&value), name, value, "1 to 2^31 - 1")?;
     }
-    let float = [DType::F32, DType::Bf16].contains(&dtype);
-    Error::check(float, "dtype", dtype, "f32 or bf16")?;
+    check_dtype(dtype)?;
     let max_seq = max_seq.next_multiple_of(page_size);
-    // The wider of the two kinds of rows; kernels index elements with 32 bits, and rows are i32.
-    let width = config.latent_dim().max(config.index_head_dim + 4) as u128;
-    let elements = requests as u128 * max_seq as u128 * width;
-    let fits = elements < 1 << 32 && requests as u128 * (max_seq as u128) < 1 << 31;
-    let got = format!("{requests} requests of {max_seq} tokens of {width} elements");
-    Error::check(fits, "the size of the cache", got, "fewer than 2^32 elements, 2^31 tokens")?;
+    let fits = requests as u128 * (max_seq as u128) < 1 << 31;
+    let got = format!("{requests} requests of {max_seq} tokens");
+    Error::check(fits, "the size of the cache", got, "fewer than 2^31 tokens: rows are i32")?;
     Ok(CacheSize { max_seq, ..size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_bounded_by_its_rows_not_by_its_elements() {
+        let size = |requests| CacheSize { layers: 1, requests, max_seq: 131_000, page_size: 64 };
+        // 4.8e9 elements of 576, and 5.5e9 bytes of records.
+        let fits = check_size(size(64), DType::Bf16).unwrap();
+        assert_eq!(fits.max_seq, 131_008);
+        let error = check_size(size(1 << 14), DType::Bf16).unwrap_err().to_string();
+        assert!(error.contains("fewer than 2^31 tokens"), "{error}");
+    }
 }

@@ -4,6 +4,7 @@ use crate::config::{AttentionOptions, Config};
 use crate::error::{Error, Result};
 use crate::weights::{Checkpoint, Weights};
 use dsa_reference::attention_layer::{AttentionConfig, AttentionWeights, IndexerWeights, Options};
+use dsa_reference::quant::ScaleFmt;
 use dsa_reference::rope;
 use ndarray::{Array1, Array2};
 
@@ -36,11 +37,18 @@ pub fn attention_config(c: &Config) -> AttentionConfig {
 /// The switches of the attention.
 pub fn attention_options(c: &Config) -> Options {
     let AttentionOptions { hadamard, index_fp8, kv_fp8 } = c.attention_options;
-    let indexer_pairing = match c.indexer_rope_interleaved {
+    let pairing = |interleaved| match interleaved {
         true => rope::Pairing::Interleaved,
         false => rope::Pairing::HalfSplit,
     };
-    Options { indexer_pairing, hadamard, index_fp8, kv_fp8 }
+    Options {
+        pairing: pairing(c.rope_interleaved),
+        indexer_pairing: pairing(c.indexer_rope_interleaved),
+        hadamard,
+        index_fp8,
+        kv_fp8,
+        scale_fmt: if c.ue8m0() { ScaleFmt::Ue8m0 } else { ScaleFmt::Plain },
+    }
 }
 
 /// The weights of one layer's attention, those of `weights` (`model.layers.N.self_attn`).

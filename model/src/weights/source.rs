@@ -1,7 +1,7 @@
 //! Where a layer's weights come from.
 
-use super::{Checkpoint, Dtype, WeightPath};
-use crate::error::Result;
+use super::{Dtype, WeightPath};
+use crate::error::{Error, Result};
 use dsa_kernels::DType;
 use dsa_tests::generate::Rng;
 use std::fmt::Display;
@@ -17,13 +17,23 @@ pub trait Weights: Sized {
     /// If there is no such tensor, or it is not of `shape`.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
 
-    /// The tensor's own bytes, if it is stored as little-endian elements of `dtype`: they go to a device without
-    /// a copy on the way.
+    /// The tensor's own bytes, if it is stored as little-endian elements of `dtype`: they go to a device as they
+    /// are.
     ///
     /// # Errors
     /// As [`Weights::values`].
-    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<&[u8]>>;
+    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>>;
+
+    /// Refuses a tensor here that is not among `read` (a bias, a sink, a scale of a weight that is not
+    /// quantised): what reads the others would compute without it.
+    ///
+    /// # Errors
+    /// [`Error::Unread`].
+    fn refuse_others(&self, read: &[&str]) -> Result<()>;
 }
+
+/// Tensors that decide nothing: a table of frequencies that old writers stored, which is computed.
+const FREE: [&str; 1] = ["rotary_emb.inv_freq"];
 
 impl Weights for WeightPath<'_> {
     fn at(&self, part: impl Display) -> Self {
@@ -34,14 +44,25 @@ impl Weights for WeightPath<'_> {
         self.checkpoint().values(&self.name(name), shape)
     }
 
-    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<&[u8]>> {
-        let checkpoint: &Checkpoint = self.checkpoint();
-        let tensor = checkpoint.tensor(&self.name(name))?;
+    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>> {
+        let (stored, found) = self.form(name)?;
         let same = matches!(
-            (tensor.dtype, dtype),
+            (stored, dtype),
             (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) | (Dtype::F16, DType::F16)
         );
-        Ok((same && tensor.shape == shape).then_some(tensor.bytes))
+        if same && found == shape { Ok(Some(self.tensor(name)?.bytes)) } else { Ok(None) }
+    }
+
+    fn refuse_others(&self, read: &[&str]) -> Result<()> {
+        let scales = |name: &str| {
+            let weight = name.strip_suffix("_scale_inv").filter(|weight| read.contains(weight));
+            weight.is_some_and(|w| self.form(w).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3))
+        };
+        let known = |name: &&str| read.contains(name) || FREE.contains(name) || scales(name);
+        match self.names().find(|name| !known(name)) {
+            Some(name) => Err(Error::Unread(self.name(name))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -78,7 +99,11 @@ impl Weights for Random {
         Ok((0..shape.iter().product()).map(|_| mean + deviation * rng.normal()).collect())
     }
 
-    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<&[u8]>> {
+    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<Vec<u8>>> {
         Ok(None)
+    }
+
+    fn refuse_others(&self, _: &[&str]) -> Result<()> {
+        Ok(())
     }
 }
