@@ -47,7 +47,7 @@ const fn on_matrix_unit(
     Bug { name, gate, file, right, wrong, matrix_unit: true }
 }
 
-const ATTENTION: &str = "model/src/attention.rs";
+const ATTENTION: &str = "model/src/layers/attention.rs";
 const COLUMNS: &str = "kernels/src/top_k/columns.rs";
 const DENSE: &str = "kernels/src/dense_attention.rs";
 const FOLD: &str = "kernels/src/fold_scales.rs";
@@ -57,7 +57,7 @@ const INDEXER: &str = "kernels/src/indexer.rs";
 const INDEXER_KEYS: &str = "kernels/src/indexer/keys.rs";
 const INDEXER_LOGITS: &str = "kernels/src/indexer/logits.rs";
 const KEYS: &str = "kernels/src/keys.rs";
-const LAYER_INDEXER: &str = "model/src/attention/indexer.rs";
+const LAYER_INDEXER: &str = "model/src/layers/indexer.rs";
 const LOAD: &str = "kernels/src/tile/load.rs";
 const MERGE: &str = "kernels/src/merge_splits.rs";
 const NORM: &str = "kernels/src/norm.rs";
@@ -68,7 +68,7 @@ const ROPE: &str = "kernels/src/rope.rs";
 const SLOTS: &str = "kernels/src/slots.rs";
 const SOFTMAX: &str = "kernels/src/tile/softmax.rs";
 const SPARSE: &str = "kernels/src/sparse_attention.rs";
-const STEP: &str = "model/src/attention/step.rs";
+const STEP: &str = "model/src/run/batch.rs";
 const TILES: &str = "kernels/src/tile/tiles.rs";
 const TOP_K: &str = "kernels/src/top_k.rs";
 
@@ -180,12 +180,12 @@ pub const BUGS: &[Bug] = &[
         "wait_copies(comptime![schedule.ahead - 1]);", "wait_copies(comptime![schedule.ahead + 1]);"),
     // The layer.
     bug("half-split pairs in the main attention", "layer", ATTENTION,
-        "rope(device, from, cos, sin, &at.positions, to, Pairing::Interleaved)",
-        "rope(device, from, cos, sin, &at.positions, to, Pairing::HalfSplit)"),
+        "rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)",
+        "rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, Pairing::HalfSplit)"),
     bug("the latent query is not normalised", "layer", ATTENTION,
         "rms_norm(device, &qr, &self.q_a_layernorm, eps)?", "qr.clone()"),
     bug("a token does not see itself", "layer", STEP,
         "begin(row) + p + 1", "begin(row) + p"),
     bug("index keys without position", "layer", LAYER_INDEXER,
-        "self.turn(device, &k, 1, at, cache)", "Ok(k.clone())"),
+        "self.turn(&k, 1, batch)", "Ok(k.clone())"),
 ];
