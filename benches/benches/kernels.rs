@@ -13,7 +13,13 @@ fn main() -> anyhow::Result<ExitCode> {
     let axes = Axes::new(&args, &device)?;
     eprintln!("{} ({}), {axes:?}", device.kind(), device.name());
     let ceilings = Ceilings::measure(&device)?;
-    eprintln!("measured ceilings: {ceilings}");
+    if args.ceilings {
+        for probe in ceilings.probes() {
+            println!("{probe}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("measured ceilings:{ceilings}");
     let figures = args.figures_of(&device);
     let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
     let chosen = specs::all(&device, &axes, args.seed, args.only.as_deref().unwrap_or(""))?;
