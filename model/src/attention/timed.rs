@@ -10,7 +10,7 @@ use super::step::{Phase, Step};
 use super::{Attention, Mode, Stages, Trace};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::verify::thresholds::{LAYER, RECALL, worst_row};
+use crate::verify::thresholds::{RECALL, Threshold, worst_row};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::{Device, Tensor};
 use dsa_tests::compare::{Mismatch, compare_on};
@@ -25,6 +25,11 @@ const JUDGED: usize = 2;
 const DRAWN: usize = 8;
 /// Multiplications that the reference may make for a token's attention, if one head does not make more.
 const BUDGET: usize = 100_000_000;
+
+/// Relative error `|a - b| / |b|` of a token's output between two forms of the same step, at most. Both take the
+/// same lossy steps, so a code of fp8 flips only where the forms round its input differently: measured 5e-3
+/// between expanded and absorbed heads in bf16 with an fp8 indexer, 0 between two absorbed ones.
+const FORMS: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 0.1 };
 
 /// What a step computed, kept to be judged.
 pub struct TimedStep {
@@ -115,14 +120,15 @@ impl Attention {
             judged.push(self.judge_attention(cache, timed, *row, &mut rng)?);
         }
         let mut same = 0;
-        for row in rows.into_iter().take_while(|_| true) {
+        for row in rows {
             if same == JUDGED {
                 break;
             }
             same += usize::from(self.judge_form(x, cache, timed, row, &mut judged)?);
         }
+        let fallen = judged.iter().any(|one| one.share > 1.0);
         let expected = "a token for which both forms select the same keys";
-        Error::check(same > 0, "timed step", format!("none among {DRAWN}"), expected)?;
+        Error::check(same > 0 || fallen, "timed step", format!("none among {DRAWN}"), expected)?;
         Ok(judged)
     }
 
@@ -237,7 +243,7 @@ impl Attention {
         let rows =
             ArrayView2::from_shape(shape, &got).ok().zip(ArrayView2::from_shape(shape, &want).ok());
         let error = rows.and_then(|(got, want)| worst_row(got, want, |_| true));
-        let most = LAYER.of(self.dtype, self.config.attention_options);
+        let most = FORMS.of(self.dtype, self.config.attention_options);
         let share = error.map_or(f64::INFINITY, |(error, _)| error / most);
         judged.push(Judged { what: format!("output of token {row} {form}"), share });
         Ok(true)
@@ -273,3 +279,6 @@ fn packed(device: &Device, tensor: &Tensor) -> dsa_kernels::Result<HostTensor> {
     place_rows(device, tensor, &device.upload_i32(&slots, &[slots.len()])?, &out)?;
     download(device, &out)
 }
+
+#[cfg(test)]
+mod tests;
