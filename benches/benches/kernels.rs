@@ -12,6 +12,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let device = args.open()?;
     let axes = Axes::new(&args, &device)?;
     eprintln!("{} ({}), {axes:?}", device.kind(), device.name());
+    let only = args.only.clone().unwrap_or_default();
+    if !args.ceilings {
+        specs::check(&device, &axes, &only)?;
+    }
     let ceilings = Ceilings::measure(&device)?;
     if args.ceilings {
         for probe in ceilings.probes() {
@@ -22,7 +26,7 @@ fn main() -> anyhow::Result<ExitCode> {
     eprintln!("measured ceilings:{ceilings}");
     let figures = args.figures_of(&device);
     let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
-    let chosen = specs::all(&device, &axes, args.seed, args.only.as_deref().unwrap_or(""))?;
+    let chosen = specs::all(&device, &axes, args.seed, &only)?;
     let mut session = Session::new("kernels", args, device, ceilings)?;
     session.kernels(chosen)?;
     for file in dsa_figures::draw(&session.current()?, &figures, &options)? {

@@ -133,6 +133,11 @@ impl Device {
         wgmma.iter().any(fits).then_some(machine)
     }
 
+    /// Bytes of memory that the device has, if it says.
+    pub fn memory(&self) -> Option<u64> {
+        self.client.properties().memory.max_memory()
+    }
+
     /// Bytes of memory that a team may have.
     pub fn shared_memory(&self) -> usize {
         self.client.properties().hardware.max_shared_memory_size
