@@ -1,4 +1,5 @@
-//! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes.
+//! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes;
+//! `cargo bench --bench kernels -- --ceilings` prints how fast every form of every probe of the device is, and ends.
 
 use clap::Parser;
 use dsa_benches::args::{Args, Axes};
@@ -12,11 +13,21 @@ fn main() -> anyhow::Result<ExitCode> {
     let device = args.open()?;
     let axes = Axes::new(&args, &device)?;
     eprintln!("{} ({}), {axes:?}", device.kind(), device.name());
+    let only = args.only.clone().unwrap_or_default();
+    if !args.ceilings {
+        specs::check(&device, &axes, &only)?;
+    }
     let ceilings = Ceilings::measure(&device)?;
-    eprintln!("measured ceilings: {ceilings}");
+    if args.ceilings {
+        for probe in ceilings.probes() {
+            println!("{probe}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("measured ceilings:{ceilings}");
     let figures = args.figures_of(&device);
     let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
-    let chosen = specs::all(&device, &axes, args.seed, args.only.as_deref().unwrap_or(""))?;
+    let chosen = specs::all(&device, &axes, args.seed, &only)?;
     let mut session = Session::new("kernels", args, device, ceilings)?;
     session.kernels(chosen)?;
     for file in dsa_figures::draw(&session.current()?, &figures, &options)? {

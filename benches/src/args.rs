@@ -69,6 +69,9 @@ pub struct Args {
     /// Exits with 3 if anything is slower than the baseline.
     #[arg(long, requires = "baseline")]
     pub fail_on_slower: bool,
+    /// Only measures the device's ceilings: prints the rate of every form of every probe, and ends.
+    #[arg(long)]
+    pub ceilings: bool,
     /// What cargo passes to every bench; ignored.
     #[arg(long, hide = true)]
     pub bench: bool,

@@ -13,7 +13,10 @@ mod attention;
 mod caches;
 mod pointwise;
 mod records;
+mod room;
 mod selection;
+
+pub use room::check;
 
 /// Width of index heads, latent, rope and expanded heads of DeepSeek-V3.2.
 const INDEX_DIM: usize = 128;

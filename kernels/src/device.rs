@@ -8,8 +8,6 @@ use cubecl::client::Client;
 use cubecl::execution::{StreamMode, StreamModeOverride};
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
-use cubecl::std::throughput::measure_peak_throughput;
-use cubecl::throughput::{ThroughputKey, ThroughputMode};
 use std::time::Duration;
 
 /// The runtime a device belongs to.
@@ -158,6 +156,11 @@ impl Device {
         wgmma.iter().any(fits).then_some(machine)
     }
 
+    /// Bytes of memory that the device has, if it says.
+    pub fn memory(&self) -> Option<u64> {
+        self.client.properties().memory.max_memory()
+    }
+
     /// Bytes of memory that a team may have.
     pub fn shared_memory(&self) -> usize {
         self.client.properties().hardware.max_shared_memory_size
@@ -283,16 +286,6 @@ impl Device {
         pollster::block_on(ticks.resolve())
             .map(|ticks| ticks.duration())
             .ok_or_else(|| failed("the profiler returned no time".to_string()))
-    }
-
-    /// FLOP a second of f32 arithmetic without a matrix unit, by CubeCL's own probe: chains of fused
-    /// multiplications and additions in registers, every unit busy.
-    pub fn plain_peak(&self) -> Result<f64> {
-        let key =
-            ThroughputKey { mode: ThroughputMode::ComputeDirect { dtype: DType::F32.elem() } };
-        measure_peak_throughput(&self.client, key)
-            .map(|peak| peak.ops_per_s())
-            .map_err(|error| self.failed(format!("{error:?}")))
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> KernelError {

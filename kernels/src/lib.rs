@@ -10,6 +10,7 @@
 #![allow(clippy::too_many_arguments)]
 
 pub mod attention;
+pub mod bandwidth;
 pub mod contract;
 pub mod copy;
 pub mod dense_attention;

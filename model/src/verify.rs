@@ -36,6 +36,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 pub mod thresholds;
+pub mod timed;
 mod trial;
 
 /// Compares the layer of `config` with `weights` with the reference, and sparse with dense, on one

@@ -145,6 +145,11 @@ impl Attention {
         self.dtype
     }
 
+    /// The configuration it was made for.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// A step: what is added to the residual, `[n, hidden]`.
     ///
     /// - `x`: `[n, hidden]` of the layer's type, contiguous: the hidden states of the batch's n tokens after
