@@ -199,7 +199,12 @@ impl Checkpoint {
             }
             _ => None,
         };
-        values.ok_or(Error::Dtype { name, found: dtype, expected })
+        let values =
+            values.ok_or_else(|| Error::Dtype { name: name.clone(), found: dtype, expected })?;
+        match values.iter().find(|scale| !scale.is_finite()) {
+            Some(&value) => Err(Error::Element { name, value, expected: "finite scales" }),
+            None => Ok(values),
+        }
     }
 
     fn wrong_shape(&self, name: &str, expected: &[usize]) -> Error {

@@ -62,8 +62,8 @@ impl Buffers {
         let patterns = [7, 8].map(|seed| random(device, DType::F32, &[PATTERN, COLS], seed));
         let [a, b] = patterns;
         let patterns = [a?, b?];
-        let make = || device.empty(&[rows, COLS], DType::F32)?;
-        let buffers = [make(), make()];
+        let make = || device.empty(&[rows, COLS], DType::F32);
+        let buffers = [make()?, make()?];
         for (buffer, pattern) in buffers.iter().zip(&patterns) {
             for start in (0..rows).step_by(PATTERN) {
                 let count = PATTERN.min(rows - start);
@@ -77,7 +77,7 @@ impl Buffers {
         }
         let [a, b] = patterns;
         let patterns = [device.download(&a)?, device.download(&b)?];
-        Ok(Self { patterns, sources: buffers, out: make() })
+        Ok(Self { patterns, sources: buffers, out: make()? })
     }
 
     /// Copies the first `rows` rows of a source, which is another one than the copy before was of.
