@@ -38,8 +38,9 @@ pub fn token_recall(mean: f64, k: usize) -> f64 {
 /// 1 - [`RECALL`].
 pub const MASS: Threshold = Threshold { exact: 1e-3, lossy: 1e-2, bf16: 5e-2, bf16_lossy: 0.1 };
 
-/// [`MASS`] of one token alone, in which one pair of keys may swap whatever they hold.
-pub const TOKEN_MASS: Threshold = Threshold { exact: 0.2, lossy: 0.2, bf16: 0.3, bf16_lossy: 0.4 };
+/// [`MASS`] of one token alone, in which a pair of keys may swap whatever they hold. Measured with 16 keys
+/// of 50, where one key is a sixteenth: 0, 0, 1e-3, 2e-2.
+pub const TOKEN_MASS: Threshold = Threshold { exact: 0.1, lossy: 0.1, bf16: 0.2, bf16_lossy: 0.3 };
 
 /// Relative error `|a - b| / |b|` of a token's output, counted from its hidden state on, both sides
 /// attending to the keys that the kernels selected; at most.
@@ -56,7 +57,7 @@ pub const LAYER: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, b
 
 /// [`LAYER`] for the last token decoded, against the same token in the prompt, both by the kernels: the
 /// same steps on the same cache, so that only the last token's own latent can be rounded to another side;
-/// and dense attention is expanded in one and absorbed in the other. Measured: 3e-7, 2e-6, 5e-3, 2e-2.
+/// and dense attention is expanded in one and absorbed in the other. Measured: 1e-6, 5e-6, 5e-3, 2.4e-2.
 pub const DECODED: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 0.1 };
 
 /// Share of the kernel's tolerance that its largest error uses; at most.

@@ -215,6 +215,27 @@ fn what_is_there_but_cannot_be_opened_is_not_taken_for_absent() {
 }
 
 #[test]
+fn a_tensor_of_the_attention_that_nobody_reads_is_refused() {
+    use crate::attention::read_weights;
+    let config = crate::config::Config::read(Path::new(TINY)).unwrap();
+    let read = |extra: &str| {
+        let golden = fs::read(Path::new(TINY).join("model.safetensors")).unwrap();
+        let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
+        let mut views = golden.tensors();
+        let bytes = f32s(&[1.0]);
+        views.push((extra.to_string(), TensorView::new(Dtype::F32, vec![1], &bytes).unwrap()));
+        let checkpoint = one(&serialize(views, None).unwrap()).unwrap();
+        read_weights(&config, &checkpoint.root().at("model.layers.0.self_attn"))
+    };
+    for name in ["q_a_proj.bias", "attn_sinks", "q_b_proj.weight_scale_inv", "k_scale"] {
+        let error = read(&format!("model.layers.0.self_attn.{name}")).unwrap_err();
+        assert!(matches!(&error, Error::Unread(unread) if unread.ends_with(name)), "{error}");
+    }
+    assert!(read("model.layers.0.self_attn.rotary_emb.inv_freq").is_ok());
+    assert!(read("model.layers.1.self_attn.attn_sinks").is_ok(), "another layer's");
+}
+
+#[test]
 fn a_truncated_file_says_how_much_is_missing() {
     let whole = file(&[("x", Dtype::F32, vec![100], vec![0; 400])]);
     for cut in [1, 17, 400, 401, whole.len() - 8, whole.len() - 7, whole.len()] {
