@@ -125,10 +125,13 @@ impl Stored {
             keys.insert(layer, list);
         }
         let listed = file.names().filter(|name| name.ends_with(".topk")).count();
-        let expected =
-            format!("layer0.topk to layer{}.topk, at least one, and no other", layers - 1);
         let right = !keys.is_empty() && listed == keys.len();
         let got = format!("{listed} tensors .topk, of which {} are of layers", keys.len());
+        let last = layers - 1;
+        let expected = format!(
+            "layer0.topk to layer{last}.topk, at least one, and no other (to verify without stored \
+             keys, move the file away)"
+        );
         Error::check(right, STORED, got, expected)?;
         Ok(Self { file, ids, keys })
     }

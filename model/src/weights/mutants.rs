@@ -86,6 +86,31 @@ fn read_all(index: &[u8], shards: &[Vec<u8>; 2]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
+    fn that_are_random_bytes(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        length in 0u64..200,
+        honest in any::<bool>(),
+    ) {
+        let mut bytes = bytes;
+        if honest && bytes.len() >= 8 {
+            bytes[..8].copy_from_slice(&length.to_le_bytes());
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        fit(&Checkpoint::open(folder.path()).unwrap_err())?;
+    }
+
+    #[test]
+    fn that_are_any_text_or_any_shard_in_an_index(shard in "\\PC{0,20}", text in "\\PC{0,60}") {
+        let json = serde_json::json!({ "weight_map": { "x": shard } }).to_string();
+        for text in [json, text] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+            fit(&Checkpoint::open(folder.path()).unwrap_err())?;
+        }
+    }
+
+    #[test]
     fn of_a_configuration(changes in changes(), which in 0usize..3) {
         let text = mutated([CONFIG, DEMO, GLM][which].as_bytes(), &changes);
         let folder = tempfile::tempdir().unwrap();
