@@ -142,6 +142,17 @@ pub enum Error {
         expected: &'static str,
     },
 
+    /// A tensor has an element that makes the whole of it worthless.
+    #[error("tensor {} holds {value}, expected {expected}", self::name(name))]
+    Element {
+        /// The tensor.
+        name: String,
+        /// The element.
+        value: f32,
+        /// What would have been accepted.
+        expected: &'static str,
+    },
+
     /// An argument of a function is out of bounds.
     #[error("{name} is {value}, expected {expected}")]
     Argument {

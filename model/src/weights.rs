@@ -224,6 +224,9 @@ impl Checkpoint {
         };
         let values =
             values.ok_or_else(|| Error::Dtype { name: name.clone(), found: dtype, expected })?;
+        if let Some(&value) = values.iter().find(|scale| !scale.is_finite()) {
+            return Err(Error::Element { name, value, expected: "finite scales" });
+        }
         Array2::from_shape_vec(blocks, values).map_err(|_| self.wrong_shape(&name, &blocks))
     }
 

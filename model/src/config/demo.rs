@@ -22,7 +22,7 @@ pub(super) const NAMES: [(&str, &str); 12] = [
 ];
 
 /// Fields that are called the same in both spellings; the last is our own.
-const SAME: [&str; 14] = [
+const SAME: [&str; 13] = [
     "vocab_size",
     "n_routed_experts",
     "n_shared_experts",
@@ -35,7 +35,6 @@ const SAME: [&str; 14] = [
     "index_head_dim",
     "index_topk",
     "rope_theta",
-    "bos_token_id",
     "attention_options",
 ];
 

@@ -143,6 +143,14 @@ fn scales_are_of_any_float_type_or_e8m0() {
         let error = one(&file(&[weight(), scale])).unwrap().array2("w", [130, 2]).unwrap_err();
         assert!(error.to_string().contains("F8_E8M0"), "{error}");
     }
+    // A scale that is NaN or infinite would make its whole block so.
+    for (dtype, bytes) in
+        [(Dtype::F8_E8M0, vec![128, 255]), (Dtype::F32, f32s(&[1.0, f32::INFINITY]))]
+    {
+        let scale = ("w_scale_inv", dtype, vec![2, 1], bytes);
+        let error = one(&file(&[weight(), scale])).unwrap().array2("w", [130, 2]);
+        assert!(matches!(error, Err(Error::Element { .. })), "{dtype}");
+    }
     // Only a scale is e8m0.
     let alone = one(&file(&[("x", Dtype::F8_E8M0, vec![1], vec![127])])).unwrap().array1("x", 1);
     assert!(matches!(alone, Err(Error::Dtype { .. })));
