@@ -1,26 +1,36 @@
 //! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes.
 
-use clap::Parser;
-use dsa_benches::args::{Args, Axes};
+use dsa_benches::args::{Axes, KernelArgs, command, parsed};
 use dsa_benches::peaks::Ceilings;
-use dsa_benches::session::Session;
-use dsa_benches::specs;
+use dsa_benches::session::{Effort, Session};
+use dsa_benches::{sentence, specs};
+use dsa_figures::Noise;
+use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use std::process::ExitCode;
 
-fn main() -> anyhow::Result<ExitCode> {
-    let args = Args::parse();
-    let device = args.open()?;
-    let axes = Axes::new(&args, &device)?;
-    eprintln!("{} ({}), {axes:?}", device.kind(), device.name());
+fn main() -> ExitCode {
+    closed_pipes_are_silent();
+    end(measure().map_err(|error| sentence(&error)))
+}
+
+fn measure() -> anyhow::Result<ExitCode> {
+    let args: KernelArgs = parsed();
+    let device = args.common.open()?;
+    let axes = Axes::new(&args, &device);
+    note(format!("{} ({}), {axes:?}", device.kind(), device.name()));
+    let command = command::<KernelArgs>("kernels");
+    let mut session = Session::open("kernels", command, args.common.clone(), device.clone())?;
+    let only = args.only.as_deref().unwrap_or("");
+    let chosen = specs::all(&device, &axes, args.common.seed, only)?;
+    anyhow::ensure!(!chosen.is_empty(), "--only {only:?} is in the name of no kernel");
+    session.plan(&session.whats(&chosen)?)?;
     let ceilings = Ceilings::measure(&device)?;
-    eprintln!("measured ceilings: {ceilings}");
-    let figures = args.figures_of(&device);
-    let options = dsa_figures::Options { price_per_hour: args.price, ..Default::default() };
-    let chosen = specs::all(&device, &axes, args.seed, args.only.as_deref().unwrap_or(""))?;
-    let mut session = Session::new("kernels", args, device, ceilings)?;
-    session.kernels(chosen)?;
-    for file in dsa_figures::draw(&session.current()?, &figures, &options)? {
-        println!("{}", file.display());
+    note(format!("measured ceilings: {ceilings}"));
+    let effort = Effort { seconds: args.seconds, gate_cases: args.gate_cases };
+    session.kernels(chosen, effort, &ceilings)?;
+    let rows = session.finish(|_| true)?;
+    if let Some(noise) = Noise::of(&rows.iter().collect::<Vec<_>>(), &[]) {
+        say(noise)?;
     }
     session.verdict()
 }

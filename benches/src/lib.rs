@@ -1,5 +1,7 @@
 //! What the benches share: their command line ([`args`]), the device's measured ceilings ([`peaks`]), one
 //! kernel's measurement from its gate to its row ([`session`]), and the list of measurements ([`specs`]).
+//! Which rows a run keeps, goes on from and draws is in `dsa_figures::run`, where it is tested without
+//! measuring anything.
 //!
 //! Nothing is timed before it has passed its gate: `dsa_figures::Row` cannot be built without one.
 #![forbid(unsafe_code)]
@@ -8,3 +10,28 @@ pub mod args;
 pub mod peaks;
 pub mod session;
 pub mod specs;
+
+/// An error and its causes in one line; a cause that the error has said already is not said again.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    #[test]
+    fn an_error_says_a_thing_once() {
+        let cause = || std::io::Error::other("the disk is full");
+        let twice = Err::<(), _>(cause()).context("rows.jsonl: the disk is full").unwrap_err();
+        assert_eq!(super::sentence(&twice), "rows.jsonl: the disk is full");
+        let once = Err::<(), _>(cause()).context("rows.jsonl").unwrap_err();
+        assert_eq!(super::sentence(&once), "rows.jsonl: the disk is full");
+    }
+}
