@@ -8,8 +8,8 @@
 use anyhow::Context;
 use dsa_benches::args::{CostArgs, command, parsed};
 use dsa_benches::peaks::{Ceilings, random};
-use dsa_benches::sentence;
 use dsa_benches::session::{Session, before, describe};
+use dsa_benches::{free_memory, sentence};
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
@@ -90,7 +90,12 @@ fn run() -> anyhow::Result<ExitCode> {
     };
     let command = command::<CostArgs>(COST_BENCH);
     let mut session = Session::open(COST_BENCH, command, common.clone(), device.clone())?;
-    session.plan(&plan.all(&ladder))?;
+    let all = || ladder.iter().flat_map(|n| points(*n));
+    session.plan(&all().map(|point| plan.what(point)).collect::<Vec<_>>())?;
+    if let Some(reason) = all().map(|point| plan.too_large(point)).reduce(|a, b| a.and(b)).flatten()
+    {
+        anyhow::bail!("no context fits this machine: {reason}");
+    }
 
     let ceilings = Ceilings::measure(&device)?;
     note(format!("measured ceilings: {ceilings}"));
@@ -171,6 +176,8 @@ fn climb(
                 "{place}: left out, it would take about {expected:.0} s and {left:.0} s are left \
                  (--budget)"
             ));
+        } else if let Some(reason) = bench.plan.too_large(point) {
+            said(format!("{place}: left out, {reason}"));
         } else {
             let began = Instant::now();
             match bench.measure(point, what, session) {
@@ -200,16 +207,24 @@ fn points(context: usize) -> impl Iterator<Item = Point> {
 }
 
 impl Plan {
-    /// Every measurement of the ladder.
-    fn all(&self, ladder: &[usize]) -> Vec<What> {
-        ladder.iter().flat_map(|n| points(*n)).map(|point| self.what(point)).collect()
-    }
-
     /// Whether a measurement is one of this plan, at whatever context.
     fn has(&self, what: &What) -> bool {
         let (stage, variant) = (what.stage, what.variant);
         let context = what.shape.get("context").and_then(|n| usize::try_from(*n).ok());
         context.is_some_and(|context| self.what(Point { stage, variant, context }) == *what)
+    }
+
+    /// Why a point cannot be measured, where that is plain before it is tried: its cache, a latent and an
+    /// index key a token, is more than the memory of the processor that is free.
+    fn too_large(&self, point: Point) -> Option<String> {
+        let of_cpu = self.device.kind() == DeviceKind::Cpu;
+        let free = of_cpu.then(free_memory).flatten()?;
+        let requests = if point.stage == Stage::Decode { self.batch } else { 1 };
+        let token = 2 * self.config.latent_dim() + self.config.index_head_dim + 4;
+        let bytes = requests as f64 * point.context as f64 * token as f64;
+        let gb = |bytes: f64| bytes / 1e9;
+        let (cache, free) = (gb(bytes), gb(free as f64));
+        (cache > free).then(|| format!("its cache takes {cache:.1} GB, and {free:.1} GB are free"))
     }
 
     /// Tokens of one call.

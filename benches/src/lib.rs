@@ -22,9 +22,23 @@ pub fn sentence(error: &anyhow::Error) -> String {
     text
 }
 
+/// Bytes of the machine's memory that are free or can be made so; none where Linux does not say.
+pub fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
+
+    #[test]
+    fn the_free_memory_is_less_than_a_machine_has() {
+        let free = super::free_memory().unwrap();
+        assert!((1 << 20..1 << 46).contains(&free), "{free}");
+    }
 
     #[test]
     fn an_error_says_a_thing_once() {

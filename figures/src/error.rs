@@ -106,6 +106,14 @@ impl Error {
     }
 }
 
+/// Makes a folder if it is not there.
+pub(crate) fn make_folder(path: &std::path::Path) -> Result<(), Error> {
+    if path.exists() && !path.is_dir() {
+        return Err(FileError::refused(path, "is a file, expected a folder").into());
+    }
+    std::fs::create_dir_all(path).map_err(|error| Error::io(path, error))
+}
+
 impl<E: std::error::Error + Send + Sync> From<DrawingAreaErrorKind<E>> for Error {
     fn from(error: DrawingAreaErrorKind<E>) -> Self {
         Error::Draw(error.to_string())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use dsa_files::printable;
 
 use crate::append::{append, drop_older, writable};
+use crate::error::make_folder;
 use crate::store::{Rows, Torn, read_all};
 use crate::{Device, Error, Key, Row, What, latest};
 
@@ -35,7 +36,7 @@ impl Run {
     /// from keeping its first row stops it here.
     pub fn open(path: &Path) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+            make_folder(folder)?;
         }
         writable(path)?;
         let Rows { rows, torn } = read_all(path)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use dsa_files::{FileError, replace};
 
 use crate::Error;
+use crate::error::make_folder;
 
 /// Every picture there is.
 const STEMS: [&str; 3] = ["cost_vs_context", "time_stack", "roofline"];
@@ -22,7 +23,7 @@ pub(crate) struct Picture {
 /// Makes the folder if it is not there, and shows that pictures can be written into it. A bench calls this
 /// before it measures anything.
 pub fn ready(folder: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    make_folder(folder)?;
     tempfile::tempfile_in(folder).map_err(|error| Error::io(folder, error))?;
     for (stem, ending) in STEMS.into_iter().flat_map(|stem| ENDINGS.map(|ending| (stem, ending))) {
         let path = place(folder, stem, ending);
@@ -37,7 +38,7 @@ pub fn ready(folder: &Path) -> Result<(), Error> {
 
 /// Writes the pictures; gives back the files in the order svg, png, csv.
 pub(crate) fn write(pictures: &[Picture], folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    make_folder(folder)?;
     let mut written: Vec<PathBuf> = Vec::new();
     for picture in pictures {
         for ending in ENDINGS {
