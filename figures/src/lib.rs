@@ -39,6 +39,6 @@ pub use noise::Noise;
 pub use plot::{Options, draw};
 pub use row::{Origin, Peak, Row, Work};
 pub use run::Run;
-pub use store::{find, latest, read, read_all};
+pub use store::{latest, read, read_all};
 pub use timing::Timing;
 pub use what::{Device, DeviceKind, Key, Place, Stage, Variant, What};

@@ -44,7 +44,7 @@ impl Noise {
             widest: (widest.what().place().to_string(), spread(&widest)),
             bent,
             busy: busy.max_by(|a, b| a.0.total_cmp(&b.0)),
-            again: rows.last().map_or(String::new(), |row| again(&row.origin().command)),
+            again: again(&widest.origin().command),
         })
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dsa_files::printable;
 
-use crate::{Error, Key, Row};
+use crate::{Error, Row};
 
 /// Most bytes of a file of rows that is read: some 200,000 rows.
 pub const LIMIT: u64 = 256 << 20;
@@ -101,11 +101,6 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, Error> {
 
 fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
-}
-
-/// The newest row with this key, if there is one.
-pub fn find<'a>(rows: &'a [Row], key: &Key) -> Option<&'a Row> {
-    rows.iter().rev().find(|row| row.key() == *key)
 }
 
 /// For each place (the key without the kernel's hash) its newest row, the order otherwise kept.

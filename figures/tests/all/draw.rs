@@ -145,9 +145,34 @@ fn absurd_numbers_are_refused_by_their_line() {
         assert_eq!(ended.status.code(), Some(1));
         assert!(stderr(&ended).contains(said), "{}", stderr(&ended));
     }
-    assert!(draw(&timing("1e-12")).2.status.success());
-    assert!(draw(&timing("1e9")).2.status.success());
     assert!(draw(&stage("0.005")).2.status.success());
+}
+
+#[test]
+fn the_largest_and_smallest_numbers_a_row_can_hold_are_drawn_as_numbers() {
+    let good = good();
+    let most = u64::MAX.to_string();
+    let first = good.lines().next().unwrap();
+    let samples = &first[first.find("\"samples\"").unwrap()..first.find(",\"flop\"").unwrap()];
+    for seconds in ["1e-12", "1e9"] {
+        let timing = format!("\"samples\":[{seconds}],\"median_s\":{seconds},\"mad_s\":0.0");
+        let rows = good
+            .replacen(samples, &timing, 1)
+            .replace("\"flop\":1000000", &format!("\"flop\":{most}"))
+            .replace("\"flops\":1000000000.0", "\"flops\":1.0")
+            .replace("\"context\":2048", &format!("\"context\":{most}"))
+            .replace("\"tokens\":4", &format!("\"tokens\":{most}"));
+        let (_folder, out, ended) = draw(&rows);
+        assert!(ended.status.success(), "{}", stderr(&ended));
+        for file in fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path()) {
+            if file.extension().is_some_and(|ending| ending != "png") {
+                let text = fs::read_to_string(&file).unwrap();
+                assert!(!text.contains("NaN") && !text.contains(",inf"), "{}", file.display());
+            }
+        }
+        let said = String::from_utf8(ended.stdout).unwrap();
+        assert!(!said.contains("NaN") && !said.contains(" inf"), "{said}");
+    }
 }
 
 #[test]
