@@ -104,7 +104,7 @@ impl Session {
         if all.is_empty() {
             bail!("nothing to measure; expected at least one context and kernel");
         }
-        self.run.plan(all, self.args.fresh);
+        self.run.plan(all, self.args.fresh)?;
         if let Some(base) = &mut self.baseline {
             let mine: BTreeSet<Place> = all.iter().map(What::place).collect();
             let other = base.first().map(|row| row.what().place());

@@ -57,8 +57,9 @@ impl Run {
     ///
     /// If each of `all` has as many rows as every other, the last run was finished, or there was none: all
     /// is measured again. If some have more rows than others, the last run was interrupted behind those,
-    /// and this one goes on. With `fresh` nothing counts as measured.
-    pub fn plan(&mut self, all: &[What], fresh: bool) {
+    /// and this one goes on. With `fresh` nothing counts as measured. A run that starts from the beginning
+    /// leaves one row of each, the newest, so that at most two are ever there.
+    pub fn plan(&mut self, all: &[What], fresh: bool) -> Result<(), Error> {
         self.mine.clear();
         let mut found: BTreeMap<Key, (usize, Option<&Row>)> = BTreeMap::new();
         for what in all {
@@ -68,10 +69,14 @@ impl Run {
         let most = found.values().map(|(count, _)| *count).max().unwrap_or(0);
         let finished = found.values().all(|(count, _)| *count == most);
         if finished || fresh {
-            return;
+            if drop_older(&self.path, &found.into_keys().collect())? > 0 {
+                self.rows = read_all(&self.path)?.rows;
+            }
+            return Ok(());
         }
         let done = found.into_iter().filter(|(_, (count, _))| *count == most);
         self.mine = done.filter_map(|(key, (_, row))| Some((key, row?.clone()))).collect();
+        Ok(())
     }
 
     /// The row that this run has of it, or the interrupted run that it goes on from.

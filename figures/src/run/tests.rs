@@ -24,7 +24,7 @@ fn plan() -> Vec<What> {
 /// Starts a run and measures up to `most` of what it has not; gives back what it measured.
 fn run(path: &Path, seconds: f64, fresh: bool, most: usize) -> Vec<String> {
     let mut run = Run::open(path).unwrap();
-    run.plan(&plan(), fresh);
+    run.plan(&plan(), fresh).unwrap();
     let left: Vec<What> = plan().into_iter().filter(|what| run.has(what).is_none()).collect();
     let mut measured = Vec::new();
     for what in left.iter().take(most) {
@@ -96,6 +96,11 @@ fn a_run_killed_before_its_last_step_counts_as_finished() {
             Run::open(&path).unwrap().keep(made(case, seconds)).unwrap();
         }
     }
+    let (_folder, copy) = place();
+    Run::open(&copy).unwrap();
+    fs::copy(&path, &copy).unwrap();
+    assert_eq!(run(&copy, 3.0, false, 1), ["a"]);
+    assert_eq!(found(&copy), pairs(&[("a", 2.0), ("b", 2.0), ("c", 2.0), ("a", 3.0)]));
     assert_eq!(run(&path, 3.0, false, 9), ["a", "b", "c"]);
     assert_eq!(found(&path), pairs(&[("a", 3.0), ("b", 3.0), ("c", 3.0)]));
 }
