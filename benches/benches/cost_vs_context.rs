@@ -15,7 +15,7 @@ use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_kernels::{DType, Device, DeviceKind};
-use dsa_model::attention::{Attention, Mode, Stages};
+use dsa_model::attention::{Attention, Judged, Mode, Stages};
 use dsa_model::cache::{Cache, CacheSize, KvFormat};
 use dsa_model::verify::{Bound, Check, verify_random};
 use dsa_model::{Config, Error};
@@ -98,7 +98,7 @@ fn run() -> anyhow::Result<ExitCode> {
     }
 
     let ceilings = Ceilings::measure(&device)?;
-    note(format!("measured ceilings: {ceilings}"));
+    note(format!("measured ceilings:{ceilings}"));
     let gate = verified(&device, plan.seed)?;
     let mut layer = Attention::random(&device, &plan.config, DType::Bf16, plan.seed)?;
     // As the official service does: below topk keys, sparse prefill is dense anyway.
@@ -265,7 +265,8 @@ impl Bench {
         let (tokens, hidden) = (self.plan.tokens(point), config.hidden_size);
         let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
         let requests = if point.stage == Stage::Decode { tokens } else { 1 };
-        let size = CacheSize { requests, max_seq: point.context, page_size: PAGE };
+        // One token more, for the other form that a decoded token is judged in.
+        let size = CacheSize { requests, max_seq: point.context + 1, page_size: PAGE };
         let mut cache = Cache::new(device, config, size, DType::Bf16, KvFormat::Elements)?;
         let chunk = if point.stage == Stage::Decode { 1 } else { tokens };
         cache.fill_random(point.context - chunk, *seed)?;
@@ -275,18 +276,21 @@ impl Bench {
 
         let mut samples = Vec::new();
         let mut by_stage: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let mut timed = None;
         // One call more than is kept: the first compiles the kernels.
         for call in 0..=SAMPLES {
             let mut stages = Stages::measuring(device);
-            match point.stage {
+            // What the call before computed goes first, so that a call needs no more memory than it does.
+            drop(timed.take());
+            timed = Some(match point.stage {
                 Stage::Prefill => {
-                    self.layer.forward(&x, &mut cache, 0, start, mode, &mut stages)?
+                    self.layer.forward_timed(&x, &mut cache, 0, start, mode, &mut stages)?
                 }
                 Stage::Decode => {
                     let positions = vec![start; tokens];
-                    self.layer.decode(&x, &mut cache, &positions, mode, &mut stages)?
+                    self.layer.decode_timed(&x, &mut cache, &positions, mode, &mut stages)?
                 }
-            };
+            });
             if call == 0 {
                 continue;
             }
@@ -310,6 +314,9 @@ impl Bench {
             }
             samples.push(total);
         }
+        let timed = timed.context("nothing was timed")?;
+        let judged = self.layer.judge_timed(&x, &mut cache, &timed, *seed)?;
+        let gate = with_judged(&self.gate, judged)?;
         let mut stages: BTreeMap<String, f64> = BTreeMap::new();
         for (name, seconds) in by_stage {
             stages.insert(name, median(seconds));
@@ -320,7 +327,7 @@ impl Bench {
         let (flop, bytes) = self.work(point, tokens);
         let work = Work { flop, bytes, peak: Some(peak) };
         let timing = Timing::from_samples(samples)?;
-        Ok(Row::new(what, self.gate.clone(), timing, work, origin)?.with_stages(stages)?)
+        Ok(Row::new(what, gate, timing, work, origin)?.with_stages(stages)?)
     }
 
     /// Operations of one token's experts: 8 chosen and 1 shared, three matrices each.
@@ -351,6 +358,19 @@ impl Bench {
         };
         ((flop * tokens) as u64, (bytes * tokens) as u64)
     }
+}
+
+/// The layer's gate, and what was judged of the timed call itself.
+fn with_judged(gate: &PassedGate, judged: Vec<Judged>) -> anyhow::Result<PassedGate> {
+    let cases = gate.cases() + judged.len() as u64;
+    let worst = judged.into_iter().max_by(|a, b| a.share.total_cmp(&b.share));
+    let worst = worst.context("nothing of the timed call was judged")?;
+    let (error, at) = if worst.share > gate.worst_error() {
+        (worst.share, worst.what)
+    } else {
+        (gate.worst_error(), gate.worst_at().to_string())
+    };
+    Gate::judge(gate.against(), error, 1.0, at, cases).context("the layer fell after it was timed")
 }
 
 fn median(mut seconds: Vec<f64>) -> f64 {

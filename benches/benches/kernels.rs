@@ -18,14 +18,21 @@ fn measure() -> anyhow::Result<ExitCode> {
     let device = args.common.open()?;
     let axes = Axes::new(&args, &device);
     note(format!("{} ({}), {axes:?}", device.kind(), device.name()));
+    if args.ceilings {
+        for probe in Ceilings::measure(&device)?.probes() {
+            say(probe)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let only = args.only.as_deref().unwrap_or("");
+    specs::check(&device, &axes, only)?;
     let command = command::<KernelArgs>("kernels");
     let mut session = Session::open("kernels", command, args.common.clone(), device.clone())?;
-    let only = args.only.as_deref().unwrap_or("");
     let chosen = specs::all(&device, &axes, args.common.seed, only)?;
     anyhow::ensure!(!chosen.is_empty(), "--only {only:?} is in the name of no kernel");
     session.plan(&session.whats(&chosen)?)?;
     let ceilings = Ceilings::measure(&device)?;
-    note(format!("measured ceilings: {ceilings}"));
+    note(format!("measured ceilings:{ceilings}"));
     let effort = Effort { seconds: args.seconds, gate_cases: args.gate_cases };
     session.kernels(chosen, effort, &ceilings)?;
     let rows = session.finish(|_| true)?;

@@ -84,6 +84,9 @@ pub struct KernelArgs {
     /// Random cases of each kernel's gate, beside the measured shape's own.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     pub gate_cases: u32,
+    /// Only measures the device's ceilings: prints the rate of every form of every probe, and ends.
+    #[arg(long)]
+    pub ceilings: bool,
 }
 
 /// The command line of `cost_vs_context`.

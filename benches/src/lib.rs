@@ -1,5 +1,6 @@
 //! What the benches share: their command line ([`args`]), the device's measured ceilings ([`peaks`]), one
-//! kernel's measurement from its gate to its row ([`session`]), and the list of measurements ([`specs`]).
+//! kernel's measurement from its gate to its row ([`session`]), the list of measurements ([`specs`]), and what
+//! judges the outputs that were timed ([`timed`]).
 //! Which rows a run keeps, goes on from and draws is in `dsa_figures::run`, where it is tested without
 //! measuring anything.
 //!
@@ -10,6 +11,7 @@ pub mod args;
 pub mod peaks;
 pub mod session;
 pub mod specs;
+pub mod timed;
 
 /// An error and its causes in one line; a cause that the error has said already is not said again.
 pub fn sentence(error: &anyhow::Error) -> String {

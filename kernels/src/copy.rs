@@ -1,8 +1,7 @@
-//! Copies: of a buffer, which shows the device's memory bandwidth, and of rows to their places in a cache.
+//! A copy of rows to their places in a cache.
 //!
 //! ```text
-//! copy:       out[i] = x[i]
-//! place_rows: out[slots[t], h] = x[t, h]
+//! out[slots[t], h] = x[t, h]
 //! ```
 //!
 //! Cost: no FLOP; every element is read and written once.
@@ -17,55 +16,9 @@ use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Vectors each unit of a GPU copies, and each core of a CPU in one program.
-const RUN: usize = 16;
-
-#[cube(launch_unchecked)]
-fn copy_kernel(
-    x: &[Vector<f32, Lanes>],
-    out: &mut [Vector<f32, Lanes>],
-    vectors: u32,
-    #[comptime] machine: Machine,
-) {
-    let first = program_id(machine) * comptime![RUN * machine.team] + unit_id(machine);
-    #[unroll(machine.unrolled())]
-    for step in 0..RUN {
-        let i = first + step * comptime![machine.team];
-        if i < vectors as usize {
-            out[i] = x[i];
-        }
-    }
-}
-
 /// How this kernel runs on `device`.
 pub fn machine(device: &Device) -> Machine {
-    device.machine(256)
-}
-
-/// Copies `x` to `out`: both contiguous f32 of one shape, a multiple of eight elements.
-pub fn copy(device: &Device, x: &Tensor, out: &Tensor) -> Result<()> {
-    x.expect_rank("x", &["rows", "cols"])?;
-    out.expect_shape("out", &[("rows", x.shape()[0]), ("cols", x.shape()[1])])?;
-    for (name, tensor) in [("x", x), ("out", out)] {
-        tensor.expect_dtype(name, &[DType::F32])?;
-        tensor.expect_contiguous(name)?;
-        tensor.expect_vectors(name)?;
-    }
-    let vectors = x.len() / LANES;
-    let machine = machine(device);
-    // SAFETY: both buffers hold `vectors` vectors, and the kernel stops at that number.
-    unsafe {
-        copy_kernel::launch_unchecked(
-            device.client(),
-            machine.cube_count(vectors.div_ceil(RUN * machine.team)),
-            machine.cube_dim(),
-            x.arg(LANES),
-            out.arg(LANES),
-            vectors as u32,
-            machine,
-        );
-    }
-    Ok(())
+    device.machine(64)
 }
 
 /// One program copies one head of one row.
@@ -127,7 +80,7 @@ pub fn place_rows(device: &Device, x: &Tensor, slots: &Tensor, out: &Tensor) -> 
     if n * heads * dim == 0 {
         return Ok(());
     }
-    let machine = device.machine(64);
+    let machine = machine(device);
     let x_head = if x.shape()[1] == 1 { 0 } else { x.strides()[1] };
     // SAFETY: n, h and d are those of x (or its one head), slots are compared with the rows of out.
     unsafe {

@@ -7,8 +7,6 @@ use crate::tile::{Machine, MatrixUnit, WARPGROUP};
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
-use cubecl::std::throughput::measure_peak_throughput;
-use cubecl::throughput::{ThroughputKey, ThroughputMode};
 use std::time::Duration;
 
 /// The runtime a device belongs to.
@@ -135,6 +133,11 @@ impl Device {
         wgmma.iter().any(fits).then_some(machine)
     }
 
+    /// Bytes of memory that the device has, if it says.
+    pub fn memory(&self) -> Option<u64> {
+        self.client.properties().memory.max_memory()
+    }
+
     /// Bytes of memory that a team may have.
     pub fn shared_memory(&self) -> usize {
         self.client.properties().hardware.max_shared_memory_size
@@ -195,8 +198,12 @@ impl Device {
                 expected: "contiguous".to_string(),
             });
         }
-        let bytes = self.client.read_one(tensor.handle().clone()).map_err(|e| self.failed(e))?;
-        Ok(bytes[..tensor.len() * tensor.dtype().size()].to_vec())
+        let len = tensor.len() * tensor.dtype().size();
+        // Of a view, what lies behind it in its buffer stays where it is.
+        let handle = tensor.handle().clone();
+        let behind = handle.size_in_used().saturating_sub(len.max(1) as u64);
+        let bytes = self.client.read_one(handle.offset_end(behind)).map_err(|e| self.failed(e))?;
+        Ok(bytes[..len].to_vec())
     }
 
     /// The elements of a contiguous tensor, widened to f32.
@@ -224,16 +231,6 @@ impl Device {
         pollster::block_on(ticks.resolve())
             .map(|ticks| ticks.duration())
             .ok_or_else(|| failed("the profiler returned no time".to_string()))
-    }
-
-    /// FLOP a second of f32 arithmetic without a matrix unit, by CubeCL's own probe: chains of fused
-    /// multiplications and additions in registers, every unit busy.
-    pub fn plain_peak(&self) -> Result<f64> {
-        let key =
-            ThroughputKey { mode: ThroughputMode::ComputeDirect { dtype: DType::F32.elem() } };
-        measure_peak_throughput(&self.client, key)
-            .map(|peak| peak.ops_per_s())
-            .map_err(|error| self.failed(format!("{error:?}")))
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> KernelError {

@@ -2,7 +2,6 @@
 
 use crate::Result;
 use crate::error::KernelError;
-use crate::tile::LANES;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -339,15 +338,6 @@ impl Tensor {
     /// them its rows start.
     pub(crate) fn in_whole_vectors(&self, width: usize) -> bool {
         self.offset.is_multiple_of(width) && self.extent.is_multiple_of(width)
-    }
-
-    /// Refuses a tensor whose rows are no whole vectors of eight elements.
-    pub(crate) fn expect_vectors(&self, tensor: &'static str) -> Result<()> {
-        if self.in_vectors(LANES) {
-            return Ok(());
-        }
-        let expected = "rows of a multiple of 8 elements".to_string();
-        Err(KernelError::Shape { tensor, got: self.shape.clone(), expected })
     }
 
     /// The argument that binds this tensor as a buffer of vectors of `width` elements.

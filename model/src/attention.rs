@@ -45,6 +45,7 @@ use step::{Places, Step};
 
 pub use stages::{Stage, Stages};
 pub use step::Phase;
+pub use timed::{Judged, TimedStep};
 pub use weights::{random_weights, read_weights};
 
 mod build;
@@ -54,6 +55,7 @@ mod stages;
 pub(crate) mod step;
 #[cfg(test)]
 mod tests;
+mod timed;
 mod weights;
 
 /// Which keys a token attends to.

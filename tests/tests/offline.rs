@@ -2,7 +2,7 @@
 
 use dsa_kernels::DType;
 use dsa_kernels::offline::{Artefact, Budget, Target};
-use dsa_kernels::peak;
+use dsa_kernels::{bandwidth, peak};
 use dsa_tests::CaseError;
 use dsa_tests::generate::strategy;
 use dsa_tests::kernels::{ALL, find};
@@ -31,13 +31,29 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
         assert!(!compiled.is_empty(), "{} launches nothing", kernel.name);
         compiled.into_iter().for_each(|compiled| add(compiled.artefact));
     }
-    // The probe of bandwidth is a kernel that the list does not name.
-    let copied = device(target).unwrap().compile(|device| {
-        let (x, out) = (device.empty(&[64, 64], DType::F32), device.empty(&[64, 64], DType::F32));
-        dsa_kernels::copy::copy(device, &x, &out).map_err(CaseError::from)
+    // The probes of the device's ceilings are kernels that the list does not name: of the memory,
+    let walked = device(target).unwrap().compile(|device| {
+        let of = |rows, cols, dtype| device.empty(&[rows, cols], dtype);
+        let (x, out) = (of(64, 64, DType::F32), of(64, 64, DType::F32));
+        for walk in bandwidth::walks(device) {
+            bandwidth::copy(device, &x, &out, walk)?;
+            let sums = of(1, bandwidth::sums(device, x.len(), walk), DType::I32);
+            bandwidth::read(device, &x, &sums, walk)?;
+        }
+        Ok::<_, CaseError>(())
     });
-    copied.unwrap().into_iter().for_each(&mut add);
-    // So is that of the matrix unit, where there is one.
+    walked.unwrap().into_iter().for_each(&mut add);
+    // of vector arithmetic,
+    let counted = device(target).unwrap().compile(|device| {
+        for shape in peak::chains(device) {
+            let x = device.empty(&[2 + shape.chains, shape.width], DType::F32);
+            let out = device.empty(&[peak::chain_rows(device, shape), shape.width], DType::F32);
+            peak::chain(device, &x, &out, shape, 1)?;
+        }
+        Ok::<_, CaseError>(())
+    });
+    counted.unwrap().into_iter().for_each(&mut add);
+    // and of the matrix unit, where there is one.
     let multiplied = device(target).unwrap().compile(|device| {
         let of = |rows, cols, dtype| device.empty(&[rows, cols], dtype);
         for dtype in [DType::E4m3, DType::Bf16, DType::F16] {

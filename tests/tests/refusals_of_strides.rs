@@ -7,7 +7,9 @@ use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt};
 use dsa_kernels::rope::Pairing;
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
-use dsa_kernels::{copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope};
+use dsa_kernels::{
+    bandwidth, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
+};
 
 const F32: DType = DType::F32;
 
@@ -43,8 +45,9 @@ fn row_kernels_refuse_gaps_within_rows() {
     refused("out", quant::round_trip(device, &x, &x_turned, ScaleFmt::Plain));
     refused("weights", fold_scales::fold_scales(device, &x_turned, &x, 1.0));
     refused("q_scale", fold_scales::fold_scales(device, &x, &x_turned, 1.0));
-    refused("x", copy::copy(device, &x_turned, &x));
-    refused("out", copy::copy(device, &x, &x_turned));
+    let walk = bandwidth::walks(device)[0];
+    refused("x", bandwidth::copy(device, &x_turned, &x, walk));
+    refused("out", bandwidth::copy(device, &x, &x_turned, walk));
 }
 
 #[test]
