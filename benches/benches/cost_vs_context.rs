@@ -215,16 +215,17 @@ impl Plan {
     }
 
     /// Why a point cannot be measured, where that is plain before it is tried: its cache, a latent and an
-    /// index key a token, is more than the memory of the processor that is free.
+    /// index key a token, is more than a GPU's memory, or than what is free of the processor's.
     fn too_large(&self, point: Point) -> Option<String> {
-        let of_cpu = self.device.kind() == DeviceKind::Cpu;
-        let free = of_cpu.then(free_memory).flatten()?;
+        let cpu = self.device.kind() == DeviceKind::Cpu;
+        let room = if cpu { free_memory() } else { self.device.memory() }?;
         let requests = if point.stage == Stage::Decode { self.batch } else { 1 };
         let token = 2 * self.config.latent_dim() + self.config.index_head_dim + 4;
-        let bytes = requests as f64 * point.context as f64 * token as f64;
-        let gb = |bytes: f64| bytes / 1e9;
-        let (cache, free) = (gb(bytes), gb(free as f64));
-        (cache > free).then(|| format!("its cache takes {cache:.1} GB, and {free:.1} GB are free"))
+        let cache = requests as f64 * point.context as f64 * token as f64;
+        let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
+        let room = room as f64;
+        (cache > room)
+            .then(|| format!("its cache takes {} of the {} there are", gb(cache), gb(room)))
     }
 
     /// Tokens of one call.
