@@ -1,4 +1,5 @@
-//! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes.
+//! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes;
+//! `cargo bench --bench kernels -- --ceilings` prints how fast every form of every probe of the device is, and ends.
 
 use dsa_benches::args::{Axes, KernelArgs, command, parsed};
 use dsa_benches::peaks::Ceilings;

@@ -162,18 +162,29 @@ impl Attention {
             case.with("ks", HostTensor::i32(&[1], &[0]))
                 .with("ke", HostTensor::i32(&[1], &[length as i32]))
         } else {
-            let kv = download(device, &cache.latents(step)?.narrow(0, first, length)?)?;
             let rank = self.config.kv_lora_rank;
-            match &trace.indices {
-                Some(indices) => {
-                    let own = self.keys(indices, row, first)?;
-                    case("sparse_mla", q)
-                        .with("kv", kv)
-                        .with("indices", HostTensor::i32(&[1, own.len()], &own))
-                        .set("d_v", rank)
+            let own = |rows: Tensor| download(device, &rows.narrow(0, first, length)?);
+            let listed = match &trace.indices {
+                Some(indices) => Some(self.keys(indices, row, first)?),
+                None => None,
+            };
+            let listed = listed.map(|keys| HostTensor::i32(&[1, keys.len()], &keys));
+            match (listed, cache.records(step)?) {
+                // Sparse decode reads the records, where there are some.
+                (Some(indices), Some((pages, record))) if step.phase == Phase::Decode => {
+                    let slots = pages.shape()[0] * cache.page_size();
+                    case("sparse_mla_paged", q)
+                        .with("cache", own(pages.reshape(&[slots, record.bytes()])?)?)
+                        .with("indices", indices)
+                        .set("kv_lora_rank", rank)
+                        .set("page_size", 1)
                 }
-                None => case("dense_mla", q)
-                    .with("kv", kv)
+                (Some(indices), _) => case("sparse_mla", q)
+                    .with("kv", own(cache.latents(step)?)?)
+                    .with("indices", indices)
+                    .set("d_v", rank),
+                (None, _) => case("dense_mla", q)
+                    .with("kv", own(cache.latents(step)?)?)
                     .with("ks", HostTensor::i32(&[1], &[0]))
                     .with("ke", HostTensor::i32(&[1], &[length as i32]))
                     .set("d_v", rank),

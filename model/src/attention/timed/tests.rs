@@ -7,13 +7,17 @@ const CONTEXT: usize = 200;
 
 /// A layer, a cache with a context that was made up, and tokens at its end: a prompt of 5, or the next of 3 requests.
 fn timed(phase: Phase, mode: Mode) -> (Attention, Cache, Tensor, TimedStep) {
+    timed_in(phase, mode, KvFormat::Elements)
+}
+
+fn timed_in(phase: Phase, mode: Mode, format: KvFormat) -> (Attention, Cache, Tensor, TimedStep) {
     let device = Device::named("cpu").unwrap();
     let config = Config::scaled(32).unwrap();
     assert!(config.index_topk < CONTEXT);
     let layer = Attention::random(&device, &config, DType::Bf16, 3).unwrap();
     let (requests, n) = if phase == Phase::Prefill { (1, 5) } else { (3, 3) };
     let size = CacheSize { requests, max_seq: CONTEXT + 8, page_size: 8 };
-    let mut cache = Cache::new(&device, &config, size, DType::Bf16, KvFormat::Elements).unwrap();
+    let mut cache = Cache::new(&device, &config, size, DType::Bf16, format).unwrap();
     cache.fill_random(CONTEXT, 5).unwrap();
     let mut rng = Rng::new(9);
     let x: Vec<f32> = (0..n * config.hidden_size).map(|_| rng.normal()).collect();
@@ -99,4 +103,12 @@ fn wrong_keys_of_the_timed_step_fall() {
             judged.iter().find(|one| one.share > 1.0 && one.what.starts_with("keys of token"));
         assert!(keys.is_some(), "{judged:?}");
     }
+}
+
+#[test]
+fn sparse_decode_from_records_is_judged_by_the_records() {
+    let (layer, mut cache, x, step) = timed_in(Phase::Decode, Mode::Sparse, KvFormat::Fp8);
+    let judged = layer.judge_timed(&x, &mut cache, &step, 1).unwrap();
+    assert!(worst(&judged).share <= 1.0, "{judged:?}");
+    assert!(judged[0].what.starts_with("sparse_mla_paged of token 2"), "{judged:?}");
 }
