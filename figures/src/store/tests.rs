@@ -132,7 +132,7 @@ fn a_torn_last_line_is_dropped_and_told_and_gives_way_to_the_next_row() {
     for cut in 1..good.len() - 1 {
         fs::write(&path, [&good[..], &good[..cut]].concat()).unwrap();
         let found = read_all(&path).unwrap();
-        assert_eq!(found.rows, [a.clone()]);
+        assert_eq!(found.rows, std::slice::from_ref(&a));
         let torn = found.torn.unwrap();
         assert_eq!((torn.line, torn.start, torn.bytes), (2, good.len(), cut));
     }
