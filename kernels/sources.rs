@@ -79,7 +79,7 @@ fn file_of(files: &Files, folder: &str, name: &str) -> Option<String> {
 /// The first name of a path, or of each path of a group: `a` of `a::b`, `a` and `c` of `{a::b, c}`.
 fn first_names(path: &str) -> Vec<&str> {
     let name =
-        |path: &'_ str| path.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(path.len());
+        |path: &str| path.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(path.len());
     let Some(group) = path.strip_prefix('{') else { return vec![&path[..name(path)]] };
     let (mut names, mut depth, mut start) = (Vec::new(), 0, true);
     for (at, c) in group.char_indices() {

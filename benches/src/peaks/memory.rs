@@ -154,7 +154,7 @@ fn host_copy(threads: usize, bytes: usize, probes: &mut Vec<Probe>) -> anyhow::R
 
 /// Notes the rate of a form of `rows` rows; returns it.
 fn keep(probes: &mut Vec<Probe>, what: &str, rows: usize, form: &str, rate: f64) -> f64 {
-    let form = format!("{what} of {} MiB, {form}", 4 * COLS * rows >> 20);
+    let form = format!("{what} of {} MiB, {form}", (4 * COLS * rows) >> 20);
     probes.push(Probe { what: MEMORY.into(), form, rate });
     rate
 }

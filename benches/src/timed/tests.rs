@@ -33,7 +33,7 @@ fn wrong(device: &Device, tensor: &Tensor, timed: &Timed) -> Tensor {
     let mut bytes = device.download(tensor).unwrap();
     let (row, size) = (bytes.len() / timed.rows, tensor.dtype().size());
     // The highest bit of a float's exponent, or of an integer; any bit of a byte.
-    let heads = if timed.heads > 1 { timed.heads } else { 1 };
+    let heads = timed.heads.max(1);
     for head in 0..heads {
         bytes[(timed.rows - 1) * row + head * (row / heads) + size - 1] ^= 0x40;
     }
@@ -56,10 +56,9 @@ fn what_every_spec_computes_passes_and_one_wrong_element_of_any_output_is_caught
         let gate =
             judged(&device, spec, &outputs).unwrap_or_else(|e| panic!("{}: {e:#}", spec.kernel));
         assert_eq!(gate.cases(), 4, "{}", spec.kernel);
-        for i in 0..outputs.len() {
+        for (i, (name, output)) in outputs.iter().enumerate() {
             let mut planted = outputs.clone();
-            planted[i].1 = wrong(&device, &outputs[i].1, &spec.timed);
-            let name = outputs[i].0;
+            planted[i].1 = wrong(&device, output, &spec.timed);
             let error =
                 judged(&device, spec, &planted).map(|_| format!("{name} passed")).unwrap_err();
             let error = format!("{error:#}");
