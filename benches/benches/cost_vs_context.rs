@@ -6,20 +6,21 @@
 //! would take longer than `--budget` seconds. `--help` lists the axes.
 
 use anyhow::Context;
-use clap::Parser;
-use dsa_benches::args::{Args, Axes};
+use dsa_benches::args::{CostArgs, command, parsed};
 use dsa_benches::peaks::{Ceilings, random};
-use dsa_benches::session::{Session, describe};
+use dsa_benches::session::{Session, before, describe};
+use dsa_benches::free_memory;
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
-use dsa_figures::{Gate, Options, PassedGate, Row, Stage, Timing, Variant, What, Work};
+use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
+use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_kernels::{DType, Device, DeviceKind};
 use dsa_model::layers::Attention;
 use dsa_model::run::{self, Batch, Cache, CacheSize, KvFormat, Mode};
 use dsa_model::verify::timed::{Judged, Timed, judge_timed};
 use dsa_model::verify::{Bound, Check, verify_random};
 use dsa_model::weights::Random;
-use dsa_model::{Config, Error};
+use dsa_model::Config;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -30,15 +31,22 @@ const SAMPLES: usize = 7;
 /// Tokens of a cache page, as FlashMLA and DeepGEMM have it.
 const PAGE: usize = 64;
 
-/// The layer and everything that decides what its numbers are.
-struct Bench {
+/// What is measured, known before anything is.
+struct Plan {
     device: Device,
-    layer: Attention,
     config: Config,
     scale: usize,
-    axes: Axes,
+    s_q: usize,
+    batch: usize,
     seed: u64,
+}
+
+/// The plan with what measures it.
+struct Bench {
+    plan: Plan,
+    layer: Attention,
     gate: PassedGate,
+    ceilings: Ceilings,
 }
 
 /// One point of a curve.
@@ -49,57 +57,75 @@ struct Point {
     context: usize,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    closed_pipes_are_silent();
+    end(run().map_err(|error| sentence(&error)))
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     let start = Instant::now();
-    let args = Args::parse();
-    let device = args.open()?;
+    let args: CostArgs = parsed();
+    let common = &args.common;
+    let device = common.open()?;
     let cpu = device.kind() == DeviceKind::Cpu;
     let scale = args.scale.unwrap_or(if cpu { 4 } else { 1 });
-    let config = Config::scaled(scale)?;
-    let mut axes = Axes::new(&args, &device)?;
-    axes.batch = args.batch.unwrap_or(if cpu { 8 } else { 64 });
-    axes.s_q = args.s_q.unwrap_or(if cpu { 64 } else { 1024 });
-    let ladder = args.contexts.clone().unwrap_or_else(|| {
-        let longest = if cpu { 64 * 1024 } else { 256 * 1024 };
-        let shortest = if cpu { 256 } else { 4096 };
-        std::iter::successors(Some(shortest), |n| Some(2 * n))
-            .take_while(|n| *n <= longest)
-            .collect()
-    });
-    eprintln!(
+    let mut config = Config::scaled(scale)?;
+    config.index_topk = common.topk.unwrap_or(config.index_topk);
+    let (shortest, longest) = if cpu { (256, 64 * 1024) } else { (4096, 256 * 1024) };
+    let doubled = std::iter::successors(Some(shortest), |n| Some(2 * n));
+    let ladder = common.ladder(doubled.take_while(|n| *n <= longest).collect());
+    note(format!(
         "{} ({}): V3.2 / {scale}, {} heads, {} index heads, topk {}, contexts {ladder:?}",
         device.kind(),
         device.name(),
         config.num_attention_heads,
         config.index_n_heads,
         config.index_topk
-    );
+    ));
+    let plan = Plan {
+        device: device.clone(),
+        config,
+        scale,
+        s_q: common.s_q.unwrap_or(if cpu { 64 } else { 1024 }),
+        batch: common.batch.unwrap_or(if cpu { 8 } else { 64 }),
+        seed: common.seed,
+    };
+    let command = command::<CostArgs>(COST_BENCH);
+    let mut session = Session::open(COST_BENCH, command, common.clone(), device.clone())?;
+    let all = || ladder.iter().flat_map(|n| points(*n));
+    session.plan(&all().map(|point| plan.what(point)).collect::<Vec<_>>())?;
+    if let Some(reason) = all().map(|point| plan.too_large(point)).reduce(|a, b| a.and(b)).flatten()
+    {
+        anyhow::bail!("no context fits this machine: {reason}");
+    }
+
     let ceilings = Ceilings::measure(&device)?;
-    eprintln!("measured ceilings:{ceilings}");
-    let gate = verified(&device, args.seed)?;
-    let mut layer = Attention::new(&device, &config, Random::new(args.seed), DType::Bf16)?;
+    note(format!("measured ceilings:{ceilings}"));
+    let gate = verified(&device, plan.seed)?;
+    let mut layer = Attention::new(&device, &plan.config, Random::new(plan.seed), DType::Bf16)?;
     // As the official service does: below topk keys, sparse prefill is dense anyway.
     layer.expand_short_prefill = true;
-    let figures = args.figures_of(&device);
-    let options = Options { price_per_hour: args.price, ..Default::default() };
-    let (budget, seed) = (args.budget, args.seed);
-    let mut session = Session::new(COST_BENCH, args, device.clone(), ceilings)?;
-    let bench = Bench { device, layer, config, scale, axes, seed, gate };
+    let bench = Bench { plan, layer, gate, ceilings };
+    climb(&bench, &mut session, &ladder, start, args.budget)?;
 
-    climb(&bench, &mut session, &ladder, start, budget)?;
-
-    let rows = session.current()?;
-    for file in dsa_figures::draw(&rows, &figures, &options)? {
-        println!("{}", file.display());
+    // Rows of other sizes, of an earlier run with other flags, belong into another picture.
+    let rows = session.finish(|row| bench.plan.has(row.what()))?;
+    match CostFigure::new(&rows, common.price) {
+        Ok(figure) => {
+            for stage in Stage::ALL {
+                say(format!("measured, {}", figure.findings(stage)))?;
+            }
+            for found in dsa_figures::findings::official_findings()? {
+                say(format!("official, {found}"))?;
+            }
+            figure.noise(&rows).map_or(Ok(()), say)?;
+        }
+        // One context makes no curve; its rows are kept all the same.
+        Err(dsa_figures::Error::Nothing { .. }) => {}
+        Err(error) => return Err(error.into()),
     }
-    let figure = CostFigure::new(&rows, options.price_per_hour)?;
-    for stage in Stage::ALL {
-        println!("measured, {}", figure.findings(stage));
-    }
-    for found in dsa_figures::findings::official_findings()? {
-        println!("official, {found}");
-    }
-    println!("rows: {}; {:.0} s in all", session.path().display(), start.elapsed().as_secs_f64());
+    let (path, seconds) = (session.path().display(), start.elapsed().as_secs_f64());
+    say(format!("rows: {path}; {seconds:.0} s in all"))?;
     session.verdict()
 }
 
@@ -131,66 +157,76 @@ fn climb(
         ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} {msg}")
             .context("the progress bar's template")?,
     );
+    // Also where standard error is no terminal and the bar draws nothing: a log must say what is missing.
+    let said = |line: String| bar.suspend(|| note(line));
     // Seconds that the last context took for each curve: the next takes at most the ratio as long.
     let mut last: BTreeMap<(Stage, Variant), (usize, f64)> = BTreeMap::new();
-    let planned: Vec<What> =
-        ladder.iter().flat_map(|context| bench.points(*context)).map(|p| bench.what(p)).collect();
-    session.plan(&planned)?;
-    for context in ladder {
-        for point in bench.points(*context) {
-            let Point { stage, variant, .. } = point;
-            let what = bench.what(point);
-            bar.set_message(what.place().to_string());
-            let ratio = |(before, took): &(usize, f64)| took * *context as f64 / *before as f64;
-            let expected = last.get(&(stage, variant)).map_or(0.0, ratio);
-            let left = budget - start.elapsed().as_secs_f64();
-            if session.has(&what) {
-                bar.println(format!("{}: measured before", what.place()));
-            } else if expected > left {
-                bar.println(format!(
-                    "{}: left out, it would take about {expected:.0} s and {left:.0} s are left \
-                         (--budget)",
-                    what.place()
-                ));
-            } else {
-                let began = Instant::now();
-                let row = match bench.measure(point, what, session) {
-                    Ok(row) => row,
-                    // The layer says when a context is beyond what its kernels can index.
-                    Err(error) if matches!(error.downcast_ref(), Some(Error::Argument { .. })) => {
-                        bar.println(format!("{point:?}: left out, {error}"));
-                        bar.inc(1);
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                last.insert((stage, variant), (*context, began.elapsed().as_secs_f64()));
-                bar.println(format!(
-                    "{}: {:.3} ms a token",
-                    row.what().place(),
-                    1e3 * row.timing().median_s() / bench.tokens(point) as f64
-                ));
-                session.keep(row)?;
-            }
-            bar.inc(1);
+    for (context, point) in ladder.iter().flat_map(|n| points(*n).map(move |point| (n, point))) {
+        let Point { stage, variant, .. } = point;
+        let what = bench.plan.what(point);
+        let place = what.place();
+        bar.set_message(place.to_string());
+        let ratio = |(before, took): &(usize, f64)| took * *context as f64 / *before as f64;
+        let expected = last.get(&(stage, variant)).map_or(0.0, ratio);
+        let left = budget - start.elapsed().as_secs_f64();
+        if let Some(row) = session.has(&what) {
+            let calls = (SAMPLES + 1) as f64;
+            last.insert((stage, variant), (*context, calls * row.timing().median_s()));
+            said(before(row));
+        } else if expected > left {
+            said(format!(
+                "{place}: left out, it would take about {expected:.0} s and {left:.0} s are left \
+                 (--budget)"
+            ));
+        } else if let Some(reason) = bench.plan.too_large(point) {
+            said(format!("{place}: left out, {reason}"));
+        } else {
+            let began = Instant::now();
+            let row = bench.measure(point, what, session)?;
+            last.insert((stage, variant), (*context, began.elapsed().as_secs_f64()));
+            let token = row.timing().median_s() / bench.plan.tokens(point) as f64;
+            said(format!("{place}: {:.3} ms a token", 1e3 * token));
+            session.keep(row)?;
         }
+        bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(())
 }
 
-impl Bench {
-    /// The four points of a context.
-    fn points(&self, context: usize) -> Vec<Point> {
-        let of = |stage| Variant::MODELS.map(|variant| Point { stage, variant, context });
-        Stage::ALL.into_iter().flat_map(of).collect()
+/// The four points of a context.
+fn points(context: usize) -> impl Iterator<Item = Point> {
+    let of = move |stage| Variant::MODELS.map(|variant| Point { stage, variant, context });
+    Stage::ALL.into_iter().flat_map(of)
+}
+
+impl Plan {
+    /// Whether a measurement is one of this plan, at whatever context.
+    fn has(&self, what: &What) -> bool {
+        let (stage, variant) = (what.stage, what.variant);
+        let context = what.shape.get("context").and_then(|n| usize::try_from(*n).ok());
+        context.is_some_and(|context| self.what(Point { stage, variant, context }) == *what)
+    }
+
+    /// Why a point cannot be measured, where that is plain before it is tried: its cache, a latent and an
+    /// index key a token, is more than a GPU's memory, or than what is free of the processor's.
+    fn too_large(&self, point: Point) -> Option<String> {
+        let cpu = self.device.kind() == DeviceKind::Cpu;
+        let room = if cpu { free_memory() } else { self.device.memory() }?;
+        let requests = if point.stage == Stage::Decode { self.batch } else { 1 };
+        let token = 2 * self.config.latent_dim() + self.config.index_head_dim + 4;
+        let cache = requests as f64 * point.context as f64 * token as f64;
+        let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
+        let room = room as f64;
+        (cache > room)
+            .then(|| format!("its cache takes {} of the {} there are", gb(cache), gb(room)))
     }
 
     /// Tokens of one call.
     fn tokens(&self, point: Point) -> usize {
         match point.stage {
-            Stage::Prefill => self.axes.s_q.min(point.context),
-            Stage::Decode => self.axes.batch,
+            Stage::Prefill => self.s_q.min(point.context),
+            Stage::Decode => self.batch,
         }
     }
 
@@ -215,20 +251,23 @@ impl Bench {
             kernel_hash: dsa_kernels::source_hash(None),
         }
     }
+}
 
+impl Bench {
     /// Runs the layer at the end of a context that was made up, several times.
     fn measure(&self, point: Point, what: What, session: &Session) -> anyhow::Result<Row> {
-        let (tokens, hidden) = (self.tokens(point), self.config.hidden_size);
+        let Plan { device, config, seed, .. } = &self.plan;
+        let (tokens, hidden) = (self.plan.tokens(point), config.hidden_size);
         let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
         let requests = if point.stage == Stage::Decode { tokens } else { 1 };
         // One token more, for the other form that a decoded token is judged in.
         let size = CacheSize { layers: 1, requests, max_seq: point.context + 1, page_size: PAGE };
-        let mut cache =
-            Cache::new(&self.device, &self.config, size, DType::Bf16, KvFormat::Elements)?;
+        let mut cache = Cache::new(device, config, size, DType::Bf16, KvFormat::Elements)?;
         let chunk = if point.stage == Stage::Decode { 1 } else { tokens };
-        cache.fill_random(point.context - chunk, self.seed)?;
-        let x = random(&self.device, DType::Bf16, &[tokens, hidden], self.seed)?;
+        cache.fill_random(point.context - chunk, *seed)?;
+        let x = random(device, DType::Bf16, &[tokens, hidden], *seed)?;
         let start = point.context - chunk;
+        let origin = session.origin();
 
         let mut samples = Vec::new();
         let mut by_stage: BTreeMap<String, Vec<f64>> = BTreeMap::new();
@@ -267,31 +306,31 @@ impl Bench {
             samples.push(total);
         }
         let timed = timed.context("nothing was timed")?;
-        let judged = judge_timed(&self.device, &self.layer, &x, &mut cache, &timed, self.seed)?;
+        let judged = judge_timed(device, &self.layer, &x, &mut cache, &timed, *seed)?;
         let gate = with_judged(&self.gate, judged)?;
         let mut stages: BTreeMap<String, f64> = BTreeMap::new();
         for (name, seconds) in by_stage {
             stages.insert(name, median(seconds));
         }
-        let peak = session.ceilings().of(&DType::Bf16.to_string());
+        let peak = self.ceilings.of(&DType::Bf16.to_string());
         let moe = self.moe_flop() as f64 * tokens as f64 / peak.flops;
         stages.insert(format!("moe{OP_COUNT_SUFFIX}"), moe);
         let (flop, bytes) = self.work(point, tokens);
         let work = Work { flop, bytes, peak: Some(peak) };
         let timing = Timing::from_samples(samples)?;
-        Ok(Row::new(what, gate, timing, work, session.origin())?.with_stages(stages)?)
+        Ok(Row::new(what, gate, timing, work, origin)?.with_stages(stages)?)
     }
 
     /// Operations of one token's experts: 8 chosen and 1 shared, three matrices each.
     fn moe_flop(&self) -> usize {
-        let c = &self.config;
+        let c = &self.plan.config;
         let experts = c.num_experts_per_tok + c.n_shared_experts;
         2 * 3 * experts * c.hidden_size * c.moe_intermediate_size
     }
 
     /// Operations and bytes of the index scores and the attention of one call.
     fn work(&self, point: Point, tokens: usize) -> (u64, u64) {
-        let c = &self.config;
+        let c = &self.plan.config;
         let (keys, heads) = (point.context, c.num_attention_heads);
         let latent = c.kv_lora_rank + c.qk_rope_head_dim;
         let absorbed = 2 * heads * (latent + c.kv_lora_rank);

@@ -1,60 +1,44 @@
-//! The command line of both benches: `cargo bench --bench kernels -- --contexts 4096,32768 --only indexer`.
+//! The command lines of both benches: `cargo bench --bench kernels -- --contexts 4096,32768 --only indexer`.
+//!
+//! A bench has the flags that it reads and no others; a value that cannot be meant is refused before
+//! anything is opened or measured.
 
-use clap::Parser;
-use dsa_kernels::{Device, DeviceKind};
+use clap::{ArgMatches, CommandFactory, Parser};
+use dsa_figures::origin;
+use dsa_kernels::{DType, Device, DeviceKind};
 use std::path::PathBuf;
 
-/// Axes and behaviour; every axis can also be set in the environment.
-#[derive(Parser, Clone, Debug)]
-#[command(about = "Measures kernels: gate, then time, then rows and pictures")]
-pub struct Args {
+/// Variables that other programs of the workbench read.
+const READ_ELSEWHERE: [&str; 5] =
+    ["DSA_CASES", "DSA_COMMIT", "DSA_FAILURES", "DSA_FIGURES_KEEP", "DSA_LLVM_VERSION"];
+
+/// What both benches take; an axis can also be set in the environment.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Common {
     /// cpu, cuda, hip or with an index, cuda:1.
     #[arg(long, env = "DSA_DEVICE")]
     pub device: Option<String>,
-    /// Context lengths, e.g. 4096,32768.
-    #[arg(long, env = "DSA_CONTEXTS", value_delimiter = ',')]
+    /// Context lengths, e.g. 4096,32768; measured from the shortest up, each once.
+    #[arg(long, env = "DSA_CONTEXTS", value_delimiter = ',', value_parser = size)]
     pub contexts: Option<Vec<usize>>,
     /// Query tokens of a prefill call.
-    #[arg(long, env = "DSA_S_Q")]
+    #[arg(long, env = "DSA_S_Q", value_parser = size)]
     pub s_q: Option<usize>,
     /// Requests of a decode call.
-    #[arg(long, env = "DSA_BATCH")]
+    #[arg(long, env = "DSA_BATCH", value_parser = size)]
     pub batch: Option<usize>,
-    /// Attention heads.
-    #[arg(long, env = "DSA_HEADS")]
-    pub heads: Option<usize>,
-    /// Index heads.
-    #[arg(long, env = "DSA_INDEX_HEADS")]
-    pub index_heads: Option<usize>,
-    /// Keys a query keeps.
-    #[arg(long, env = "DSA_TOPK")]
+    /// Keys a query keeps, at most 2^20.
+    #[arg(long, env = "DSA_TOPK", value_parser = top_k)]
     pub topk: Option<usize>,
-    /// Type of activations: f32, bf16 or f16.
-    #[arg(long, env = "DSA_DTYPE")]
-    pub dtype: Option<String>,
-    /// Only measurements whose name contains this.
-    #[arg(long)]
-    pub only: Option<String>,
-    /// Seconds that criterion measures each case for.
-    #[arg(long, env = "DSA_SECONDS", default_value_t = 1.0)]
-    pub seconds: f64,
-    /// Seconds that the whole of cost_vs_context may take; longer contexts are left out.
-    #[arg(long, env = "DSA_BUDGET", default_value_t = 280.0)]
-    pub budget: f64,
-    /// Divisor of the measured layer's sizes: 1 is DeepSeek-V3.2-Exp itself.
-    #[arg(long, env = "DSA_SCALE")]
-    pub scale: Option<usize>,
-    /// Random cases of each kernel's gate, beside the measured shape's own.
-    #[arg(long, default_value_t = 4)]
-    pub gate_cases: u32,
     /// Seed of all inputs.
     #[arg(long, env = "DSA_SEED", default_value_t = 33377335)]
     pub seed: u64,
     /// US$ an hour for the device.
-    #[arg(long, env = "DSA_PRICE", default_value_t = 2.0)]
+    #[arg(long, env = "DSA_PRICE", default_value_t = 2.0, value_parser = price)]
     pub price: f64,
     /// File of rows; figures/rows/BENCH-DEVICE.jsonl if not given. An interrupted run goes on where it
-    /// stopped; after a finished one everything is measured again.
+    /// stopped; after a finished one everything is measured again, and the old rows stay until the new
+    /// ones are all there.
     #[arg(long)]
     pub rows: Option<PathBuf>,
     /// Folder for the pictures; figures/ if not given.
@@ -63,27 +47,116 @@ pub struct Args {
     /// Measures everything again, even what an interrupted run has measured.
     #[arg(long)]
     pub fresh: bool,
-    /// Rows to compare with (a path from the repository's root): each measurement is judged same, faster, slower or unclear.
+    /// Rows to compare with (a path from the repository's root): each measurement of this run is judged same,
+    /// faster, slower or unclear. A file without one of them is refused.
     #[arg(long)]
     pub baseline: Option<PathBuf>,
     /// Exits with 3 if anything is slower than the baseline.
     #[arg(long, requires = "baseline")]
     pub fail_on_slower: bool,
-    /// Only measures the device's ceilings: prints the rate of every form of every probe, and ends.
-    #[arg(long)]
-    pub ceilings: bool,
     /// What cargo passes to every bench; ignored.
     #[arg(long, hide = true)]
     pub bench: bool,
 }
 
-impl Args {
+/// The command line of `kernels`.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "kernels", about = "Measures kernels: gate, then time, then rows and pictures")]
+pub struct KernelArgs {
+    /// What both benches take.
+    #[command(flatten)]
+    pub common: Common,
+    /// Attention heads.
+    #[arg(long, env = "DSA_HEADS", value_parser = size)]
+    pub heads: Option<usize>,
+    /// Index heads.
+    #[arg(long, env = "DSA_INDEX_HEADS", value_parser = size)]
+    pub index_heads: Option<usize>,
+    /// Type of activations: f32, bf16 or f16.
+    #[arg(long, env = "DSA_DTYPE", default_value = "bf16", value_parser = dtype)]
+    pub dtype: DType,
+    /// Only measurements whose kernel's name contains this.
+    #[arg(long)]
+    pub only: Option<String>,
+    /// Seconds that criterion measures each case for.
+    #[arg(long, env = "DSA_SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Random cases of each kernel's gate, beside the measured shape's own.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub gate_cases: u32,
+    /// Only measures the device's ceilings: prints the rate of every form of every probe, and ends.
+    #[arg(long)]
+    pub ceilings: bool,
+}
+
+/// The command line of `cost_vs_context`.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "cost_vs_context",
+    about = "Cost against context: one attention layer, dense and sparse; then rows and pictures",
+    after_help = "A curve needs two contexts: with one, its rows are kept and printed, and pictures are \
+                  drawn if the file has rows of another."
+)]
+pub struct CostArgs {
+    /// What both benches take.
+    #[command(flatten)]
+    pub common: Common,
+    /// Seconds that the whole may take; longer contexts are left out.
+    #[arg(long, env = "DSA_BUDGET", default_value_t = 280.0, value_parser = seconds)]
+    pub budget: f64,
+    /// Divisor of the layer's sizes, a power of two from 1 to 64: 1 is DeepSeek-V3.2-Exp itself.
+    #[arg(long, env = "DSA_SCALE", value_parser = size)]
+    pub scale: Option<usize>,
+}
+
+/// A number of things: at least one, and what 31 bits can index.
+fn size(text: &str) -> Result<usize, String> {
+    let expected = "expected a whole number from 1 to 2^31 - 1";
+    let size = text.trim().parse().map_err(|_| expected.to_string())?;
+    if (1..1 << 31).contains(&size) { Ok(size) } else { Err(expected.to_string()) }
+}
+
+fn top_k(text: &str) -> Result<usize, String> {
+    let fits = size(text).ok().filter(|topk| *topk <= 1 << 20);
+    fits.ok_or_else(|| "expected a whole number from 1 to 2^20".to_string())
+}
+
+/// Long enough to be measured, and no longer than a week.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.trim().parse().ok().filter(|s| (1e-3..=604_800.0).contains(s));
+    seconds.ok_or_else(|| "expected seconds from 0.001 to 604800".to_string())
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    let price = text.trim().parse().map_err(|_| "expected US$ per hour".to_string())?;
+    dsa_figures::plot::check_price(price).map_err(|error| error.to_string())?;
+    Ok(price)
+}
+
+fn dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        "f16" => Ok(DType::F16),
+        _ => Err("expected f32, bf16 or f16".to_string()),
+    }
+}
+
+impl Common {
     /// The device to measure.
     pub fn open(&self) -> anyhow::Result<Device> {
         Ok(match &self.device {
             Some(name) => Device::named(name)?,
             None => Device::best()?,
         })
+    }
+
+    /// The context lengths in rising order, each once.
+    pub fn ladder(&self, default: Vec<usize>) -> Vec<usize> {
+        let mut contexts = self.contexts.clone().unwrap_or(default);
+        contexts.sort_unstable();
+        contexts.dedup();
+        contexts
     }
 
     /// The file of rows of `bench` on `device`.
@@ -107,17 +180,67 @@ impl Args {
     }
 }
 
-/// A path as seen from the repository: cargo starts a bench in its package's folder, not in the user's.
-fn from_root(path: PathBuf) -> PathBuf {
-    if path.is_absolute() { path } else { root().join(path) }
+/// The variables that a bench reads.
+fn variables<A: CommandFactory>() -> Vec<String> {
+    let command = A::command();
+    let names = command.get_arguments().filter_map(|argument| argument.get_env());
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
-/// The repository: rows and pictures are kept in it.
-fn root() -> PathBuf {
+/// Sentences on the variables of the workbench that are set and that `A` does not read: a mistyped one would
+/// otherwise measure something else in silence.
+pub fn unread<A: CommandFactory>(set: impl Iterator<Item = String>) -> Vec<String> {
+    let mine = variables::<A>();
+    let other = [variables::<KernelArgs>(), variables::<CostArgs>()].concat();
+    let not_mine = set.filter(|name| name.starts_with("DSA_") && !mine.contains(name));
+    let sentence = |name: String| match () {
+        () if READ_ELSEWHERE.contains(&name.as_str()) => None,
+        () if other.contains(&name) => {
+            Some(format!("{name} is set, and this bench does not read it"))
+        }
+        () => {
+            let name = dsa_files::printable(&name, 60);
+            Some(format!("{name} is set, and nothing reads it; there are {}", mine.join(", ")))
+        }
+    };
+    not_mine.filter_map(sentence).collect()
+}
+
+/// The command that runs `bench` as it was started.
+pub fn command<A: CommandFactory>(bench: &str) -> String {
+    let set = variables::<A>().into_iter().filter_map(|name| {
+        let value = std::env::var(&name).ok()?;
+        Some((name, value))
+    });
+    let given: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .filter(|argument| argument != "--bench")
+        .collect();
+    origin::command(&format!("cargo bench --bench {bench} --"), &given, &set.collect::<Vec<_>>())
+}
+
+/// The command line of a bench; ends the program where it is wrong.
+pub fn parsed<A: Parser>() -> A {
+    let matches: ArgMatches = A::command().get_matches();
+    for sentence in unread::<A>(std::env::vars_os().map(|(name, _)| name.to_string_lossy().into()))
+    {
+        dsa_figures::terminal::note(format!("warning: {sentence}"));
+    }
+    A::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// A path as seen from the repository: cargo starts a bench in its package's folder, not in the user's.
+fn from_root(path: PathBuf) -> PathBuf {
+    if path.is_absolute() { path } else { repository().unwrap_or_else(|| ".".into()).join(path) }
+}
+
+/// The repository that the bench was built from, if it is still there: rows and pictures are kept in it. A
+/// bench that was carried to another machine has none, and writes where it is run.
+pub fn repository() -> Option<PathBuf> {
     let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let compiled_in = manifest.parent().map(PathBuf::from).unwrap_or_default();
-    // A bench that was carried to another machine writes where it is run.
-    if compiled_in.is_dir() { compiled_in } else { PathBuf::from(".") }
+    let root = manifest.parent()?.to_path_buf();
+    manifest.join("Cargo.toml").is_file().then_some(root)
 }
 
 /// The sizes that are measured where the command line names none.
@@ -136,35 +259,99 @@ pub struct Axes {
     /// Keys a query keeps.
     pub topk: usize,
     /// Type of activations.
-    pub dtype: dsa_kernels::DType,
+    pub dtype: DType,
 }
 
 impl Axes {
     /// The true model's sizes on a GPU; on a CPU what takes seconds.
-    pub fn new(args: &Args, device: &Device) -> anyhow::Result<Self> {
-        use dsa_kernels::DType::{Bf16, F16, F32};
+    pub fn new(args: &KernelArgs, device: &Device) -> Self {
         let cpu = device.kind() == DeviceKind::Cpu;
         let pick = |gpu: usize, small: usize| if cpu { small } else { gpu };
-        let dtype = match args.dtype.as_deref() {
-            None => Bf16,
-            Some("bf16") => Bf16,
-            Some("f16") => F16,
-            Some("f32") => F32,
-            Some(other) => anyhow::bail!("dtype {other:?}, expected f32, bf16 or f16"),
-        };
-        let contexts = match &args.contexts {
-            Some(contexts) => contexts.clone(),
-            None if cpu => vec![1024, 4096],
-            None => vec![8192, 32768, 131_072],
-        };
-        Ok(Self {
-            contexts,
-            s_q: args.s_q.unwrap_or(pick(2048, 8)),
-            batch: args.batch.unwrap_or(pick(64, 2)),
+        let default = if cpu { vec![1024, 4096] } else { vec![8192, 32768, 131_072] };
+        let common = &args.common;
+        Self {
+            contexts: common.ladder(default),
+            s_q: common.s_q.unwrap_or(pick(2048, 8)),
+            batch: common.batch.unwrap_or(pick(64, 2)),
             heads: args.heads.unwrap_or(pick(128, 16)),
             index_heads: args.index_heads.unwrap_or(pick(64, 16)),
-            topk: args.topk.unwrap_or(pick(2048, 256)),
-            dtype,
-        })
+            topk: common.topk.unwrap_or(pick(2048, 256)),
+            dtype: args.dtype,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused<A: Parser>(arguments: &[&str]) -> String {
+        let all = std::iter::once("bench").chain(arguments.iter().copied());
+        match A::try_parse_from(all) {
+            Ok(_) => panic!("{arguments:?} is taken"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_at_the_start() {
+        for bad in ["--price=-1", "--price=0", "--price=nan", "--price=inf", "--price=1e-300"] {
+            assert!(refused::<CostArgs>(&[bad]).contains("US$ per hour"));
+            assert!(refused::<KernelArgs>(&[bad]).contains("US$ per hour"));
+        }
+        for bad in ["--seconds=-1", "--seconds=nan", "--seconds=0", "--seconds=inf", "--seconds=x"]
+        {
+            assert!(refused::<KernelArgs>(&[bad]).contains("expected seconds from"));
+        }
+        for bad in ["--budget=-1", "--budget=nan", "--budget=inf"] {
+            assert!(refused::<CostArgs>(&[bad]).contains("expected seconds from"));
+        }
+        for bad in ["0", "4294967296", "18446744073709551616", "-1", "4096,", "4096;8192", "4K", ""]
+        {
+            let said = refused::<CostArgs>(&[&format!("--contexts={bad}")]);
+            assert!(said.contains("expected a whole number from 1 to 2^31 - 1"), "{said}");
+        }
+        for flag in ["--s-q", "--batch", "--topk", "--scale"] {
+            assert!(refused::<CostArgs>(&[flag, "0"]).contains("expected a whole number from 1"));
+        }
+        for flag in ["--heads", "--index-heads"] {
+            assert!(refused::<KernelArgs>(&[flag, "0"]).contains("expected a whole number from 1"));
+        }
+        assert!(refused::<CostArgs>(&["--topk", "1048577"]).contains("from 1 to 2^20"));
+        assert!(refused::<KernelArgs>(&["--gate-cases", "0"]).contains("0 is not in 1.."));
+        assert!(refused::<KernelArgs>(&["--dtype", "fp8"]).contains("expected f32, bf16 or f16"));
+        assert!(refused::<KernelArgs>(&["--seed", "abc"]).contains("invalid digit"));
+        assert!(refused::<KernelArgs>(&["--fail-on-slower"]).contains("--baseline"));
+    }
+
+    #[test]
+    fn a_flag_that_does_nothing_is_unknown() {
+        for flag in ["--heads=8", "--index-heads=8", "--dtype=f32", "--only=x", "--seconds=1"] {
+            assert!(refused::<CostArgs>(&[flag]).contains("unexpected argument"));
+        }
+        assert!(refused::<CostArgs>(&["--gate-cases=1"]).contains("unexpected argument"));
+        for flag in ["--budget=1", "--scale=4"] {
+            assert!(refused::<KernelArgs>(&[flag]).contains("unexpected argument"));
+        }
+    }
+
+    #[test]
+    fn a_variable_that_nobody_reads_is_named() {
+        let set = ["DSA_CONTEXT", "DSA_CONTEXTS", "DSA_HEADS", "DSA_COMMIT", "PATH"];
+        let said = unread::<CostArgs>(set.iter().map(ToString::to_string));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].starts_with("DSA_CONTEXT is set, and nothing reads it; there are DSA_DEVICE")
+        );
+        assert_eq!(said[1], "DSA_HEADS is set, and this bench does not read it");
+    }
+
+    #[test]
+    fn contexts_are_measured_from_the_shortest_up_and_once() {
+        let args = CostArgs::try_parse_from(["bench", "--contexts", "512,256,512"]).unwrap();
+        assert_eq!(args.common.ladder(vec![1]), [256, 512]);
+        let mut args = CostArgs::try_parse_from(["bench"]).unwrap();
+        args.common.contexts = None;
+        assert_eq!(args.common.ladder(vec![1]), [1]);
     }
 }

@@ -1,22 +1,24 @@
 //! From a measurement's description to its row: gate, time, write.
 
-use crate::args::Args;
+use crate::args::{Common, repository};
 use crate::peaks::Ceilings;
 use crate::timed::{Call, Named, Timed, judge};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use dsa_figures::compare::{THRESHOLD, Verdict, compare};
+use dsa_figures::compare::{THRESHOLD, compare};
 use dsa_figures::row::COST_BENCH;
+use dsa_figures::terminal::{note, say};
 use dsa_figures::{
-    Gate, Origin, PassedGate, Row, Stage, Timing, Variant, What, Work, append, find, latest, read,
-    read_or_empty,
+    Error, Gate, Options, Origin, PassedGate, Place, Row, Run, Stage, Timing, Variant, What, Work,
+    draw, read_all,
 };
+use dsa_files::printable;
 use dsa_kernels::{Device, DeviceKind};
 use dsa_tests::gate::{gate, judge_on};
 use dsa_tests::{Case, kernels};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// Samples of each measurement.
@@ -46,99 +48,111 @@ pub struct Spec {
     pub timed: Timed,
 }
 
-/// A run of a bench.
+/// A run of a bench on a device.
 pub struct Session {
-    args: Args,
+    args: Common,
+    command: String,
     device: Device,
-    path: PathBuf,
-    rows: Vec<Row>,
-    ceilings: Ceilings,
+    run: Run,
+    figures: PathBuf,
+    baseline: Option<Vec<Row>>,
     gates: HashMap<&'static str, PassedGate>,
 }
 
+/// How long and how often `kernels` measures and judges.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Seconds that criterion measures each case for.
+    pub seconds: f64,
+    /// Random cases of each kernel's gate.
+    pub gate_cases: u32,
+}
+
 impl Session {
-    /// Opens the file of rows of `bench`; `ceilings`: the device's, measured just now.
-    pub fn new(
+    /// Opens everything that `bench` writes and reads: what would stop it at its end stops it here.
+    /// `command` measures the same again.
+    pub fn open(
         bench: &str,
-        args: Args,
+        command: String,
+        args: Common,
         device: Device,
-        ceilings: Ceilings,
     ) -> anyhow::Result<Self> {
-        let path = args.rows_of(bench, &device);
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("{} cannot be made", folder.display()))?;
+        let rows = args.rows_of(bench, &device);
+        let run = Run::open(&rows)?;
+        if let Some(torn) = run.torn() {
+            note(format!("warning: {torn}"));
         }
-        let rows = read_or_empty(&path)?;
-        Ok(Self { args, device, path, rows, ceilings, gates: HashMap::new() })
-    }
-
-    /// Says what this run is to measure. What an interrupted run has measured of it is kept; if nothing is
-    /// missing (or `--fresh` is given) that run was finished, and this one measures everything again.
-    pub fn plan(&mut self, all: &[What]) -> anyhow::Result<()> {
-        let finished = all.iter().all(|what| self.has(what));
-        if !finished && !self.args.fresh {
-            return Ok(());
-        }
-        self.rows.retain(|row| !all.iter().any(|what| what.place() == row.what().place()));
-        let kept = self.path.with_extension("kept");
-        let replaced = || format!("{} cannot be replaced", self.path.display());
-        std::fs::write(&kept, "").with_context(replaced)?;
-        for row in &self.rows {
-            append(&kept, row)?;
-        }
-        std::fs::rename(&kept, &self.path).with_context(replaced)
-    }
-
-    /// The rows to draw: of this device and of the kernels as they are now. Rows of others stay in the file.
-    pub fn current(&self) -> anyhow::Result<Vec<Row>> {
-        let device = describe(&self.device);
-        let mut rows = latest(&self.rows);
-        let mut failed = None;
-        rows.retain(|row| {
-            let what = row.what();
-            let hash = match kernels::find(&what.bench) {
-                Ok(kernel) => dsa_kernels::source_hash(Some(kernel.file)),
-                Err(_) if what.bench == COST_BENCH => dsa_kernels::source_hash(None),
-                Err(error) => {
-                    failed = Some(error);
-                    return false;
+        let figures = args.figures_of(&device);
+        dsa_figures::plot::ready(&figures)?;
+        let baseline = match args.baseline() {
+            None => None,
+            Some(path) => {
+                let found = read_all(&path)?;
+                if let Some(torn) = found.torn {
+                    note(format!("warning: {torn}"));
                 }
-            };
-            what.device == device && what.kernel_hash == hash
-        });
-        match failed {
-            Some(error) => Err(error).context(format!("a row of {}", self.path.display())),
-            None => Ok(rows),
+                Some(found.rows)
+            }
+        };
+        Ok(Self { args, command, device, run, figures, baseline, gates: HashMap::new() })
+    }
+
+    /// Says what this run is to measure. What an interrupted run has measured of it is kept; if that run was
+    /// finished (or `--fresh` is given), this one measures everything again. A baseline that has nothing
+    /// of it is refused.
+    pub fn plan(&mut self, all: &[What]) -> anyhow::Result<()> {
+        if all.is_empty() {
+            bail!("nothing to measure; expected at least one context and kernel");
         }
+        self.run.plan(all, self.args.fresh)?;
+        if let Some(base) = &mut self.baseline {
+            let mine: BTreeSet<Place> = all.iter().map(What::place).collect();
+            let other = base.first().map(|row| row.what().place());
+            // Rows of other devices and of what --only leaves out are no part of the verdict.
+            base.retain(|row| mine.contains(&row.what().place()));
+            if base.is_empty() {
+                let has = other.map_or("no rows".to_string(), |place| {
+                    format!("rows such as {place} on {}", printable(&place.device, 60))
+                });
+                bail!(
+                    "--baseline has nothing that this run measures: it has {has}; the run measures {} \
+                     and the like on {}",
+                    all[0].place(),
+                    self.device.name()
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The file of rows.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.run.path()
     }
 
     /// Measures `specs` with criterion; what the file of rows already has is left out.
-    pub fn kernels(&mut self, specs: Vec<Spec>) -> anyhow::Result<()> {
-        let seconds = Duration::from_secs_f64(self.args.seconds);
+    pub fn kernels(
+        &mut self,
+        specs: Vec<Spec>,
+        effort: Effort,
+        ceilings: &Ceilings,
+    ) -> anyhow::Result<()> {
+        let seconds = Duration::from_secs_f64(effort.seconds);
         let mut criterion = Criterion::default()
             .sample_size(SAMPLES)
             .measurement_time(seconds)
             .warm_up_time(seconds.div_f64(4.0).max(Duration::from_millis(50)))
             .without_plots();
         let n = specs.len();
-        let mut planned = Vec::with_capacity(n);
-        for spec in &specs {
-            planned.push(self.what(spec)?);
-        }
-        self.plan(&planned)?;
-        for (i, (spec, what)) in specs.into_iter().zip(planned).enumerate() {
-            if self.has(&what) {
-                eprintln!("[{}/{n}] {}: measured before", i + 1, what.place());
+        for (i, spec) in specs.into_iter().enumerate() {
+            let what = self.what(&spec)?;
+            if let Some(row) = self.run.has(&what) {
+                note(format!("[{}/{n}] {}", i + 1, before(row)));
                 continue;
             }
-            eprintln!("[{}/{n}] {}", i + 1, what.place());
-            let passed = self.gate(&spec)?;
+            note(format!("[{}/{n}] {}", i + 1, what.place()));
+            let origin = self.origin();
+            let passed = self.gate(&spec, effort.gate_cases)?;
             let mut group =
                 criterion.benchmark_group(format!("{}/{}", spec.kernel, spec.stage.name()));
             let (samples, outputs) = time(&mut group, &self.device, &spec)?;
@@ -146,9 +160,9 @@ impl Session {
             let kernel = kernels::find(spec.kernel)?;
             let passed =
                 judge(kernel, &self.device, &spec.timed, &outputs, self.args.seed, &passed)?;
-            let peak = Some(self.ceilings.of(&spec.dtype));
+            let peak = Some(ceilings.of(&spec.dtype));
             let work = Work { flop: spec.flop, bytes: spec.bytes, peak };
-            let row = Row::new(what, passed, Timing::from_samples(samples)?, work, self.origin())?;
+            let row = Row::new(what, passed, Timing::from_samples(samples)?, work, origin)?;
             report(&row);
             self.keep(row)?;
         }
@@ -157,19 +171,45 @@ impl Session {
 
     /// Writes a row to the file.
     pub fn keep(&mut self, row: Row) -> anyhow::Result<()> {
-        append(&self.path, &row)?;
-        self.rows.push(row);
-        Ok(())
+        Ok(self.run.keep(row)?)
     }
 
-    /// Whether a row of this key is there already.
-    pub fn has(&self, what: &What) -> bool {
-        find(&self.rows, &what.key()).is_some()
+    /// The row that this run has of it already.
+    pub fn has(&self, what: &What) -> Option<&Row> {
+        self.run.has(what)
     }
 
-    /// The measured ceilings.
-    pub fn ceilings(&self) -> &Ceilings {
-        &self.ceilings
+    /// Everything is measured: drops the older rows of the same, and draws the pictures. Gives back the rows
+    /// drawn: of this device, of the kernels as they are now, and `of_kind`.
+    pub fn finish(&self, of_kind: impl Fn(&Row) -> bool) -> anyhow::Result<Vec<Row>> {
+        if self.run.mine().is_empty() {
+            bail!("nothing was measured: everything was left out, see above");
+        }
+        if let Err(error) = self.run.finish() {
+            note(format!("warning: older rows stay in the file behind the new ones: {error}"));
+        }
+        let mut current = self.run.current(&describe(&self.device), hash_of);
+        if !current.unknown.is_empty() {
+            let names: Vec<&str> = current.unknown.iter().map(String::as_str).collect();
+            note(format!(
+                "{} has rows of {}, for which this build has no kernel: they stay there and are not drawn",
+                printable(&self.path().to_string_lossy(), 500),
+                names.join(", ")
+            ));
+        }
+        current.rows.retain(of_kind);
+        let options = Options { price_per_hour: self.args.price, ..Default::default() };
+        match draw(&current.rows, &self.figures, &options) {
+            Ok(files) => files.iter().try_for_each(|file| say(file.display()))?,
+            Err(nothing @ Error::Nothing { .. }) => note(format!("no picture: {nothing}")),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(current.rows)
+    }
+
+    /// Every spec's measurement, for [`Session::plan`].
+    pub fn whats(&self, specs: &[Spec]) -> anyhow::Result<Vec<What>> {
+        specs.iter().map(|spec| self.what(spec)).collect()
     }
 
     fn what(&self, spec: &Spec) -> anyhow::Result<What> {
@@ -187,7 +227,7 @@ impl Session {
     }
 
     /// The kernel's random cases, once a run, and the measured variant's own case.
-    fn gate(&mut self, spec: &Spec) -> anyhow::Result<PassedGate> {
+    fn gate(&mut self, spec: &Spec, cases: u32) -> anyhow::Result<PassedGate> {
         let kernel = kernels::find(spec.kernel)?;
         let device = &self.device;
         let unit = (kernel.machine)(device).matrix;
@@ -200,7 +240,7 @@ impl Session {
             let at = if own > passed.worst_error() { "its own shape" } else { passed.worst_at() };
             return Ok(Gate::judge(passed.against(), worst, 1.0, at, passed.cases() + 1)?);
         }
-        let report = gate(kernel, device, self.args.gate_cases, self.args.seed)
+        let report = gate(kernel, device, cases, self.args.seed)
             .map_err(|failure| anyhow::anyhow!("{failure}"))?;
         let worst = report.worst_error().max(own);
         let at = report.worst_case.first().cloned().unwrap_or_default();
@@ -210,24 +250,36 @@ impl Session {
         Ok(passed)
     }
 
-    /// Where the rows of this run come from.
+    /// Where a row that is measured now comes from: the commit of the repository that the bench was built
+    /// from, or `DSA_COMMIT` where it runs without one.
     pub fn origin(&self) -> Origin {
-        origin()
+        let carried = std::env::var("DSA_COMMIT").ok().filter(|commit| !commit.is_empty());
+        Origin::now(repository().as_deref(), carried, self.command.clone())
     }
 
-    /// Compares with the baseline, if one was asked for.
+    /// Compares what this run measured with the baseline, if one was asked for.
     pub fn verdict(&self) -> anyhow::Result<ExitCode> {
-        let Some(base) = self.args.baseline() else {
+        let Some(base) = &self.baseline else {
             return Ok(ExitCode::SUCCESS);
         };
-        let mut base = read(&base)?;
-        if let Some(only) = &self.args.only {
-            base.retain(|row| row.what().bench.contains(only.as_str()));
-        }
-        let found = compare(&base, &self.rows, THRESHOLD)?;
-        print!("{found}");
-        let slower = found.worst().is_some_and(|worst| worst.verdict == Verdict::Slower);
+        let found = compare(base, &self.run.mine(), THRESHOLD)?;
+        say(&found)?;
+        let slower = found.slower()?;
         Ok(if slower && self.args.fail_on_slower { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// What is said of a measurement that an interrupted run has left.
+pub fn before(row: &Row) -> String {
+    format!("{}: measured before, {}", row.what().place(), printable(&row.origin().created, 30))
+}
+
+/// The hash of a kernel's source, if this build has a kernel of that name.
+fn hash_of(bench: &str) -> Option<String> {
+    match kernels::find(bench) {
+        Ok(kernel) => Some(dsa_kernels::source_hash(Some(kernel.file))),
+        Err(_) if bench == COST_BENCH => Some(dsa_kernels::source_hash(None)),
+        Err(_) => None,
     }
 }
 
@@ -277,14 +329,14 @@ fn time(
 fn report(row: &Row) {
     let median = row.timing().median_s();
     let rate = |n: u64, unit: &str| format!("{:.2} G{unit}/s", n as f64 / median / 1e9);
-    eprintln!(
+    note(format!(
         "    {:.3} ms, {}, {}, {:.1} % of the measured ceiling, gate {:.3} of what is allowed",
         median * 1e3,
         rate(row.work().flop, "FLOP"),
         rate(row.work().bytes, "B"),
         100.0 * row.fraction_of_peak().unwrap_or(0.0),
         row.gate().worst_error(),
-    );
+    ));
 }
 
 /// The device as rows name it.
@@ -307,29 +359,5 @@ pub fn describe(device: &Device) -> dsa_figures::Device {
         kind,
         driver: driver.unwrap_or_else(|| "unknown".to_string()),
         cores: device.cores() as u64,
-    }
-}
-
-/// Commit (of the repository, or `DSA_COMMIT` where there is none), time and command.
-fn origin() -> Origin {
-    let git = |args: &[&str]| {
-        let output = Command::new("git").args(args).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    let carried = std::env::var("DSA_COMMIT").ok();
-    let commit = carried.clone().or_else(|| git(&["rev-parse", "HEAD"]));
-    // Rows and pictures of the run itself do not make the kernels dirty.
-    let changes = git(&["status", "--porcelain", "--", ":/", ":(top,exclude)figures/*/*"]);
-    let bench = std::env::args().next().unwrap_or_default();
-    let stem = Path::new(&bench).file_stem().map(|s| s.to_string_lossy().into_owned());
-    // Cargo appends a hash to the bench's name; a bench that was carried elsewhere may have lost it.
-    let stem = stem.as_deref().unwrap_or_default();
-    let name = stem.rsplit_once('-').map_or(stem, |(name, _)| name);
-    let given: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    Origin {
-        commit: commit.unwrap_or_else(|| "unknown".to_string()),
-        dirty: carried.is_none() && changes.is_none_or(|c| !c.is_empty()),
-        created: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-        command: format!("cargo bench --bench {name} -- {}", given.join(" ")).trim().to_string(),
     }
 }

@@ -16,6 +16,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use dsa_files::printable;
+
 use crate::{Error, Place, Row, Timing};
 
 /// Fewest samples of a measurement that is judged.
@@ -124,6 +126,30 @@ fn half_width(timing: &Timing) -> f64 {
 }
 
 impl Comparison {
+    /// Whether anything got slower. An error where nothing is in both: that is no verdict.
+    pub fn slower(&self) -> Result<bool, Error> {
+        if self.changes.is_empty() {
+            let side = |places: &[Place]| match places.first() {
+                None => "no measurement".to_string(),
+                Some(first) => {
+                    let device = printable(&first.device, 60);
+                    format!("{} measurements, such as {first} on {device}", places.len())
+                }
+            };
+            let reason = format!(
+                "the baseline has {}; the new rows have {}",
+                side(&self.gone),
+                side(&self.added)
+            );
+            return Err(Error::NothingCompared { reason });
+        }
+        Ok(self.changes.iter().any(|change| change.verdict == Verdict::Slower))
+    }
+
+    fn count(&self, verdict: Verdict) -> usize {
+        self.changes.iter().filter(|change| change.verdict == verdict).count()
+    }
+
     /// The worst change: by verdict, then by ratio. None when nothing is in both files.
     pub fn worst(&self) -> Option<&Change> {
         let worse = |a: &&Change, b: &&Change| {
@@ -134,7 +160,7 @@ impl Comparison {
 }
 
 impl fmt::Display for Comparison {
-    /// A table, one measurement a line, then what has no partner.
+    /// A table, one measurement a line, then what has no partner, then the sum; no newline at its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<8} {:>7} {:>12} {:>12}  measurement", "verdict", "ratio", "base", "new")?;
         for change in &self.changes {
@@ -149,7 +175,14 @@ impl fmt::Display for Comparison {
                 writeln!(f, "{word:<8} {:>7} {:>12} {:>12}  {place}", "", "", "")?;
             }
         }
-        Ok(())
+        let [faster, same, unclear, slower] =
+            [Verdict::Faster, Verdict::Same, Verdict::Unclear, Verdict::Slower]
+                .map(|verdict| self.count(verdict));
+        write!(
+            f,
+            "{} compared: {slower} slower, {unclear} unclear, {same} same, {faster} faster",
+            self.changes.len()
+        )
     }
 }
 
@@ -197,6 +230,21 @@ mod tests {
         let table = found.to_string();
         assert!(table.contains("Slower     2.000       1.00 s       2.00 s  indexer"), "{table}");
         assert!(compare(&base, &new, f64::NAN).is_err());
+        assert!(table.ends_with("1 compared: 1 slower, 0 unclear, 0 same, 0 faster"), "{table}");
+        assert!(found.slower().unwrap());
         assert_eq!(compare(&[], &new, THRESHOLD).unwrap().worst(), None);
+    }
+
+    #[test]
+    fn nothing_in_common_is_no_verdict() {
+        let (one, other) = ([row("a", 'a', vec![1.0; 5])], [row("b", 'a', vec![1.0; 5])]);
+        let error = compare(&one, &other, THRESHOLD).unwrap().slower().unwrap_err().to_string();
+        assert!(
+            error.starts_with("nothing was compared: the baseline has 1 measurements"),
+            "{error}"
+        );
+        let error = compare(&one, &[], THRESHOLD).unwrap().slower().unwrap_err().to_string();
+        assert!(error.ends_with("the new rows have no measurement"), "{error}");
+        assert!(!compare(&one, &one, THRESHOLD).unwrap().slower().unwrap());
     }
 }

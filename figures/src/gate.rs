@@ -3,6 +3,7 @@
 //! A [`crate::Row`] needs a [`PassedGate`], and the only ways to one are [`Gate::judge`] and
 //! reading a row back, which judges again. So no row holds the time of a wrong kernel.
 
+use dsa_files::printable;
 use serde::{Deserialize, Serialize};
 
 /// Judges a kernel's output; holds nothing itself.
@@ -78,7 +79,11 @@ impl PassedGate {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum GateFailed {
     /// The output is too far from the reference, or the error is not a number.
-    #[error("against {against}: error {worst_error} at {worst_at}; expected 0 to {tolerance}")]
+    #[error(
+        "against {}: error {worst_error} at {}; expected 0 to {tolerance}",
+        printable(against, 100),
+        printable(worst_at, 200)
+    )]
     Wrong {
         /// The reference.
         against: String,
@@ -90,7 +95,10 @@ pub enum GateFailed {
         worst_at: String,
     },
     /// The tolerance itself is unusable.
-    #[error("against {against}: tolerance {tolerance}; expected a finite number of 0 or more")]
+    #[error(
+        "against {}: tolerance {tolerance}; expected a finite number of 0 or more",
+        printable(against, 100)
+    )]
     Tolerance {
         /// The reference.
         against: String,
@@ -98,7 +106,7 @@ pub enum GateFailed {
         tolerance: f64,
     },
     /// Nothing was compared.
-    #[error("against {against}: 0 cases compared; expected at least 1")]
+    #[error("against {}: 0 cases compared; expected at least 1", printable(against, 100))]
     NoCases {
         /// The reference.
         against: String,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Key, PassedGate, Timing, What};
+use crate::{Error, Key, PassedGate, Timing, What, timing};
 
 /// Version of the row's schema. Rows of another version are refused, not guessed at.
 pub const SCHEMA: u32 = 1;
@@ -16,6 +16,10 @@ pub const COST_BENCH: &str = "cost_vs_context";
 
 /// Ending of a stage name whose seconds come from an operation count, not from a clock.
 pub const OP_COUNT_SUFFIX: &str = "_op_count";
+
+/// The lowest and the highest rate that can be a device's, FLOP or bytes per second. With times within
+/// [`crate::timing::SECONDS`] every share of such a peak is finite.
+const RATES: std::ops::RangeInclusive<f64> = 1.0..=1e24;
 
 /// The device's limits as they were measured on it, not as its data sheet has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,7 +44,7 @@ pub struct Work {
 }
 
 /// Where a row comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// The git commit.
     pub commit: String,
@@ -50,6 +54,10 @@ pub struct Origin {
     pub created: String,
     /// The command line that runs this measurement again.
     pub command: String,
+    /// Processes that were running or waiting to run, mean of the minute before; none where the operating
+    /// system does not say, and in rows that are older than this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_average: Option<f64>,
 }
 
 /// One measurement. It cannot be built, nor read back, without a passed gate.
@@ -86,12 +94,15 @@ impl Row {
             for (field, value) in
                 [("peak.flops", peak.flops), ("peak.bytes_per_s", peak.bytes_per_s)]
             {
-                if !value.is_finite() || value <= 0.0 {
-                    return Err(Error::value(field, value, "a finite rate above 0"));
+                if !RATES.contains(&value) {
+                    return Err(Error::value(field, value, "a rate from 1 to 1e24 a second"));
                 }
             }
         }
         let fraction_of_peak = fraction_of_peak(&work, timing.median_s());
+        if let Some(bad) = fraction_of_peak.filter(|share| !share.is_finite()) {
+            return Err(Error::value("fraction_of_peak", bad, "a finite share of the peak"));
+        }
         let stages_s = None;
         Ok(Row { schema: SCHEMA, what, gate, timing, work, fraction_of_peak, stages_s, origin })
     }
@@ -100,10 +111,21 @@ impl Row {
     ///
     /// Names the pictures know: `projections`, `indexer`, `top_k`, `attention`, `moe`. A name that
     /// ends in [`OP_COUNT_SUFFIX`] holds seconds that were counted, not measured.
+    ///
+    /// Each is the median over the samples, and the median of times is at most twice their mean: so all
+    /// measured ones together are at most twice the mean of the samples, or they are of other calls.
     pub fn with_stages(mut self, stages_s: BTreeMap<String, f64>) -> Result<Self, Error> {
-        if let Some((name, value)) = stages_s.iter().find(|(_, s)| !s.is_finite() || **s < 0.0) {
-            let value = format!("{value} for {name}");
-            return Err(Error::value("stages_s", value, "finite seconds of 0 or more"));
+        let longest = *timing::SECONDS.end();
+        if let Some((name, s)) = stages_s.iter().find(|(_, s)| !(0.0..=longest).contains(*s)) {
+            let value = format!("{s} for {name}");
+            return Err(Error::value("stages_s", value, "seconds from 0 to 1e9"));
+        }
+        let measured = stages_s.iter().filter(|(name, _)| !name.ends_with(OP_COUNT_SUFFIX));
+        let sum: f64 = measured.map(|(_, s)| s).sum();
+        let mean = self.timing.mean_s();
+        if sum > 2.0 * mean {
+            let value = format!("{sum} s of calls of {mean} s");
+            return Err(Error::value("stages_s", value, "no more than the calls themselves took"));
         }
         self.stages_s = Some(stages_s);
         Ok(self)
@@ -169,7 +191,12 @@ fn check_origin(origin: &Origin) -> Result<(), Error> {
         let expected = "RFC 3339, as in 2026-01-31T12:00:00Z";
         return Err(Error::value("created", &origin.created, expected));
     }
-    Ok(())
+    match origin.load_average {
+        Some(load) if !(0.0..=1e9).contains(&load) => {
+            Err(Error::value("load_average", load, "a number of processes"))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[derive(Deserialize)]

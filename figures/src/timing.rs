@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+/// The shortest and the longest time that can be a measurement, seconds: a picosecond is below any clock,
+/// and 1e9 s are 30 years. Within them every number that is derived from a row is finite.
+pub const SECONDS: std::ops::RangeInclusive<f64> = 1e-12..=1e9;
+
 /// Times of the same call, in seconds, in the order they were taken.
 ///
 /// The median and the median absolute deviation are used throughout: a mean and a standard
@@ -17,13 +21,13 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// Takes at least one sample; each must be finite and above zero seconds.
+    /// Takes at least one sample; each must be a time within [`SECONDS`].
     pub fn from_samples(samples: Vec<f64>) -> Result<Self, Error> {
         if samples.is_empty() {
             return Err(Error::value("samples", "empty", "at least one time in seconds"));
         }
-        if let Some(bad) = samples.iter().find(|s| !s.is_finite() || **s <= 0.0) {
-            return Err(Error::value("samples", bad, "finite seconds above 0"));
+        if let Some(bad) = samples.iter().find(|s| !SECONDS.contains(*s)) {
+            return Err(Error::value("samples", bad, "seconds from 1e-12 to 1e9"));
         }
         let median_s = median(samples.clone());
         let mad_s = median(samples.iter().map(|s| (s - median_s).abs()).collect());
@@ -43,6 +47,16 @@ impl Timing {
     /// The median absolute deviation from the median in seconds, not scaled to a sigma.
     pub fn mad_s(&self) -> f64 {
         self.mad_s
+    }
+
+    /// The width of the band from the fastest to the slowest sample, as a share of the median.
+    pub fn spread(&self) -> f64 {
+        (self.max_s() - self.min_s()) / self.median_s
+    }
+
+    /// The mean in seconds.
+    pub(crate) fn mean_s(&self) -> f64 {
+        self.samples.iter().sum::<f64>() / self.samples.len() as f64
     }
 
     /// The fastest sample in seconds.
@@ -95,7 +109,7 @@ mod tests {
     fn median_and_deviation() {
         let odd = Timing::from_samples(vec![3.0, 1.0, 10.0]).unwrap();
         assert_eq!((odd.median_s(), odd.mad_s()), (3.0, 2.0));
-        assert_eq!((odd.min_s(), odd.max_s()), (1.0, 10.0));
+        assert_eq!((odd.min_s(), odd.max_s(), odd.spread()), (1.0, 10.0, 3.0));
         let even = Timing::from_samples(vec![4.0, 1.0, 2.0, 3.0]).unwrap();
         assert_eq!((even.median_s(), even.mad_s()), (2.5, 1.0));
     }
@@ -103,6 +117,9 @@ mod tests {
     #[test]
     fn refuses_what_is_not_a_time() {
         for bad in [vec![], vec![f64::NAN], vec![1.0, -1.0], vec![0.0], vec![f64::INFINITY]] {
+            assert!(Timing::from_samples(bad).is_err());
+        }
+        for bad in [vec![5e-324], vec![1.0, 1e300], vec![0.9e-12]] {
             assert!(Timing::from_samples(bad).is_err());
         }
     }

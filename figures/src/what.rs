@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use dsa_files::printable;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -175,16 +176,17 @@ pub struct Place {
 }
 
 impl fmt::Display for Place {
+    /// One line, fit for a terminal: a place may come from a file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.bench, self.stage.name())?;
+        let mut text = format!("{} {}", self.bench, self.stage.name());
         for word in [self.variant.name(), &self.case, &self.dtype] {
             if !word.is_empty() {
-                write!(f, " {word}")?;
+                text.push_str(&format!(" {word}"));
             }
         }
         for (name, size) in &self.shape {
-            write!(f, " {name}={size}")?;
+            text.push_str(&format!(" {name}={size}"));
         }
-        Ok(())
+        f.write_str(&printable(&text, 300))
     }
 }

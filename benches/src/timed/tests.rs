@@ -1,7 +1,7 @@
 use super::*;
-use crate::args::{Args, Axes};
+use crate::args::{Axes, KernelArgs};
 use crate::peaks::Ceilings;
-use crate::session::{Session, Spec};
+use crate::session::{Effort, Session, Spec};
 use crate::specs;
 use clap::Parser;
 use dsa_figures::Gate;
@@ -111,9 +111,8 @@ fn no_row_is_written_of_a_timing_whose_output_is_wrong() {
     let device = Device::named("cpu").unwrap();
     let folder = std::env::temp_dir().join(format!("dsa-timed-{}", std::process::id()));
     let rows = folder.join("rows.jsonl");
-    let args = ["kernels", "--seconds", "0.01", "--gate-cases", "1", "--rows"];
-    let args =
-        Args::parse_from(args.map(String::from).into_iter().chain([rows.display().to_string()]));
+    let (to, pictures) = (rows.display().to_string(), folder.display().to_string());
+    let args = KernelArgs::parse_from(["kernels", "--rows", &to, "--figures", &pictures]).common;
     let mut specs = specs::all(&device, &axes(), 7, "hadamard").unwrap();
     for spec in &mut specs {
         let x = device.upload_f32(&[1.0; 128], &[1, 128], DType::Bf16).unwrap();
@@ -124,8 +123,9 @@ fn no_row_is_written_of_a_timing_whose_output_is_wrong() {
         });
     }
     let ceilings = Ceilings::of_test();
-    let mut session = Session::new("kernels", args, device, ceilings).unwrap();
-    let error = session.kernels(specs).unwrap_err();
+    let mut session = Session::open("kernels", "cargo bench".into(), args, device).unwrap();
+    let effort = Effort { seconds: 0.01, gate_cases: 1 };
+    let error = session.kernels(specs, effort, &ceilings).unwrap_err();
     assert!(format!("{error:#}").contains("hadamard fell after it was timed"), "{error:#}");
     let written = std::fs::read_to_string(&rows).unwrap_or_default();
     let _ = std::fs::remove_dir_all(&folder);

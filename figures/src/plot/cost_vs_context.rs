@@ -4,19 +4,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
+use dsa_files::printable;
 use plotters::style::RGBColor;
 
 use super::panel::{Flag, HEAD, Panel, Swatch, TITLE, colors, footer, footer_height, legend};
 use super::scene::{Align, Marker, Scene, Stroke};
-use super::{Options, mixture, provenance, spoken};
+use super::{Options, Picture, check_price, mixture, provenance, spoken};
 use crate::cost::{Batch, Peaks, project, usd_per_mtok};
 use crate::curve::Curve;
 use crate::findings::{Findings, advantage};
 use crate::official::{Official, PRICE_PER_HOUR};
 use crate::row::{COST_BENCH, OP_COUNT_SUFFIX};
-use crate::{Error, Row, Stage, Variant};
+use crate::{Error, Noise, Row, Stage, Variant};
 
 const NAME: &str = "cost_vs_context";
 
@@ -38,9 +38,7 @@ impl CostFigure {
     /// Collects the rows of the bench [`COST_BENCH`]; each needs `context` and `tokens` (a call)
     /// in its shape. A stage and variant with fewer than two contexts makes no curve.
     pub fn new(rows: &[Row], price_per_hour: f64) -> Result<Self, Error> {
-        if !price_per_hour.is_finite() || price_per_hour <= 0.0 {
-            return Err(Error::value("price", price_per_hour, "US$ per hour above 0"));
-        }
+        check_price(price_per_hour)?;
         let mut points: BTreeMap<(Stage, Variant), BTreeMap<u64, [f64; 3]>> = BTreeMap::new();
         for row in cost_rows(rows) {
             let what = row.what();
@@ -79,6 +77,21 @@ impl CostFigure {
         let curve = |variant| self.curve(stage, variant);
         Findings::new(stage, curve(Variant::V31Terminus), curve(Variant::V32Exp))
     }
+
+    /// The R² of the dense lines; two points always lie on one.
+    pub fn dense_lines(&self) -> Vec<(Stage, f64)> {
+        let line = |stage| {
+            let dense = self.curve(stage, Variant::V31Terminus)?;
+            (dense.points().len() > 2).then(|| (stage, dense.line().r2))
+        };
+        Stage::ALL.into_iter().filter_map(line).collect()
+    }
+
+    /// What makes the measured curves noisy, if anything does; of the rows that the figure was made from.
+    pub fn noise(&self, rows: &[Row]) -> Option<Noise> {
+        let used: Vec<&Row> = cost_rows(rows).collect();
+        Noise::of(&used, &self.dense_lines())
+    }
 }
 
 /// The rows that make the curves.
@@ -101,12 +114,8 @@ pub(super) fn size(row: &Row, name: &'static str) -> Result<u64, Error> {
     }
 }
 
-/// Draws the picture into the folder as `cost_vs_context`.{svg,png,csv}.
-pub fn cost_vs_context(
-    rows: &[Row],
-    folder: &Path,
-    options: &Options,
-) -> Result<Vec<PathBuf>, Error> {
+/// The picture `cost_vs_context`.
+pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture, Error> {
     let used: Vec<&Row> = cost_rows(rows).collect();
     let mixed = mixture(NAME, &used, options.allow_mixed)?;
     let figure = CostFigure::new(rows, options.price_per_hour)?;
@@ -129,6 +138,7 @@ pub fn cost_vs_context(
         {PRICE_PER_HOUR} US$ per GPU-hour. Projections: rates fitted to that figure, scaled by \
         data-sheet peaks at the same price, large batches; nobody measured them."
     ));
+    foot.extend(figure.noise(rows).map(|noise| noise.to_string()));
 
     let width = 1600.0;
     let height = 1290.0 + footer_height(width, &foot);
@@ -138,7 +148,7 @@ pub fn cost_vs_context(
     let mut csv = String::from("panel,curve,context_tokens,usd_per_mtok,low,high\n");
     let devices: BTreeSet<&str> = used.iter().map(|r| r.what().device.name.as_str()).collect();
     let device = if devices.len() > 1 { "several" } else { devices.first().unwrap_or(&"") };
-    let head = format!("Measured: this layer on this device ({device})");
+    let head = format!("Measured: this layer on this device ({})", printable(device, 70));
     scene.text((30.0, 96.0), HEAD, colors::BLACK, Align::Left, &head);
     legend(&mut scene, (30.0, 132.0), 1570.0, &measured_legend());
     let head = "For comparison: the whole model as published, and projections";
@@ -158,7 +168,7 @@ pub fn cost_vs_context(
         draw_official(&mut scene, panel, &official, stage, &mut csv)?;
     }
     footer(&mut scene, 1300.0, &foot);
-    scene.write(folder, NAME, &csv)
+    scene.finish(NAME, csv)
 }
 
 fn counts_operations(row: &Row) -> bool {

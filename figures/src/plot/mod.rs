@@ -1,6 +1,7 @@
 //! The pictures. Each is written as SVG, PNG and a CSV of what is drawn.
 
 mod cost_vs_context;
+mod files;
 mod panel;
 mod roofline;
 mod scene;
@@ -9,9 +10,15 @@ mod time_stack;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-pub use cost_vs_context::{CostFigure, cost_vs_context};
-pub use roofline::roofline;
-pub use time_stack::time_stack;
+use cost_vs_context::cost_vs_context;
+use files::{Picture, write};
+use roofline::roofline;
+use time_stack::time_stack;
+
+pub use cost_vs_context::CostFigure;
+pub use files::ready;
+
+use dsa_files::printable;
 
 use crate::{Error, Row, Variant, official};
 
@@ -31,23 +38,42 @@ impl Default for Options {
     }
 }
 
-/// Draws every picture for which there are rows, and gives back the files written.
+/// Draws every picture for which there are rows, each as `NAME`.{svg,png,csv} in the folder, which is made
+/// if it is not there; gives back the files written.
 ///
-/// No picture at all is an error; a picture without rows is left out.
+/// No picture at all is an error; a picture without rows is left out. All are drawn before the first
+/// file is written, and each file is written whole or stays as it was.
 pub fn draw(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<PathBuf>, Error> {
-    let mut files = Vec::new();
+    check_price(options.price_per_hour)?;
+    let mut pictures = Vec::new();
     for picture in [cost_vs_context, time_stack, roofline] {
-        match picture(rows, folder, options) {
-            Ok(written) => files.extend(written),
+        match picture(rows, options) {
+            Ok(drawn) => pictures.push(drawn),
             Err(Error::Nothing { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    if files.is_empty() {
+    if pictures.is_empty() {
         let expected = "rows of cost_vs_context at two contexts, or rows with a measured peak";
         return Err(Error::Nothing { picture: "draw", expected });
     }
-    Ok(files)
+    write(&pictures, folder)
+}
+
+/// Whether a price can be one: US$ an hour.
+pub fn check_price(price_per_hour: f64) -> Result<(), Error> {
+    if !(1e-6..=1e9).contains(&price_per_hour) {
+        return Err(Error::value("price", price_per_hour, "US$ per hour, from 1e-6 to 1e9"));
+    }
+    Ok(())
+}
+
+/// A cell of a CSV file whose text comes from a row: quoted, and never a formula. A spreadsheet runs what
+/// starts with one of these signs, quoted or not; behind an apostrophe it is text.
+fn cell(text: &str) -> String {
+    let text = printable(text, 300).replace('"', "\"\"");
+    let formula = text.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
+    format!("\"{}{text}\"", if formula { "'" } else { "" })
 }
 
 /// Refuses rows that must not share a picture, or says in a sentence what is mixed.
@@ -56,15 +82,19 @@ fn mixture(picture: &'static str, rows: &[&Row], allowed: bool) -> Result<Option
     let mut devices: BTreeSet<String> = BTreeSet::new();
     for row in rows {
         let what = row.what();
-        devices.insert(what.device.name.clone());
-        hashes.entry(&what.bench).or_default().insert(short(&what.kernel_hash).into());
+        devices.insert(printable(&what.device.name, 100));
+        hashes.entry(&what.bench).or_default().insert(short(&what.kernel_hash));
     }
     let mut groups = vec![("devices".to_string(), devices)];
     for (bench, found) in hashes {
-        groups.push((format!("versions of the kernel of {bench}"), found));
+        groups.push((format!("versions of the kernel of {}", printable(bench, 60)), found));
     }
     groups.retain(|(_, found)| found.len() > 1);
-    let list = |found: &BTreeSet<String>| found.iter().cloned().collect::<Vec<_>>().join(", ");
+    let list = |found: &BTreeSet<String>| {
+        let shown: Vec<&str> = found.iter().take(10).map(String::as_str).collect();
+        let more = if found.len() > 10 { ", …" } else { "" };
+        format!("{}{more}", shown.join(", "))
+    };
     if let (false, Some((what, found))) = (allowed, groups.first()) {
         let (what, count) = (what.clone(), found.len());
         return Err(Error::Mixed { picture, what, count, found: list(found) });
@@ -87,7 +117,8 @@ fn provenance(rows: &[&Row], mixed: Option<String>) -> Vec<String> {
     let device = list(&|row| {
         let device = &row.what().device;
         let kind = format!("{:?}", device.kind).to_uppercase();
-        format!("{} ({kind}, {} cores, driver {})", device.name, device.cores, device.driver)
+        let (name, driver) = (printable(&device.name, 100), printable(&device.driver, 100));
+        format!("{name} ({kind}, {} cores, driver {driver})", device.cores)
     });
     let days: BTreeSet<&str> =
         rows.iter().filter_map(|row| row.origin().created.get(..10)).collect();
@@ -100,8 +131,8 @@ fn provenance(rows: &[&Row], mixed: Option<String>) -> Vec<String> {
         let dirty = if row.origin().dirty { "+dirty" } else { "" };
         format!("{}{dirty}", short(&row.origin().commit))
     });
-    let kernel = list(&|row| short(&row.what().kernel_hash).into());
-    let gate = list(&|row| row.gate().against().into());
+    let kernel = list(&|row| short(&row.what().kernel_hash));
+    let gate = list(&|row| printable(row.gate().against(), 200));
     let rows = rows.len();
     let mut lines = vec![
         format!("{device}; {day}; commit {commit}; kernel source {kernel}"),
@@ -112,8 +143,8 @@ fn provenance(rows: &[&Row], mixed: Option<String>) -> Vec<String> {
 }
 
 /// The start of a hash.
-fn short(hash: &str) -> &str {
-    hash.get(..10).unwrap_or(hash)
+fn short(hash: &str) -> String {
+    hash.chars().take(10).collect()
 }
 
 /// "dense, V3.1-Terminus" and the like.

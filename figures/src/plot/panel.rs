@@ -1,5 +1,6 @@
 //! Axes, legends and flags: what the pictures share.
 
+use dsa_files::printable;
 use plotters::style::RGBColor;
 
 use super::scene::{Align, At, Scene, Stroke, text_width};
@@ -157,18 +158,18 @@ pub(crate) fn fill(scene: &mut Scene, low: &[At], high: &[At], color: RGBColor, 
         return;
     }
     let (Some(first), Some(last)) = (low.first(), low.last()) else { return };
-    let mut x = first.0 + 5.0;
-    while x < last.0 {
+    let count = ((last.0 - first.0 - 5.0) / 10.0).ceil().clamp(0.0, 1000.0) as u32;
+    for i in 0..count {
+        let x = first.0 + 5.0 + 10.0 * f64::from(i);
         if let (Some(from), Some(to)) = (y_at(low, x), y_at(high, x)) {
             scene.line(&[(x, from), (x, to)], color, 1);
         }
-        x += 10.0;
     }
 }
 
 fn y_at(points: &[At], x: f64) -> Option<f64> {
     let pair = points.windows(2).find(|pair| pair[0].0 <= x && x <= pair[1].0)?;
-    let share = (x - pair[0].0) / (pair[1].0 - pair[0].0);
+    let share = (x - pair[0].0) / (pair[1].0 - pair[0].0).max(f64::MIN_POSITIVE);
     Some(pair[0].1 + share * (pair[1].1 - pair[0].1))
 }
 
@@ -192,6 +193,8 @@ fn wrapped(lines: &[String], room: f64) -> Vec<String> {
     for line in lines {
         let mut current = String::new();
         for word in line.split(' ') {
+            // One word alone can be a line long where it comes from a file.
+            let word = &printable(word, 100);
             if !current.is_empty() && text_width(&format!("{current} {word}"), SMALL) > room {
                 out.push(std::mem::take(&mut current));
             }
@@ -205,9 +208,10 @@ fn wrapped(lines: &[String], room: f64) -> Vec<String> {
     out
 }
 
-/// 0, step, 2·step, … up to `max`. A hair of slack lets 131071 carry the tick of 131072.
-fn ticks(max: f64, step: f64) -> impl Iterator<Item = f64> {
-    let count = (max * 1.001 / step).floor() as u32;
+/// 0, step, 2·step, … up to `max`. A hair of slack lets 131071 carry the tick of 131072. A step is chosen
+/// for a dozen ticks; whatever it is, there are no more than 50.
+pub(crate) fn ticks(max: f64, step: f64) -> impl Iterator<Item = f64> {
+    let count = (max * 1.001 / step).floor().clamp(0.0, 50.0) as u32;
     (0..=count).map(move |i| f64::from(i) * step)
 }
 
@@ -222,11 +226,8 @@ pub(crate) fn digits(value: f64) -> String {
 
 /// A power of two that gives three to six ticks.
 fn context_step(max: f64) -> f64 {
-    let mut step = 1.0;
-    while max / step > 6.0 {
-        step *= 2.0;
-    }
-    step
+    let fits = |step: &f64| max / step <= 6.0;
+    (0..64).map(|power| 2f64.powi(power)).find(fits).unwrap_or(max)
 }
 
 /// 1, 2 or 5 times a power of ten, giving four to ten ticks.
@@ -253,6 +254,12 @@ mod tests {
     fn ticks_fall_on_round_places() {
         assert_eq!(context_step(131_072.0), 32_768.0);
         assert_eq!(ticks(131_071.0, 32_768.0).last(), Some(131_072.0));
+        assert_eq!((context_step(5.0), context_step(2f64.powi(64))), (1.0, 2f64.powi(62)));
+        for step in [0.0, f64::NAN, f64::INFINITY, 1e-300] {
+            assert!(ticks(1e300, step).count() <= 51);
+            assert!(ticks(f64::INFINITY, step).count() <= 51);
+        }
+        assert!([f64::NAN, f64::INFINITY].map(context_step).iter().all(|step| !step.is_normal()));
         assert_eq!(nice_step(2.2), 0.5);
         assert_eq!(nice_step(0.7), 0.2);
         assert_eq!(number(0.4, 0.2), "0.4");

@@ -1,21 +1,24 @@
 //! Picture: each kernel's share of what the device was measured to be capable of.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+
+use dsa_files::printable;
 
 use super::panel::{
-    BODY, SMALL, Swatch, TITLE, colors, digits, footer, footer_height, legend, nice_step,
+    BODY, SMALL, Swatch, TITLE, colors, digits, footer, footer_height, legend, nice_step, ticks,
 };
 use super::scene::{Align, Scene, text_width};
-use super::{Options, mixture, provenance};
+use super::{Options, Picture, cell, mixture, provenance};
 use crate::row::{COST_BENCH, Peak};
-use crate::{Error, Row};
+use crate::{Error, Noise, Row};
 
 const NAME: &str = "roofline";
 const BAR: f64 = 58.0;
 const LEFT: f64 = 600.0;
 const RIGHT: f64 = 1290.0;
 const TOP: f64 = 150.0;
+/// Most bars of one picture: it grows by 58 rows of pixels with each.
+const MOST_BARS: usize = 300;
 
 /// One bar.
 struct Bar<'a> {
@@ -24,9 +27,9 @@ struct Bar<'a> {
     by_bytes: bool,
 }
 
-/// Draws the picture into the folder as `roofline`.{svg,png,csv}: one bar for each row that has a
-/// measured peak and a count of its work, except the rows of the cost curve.
-pub fn roofline(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<PathBuf>, Error> {
+/// The picture `roofline`: one bar for each row that has a measured peak and a count of its work, except
+/// the rows of the cost curve.
+pub(super) fn roofline(rows: &[Row], options: &Options) -> Result<Picture, Error> {
     let bars: Vec<Bar> =
         rows.iter().filter(|row| row.what().bench != COST_BENCH).filter_map(bar).collect();
     let used: Vec<&Row> = bars.iter().map(|bar| bar.row).collect();
@@ -34,9 +37,14 @@ pub fn roofline(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<Pa
         let expected = "rows with a measured peak and FLOP or bytes";
         return Err(Error::Nothing { picture: NAME, expected });
     }
+    if bars.len() > MOST_BARS {
+        let expected = "at most 300 in one picture (--device NAME and --case NAME choose)";
+        return Err(Error::value("the number of rows", bars.len(), expected));
+    }
     let mixed = mixture(NAME, &used, options.allow_mixed)?;
     let mut foot = provenance(&used, mixed);
     foot.insert(0, peaks(&used));
+    foot.extend(Noise::of(&used, &[]).map(|noise| noise.to_string()));
 
     let bottom = TOP + BAR * bars.len() as f64;
     let height = bottom + 110.0 + footer_height(1600.0, &foot);
@@ -60,7 +68,7 @@ pub fn roofline(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<Pa
         csv_line(&mut csv, bar);
     }
     footer(&mut scene, bottom + 100.0, &foot);
-    scene.write(folder, NAME, &csv)
+    scene.finish(NAME, csv)
 }
 
 fn bar(row: &Row) -> Option<Bar<'_>> {
@@ -79,12 +87,10 @@ fn achieved(row: &Row) -> (f64, f64) {
 
 fn axis(scene: &mut Scene, bottom: f64, most: f64, x: &dyn Fn(f64) -> f64) {
     let step = if most > 2.0 { nice_step(most) } else { 0.25 };
-    let mut share = 0.0;
-    while share <= most + 1e-9 {
+    for share in ticks(most, step) {
         scene.line(&[(x(share), TOP - 10.0), (x(share), bottom)], colors::PALE, 1);
-        let label = format!("{:.0} %", 100.0 * share);
+        let label = format!("{} %", percent(share, 0));
         scene.text((x(share), bottom + 20.0), SMALL, colors::BLACK, Align::Middle, &label);
-        share += step;
     }
     scene.line(&[(x(1.0), TOP - 10.0), (x(1.0), bottom)], colors::BLACK, 1);
     let label = "time the measured peak allows, over the median time";
@@ -108,11 +114,17 @@ fn draw_bar(scene: &mut Scene, top: f64, bar: &Bar, end: f64) {
     } else {
         format!("{} TFLOP/s", digits(tflops))
     };
-    let text = format!("{:.1} %, {rate}", 100.0 * bar.fraction);
+    let text = format!("{} %, {rate}", percent(bar.fraction, 1));
     let room = 0.8 * text_width(&text, BODY);
     let (from, to) = ((end + 4.0, top + 12.0), (end + 12.0 + room, top + BAR - 16.0));
     scene.rectangle(from, to, plotters::style::WHITE, 1.0);
     scene.text((end + 10.0, top + 27.0), BODY, colors::BLACK, Align::Left, &text);
+}
+
+/// A share in percent; an absurd one as a power of ten, which has room.
+fn percent(share: f64, decimals: usize) -> String {
+    let percent = 100.0 * share;
+    if percent < 1e6 { format!("{percent:.decimals$}") } else { format!("{percent:.1e}") }
 }
 
 /// Keeps a text inside its margin.
@@ -135,26 +147,30 @@ fn peaks(rows: &[&Row]) -> String {
     for row in rows {
         let Some(Peak { flops, bytes_per_s, how }) = &row.work().peak else { continue };
         let (tflops, gb) = (digits(flops / 1e12), digits(bytes_per_s / 1e9));
-        let text = format!("{} {tflops} TFLOP/s and {gb} GB/s ({how})", row.what().dtype);
+        let (dtype, how) = (printable(&row.what().dtype, 20), printable(how, 200));
+        let text = format!("{dtype} {tflops} TFLOP/s and {gb} GB/s ({how})");
         if !said.contains(&text) {
             said.push(text);
         }
+    }
+    if said.len() > 10 {
+        let more = said.split_off(10).len();
+        said.push(format!("and {more} more"));
     }
     format!("Measured peaks: {}", said.join("; "))
 }
 
 fn csv_line(csv: &mut String, bar: &Bar) {
     let what = bar.row.what();
-    let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     let limit = if bar.by_bytes { "bytes" } else { "flop" };
     let (tflops, gb_per_s) = achieved(bar.row);
     let cells = [
-        quoted(&what.bench),
+        cell(&what.bench),
         what.stage.name().into(),
         what.variant.name().into(),
-        quoted(&what.case),
-        quoted(&what.dtype),
-        quoted(&sizes(bar.row)),
+        cell(&what.case),
+        cell(&what.dtype),
+        cell(&sizes(bar.row)),
         bar.row.timing().median_s().to_string(),
         bar.fraction.to_string(),
         limit.into(),

@@ -3,10 +3,9 @@
 //! Pictures are laid out here by pixel, not by plotters' chart builder: it cannot put ticks on
 //! multiples of 32K, nor a legend outside the axes.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use dsa_files::printable;
 use plotters::coord::Shift;
 use plotters::element::{Circle, PathElement, Polygon, Text};
 use plotters::prelude::{
@@ -17,6 +16,7 @@ use plotters::style::{
     Color, FontStyle, FontTransform, IntoFont, ShapeStyle, TextStyle, register_font,
 };
 
+use super::Picture;
 use crate::Error;
 
 /// Where a text's anchor is, sideways; it is always in the middle up and down.
@@ -85,13 +85,13 @@ impl Scene {
 
     pub fn text(&mut self, at: At, size: u32, color: RGBColor, align: Align, text: &str) {
         let look = TextLook { size, color, align, turned: false };
-        self.shapes.push(Shape::Text(pixel(at), text.to_owned(), look));
+        self.shapes.push(Shape::Text(pixel(at), shown(text), look));
     }
 
     /// Text that reads from the bottom up, its middle at `at`.
     pub fn turned_text(&mut self, at: At, size: u32, color: RGBColor, text: &str) {
         let look = TextLook { size, color, align: Align::Middle, turned: true };
-        self.shapes.push(Shape::Text(pixel(at), text.to_owned(), look));
+        self.shapes.push(Shape::Text(pixel(at), shown(text), look));
     }
 
     pub fn line(&mut self, points: &[At], color: RGBColor, width: u32) {
@@ -148,19 +148,14 @@ impl Scene {
         }
     }
 
-    /// Writes `stem`.svg, `stem`.png and `stem`.csv into the folder, which is made if needed.
-    pub fn write(&self, folder: &Path, stem: &str, csv: &str) -> Result<Vec<PathBuf>, Error> {
-        let path = |ending: &str| folder.join(format!("{stem}.{ending}"));
-        fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    /// The picture as the bytes of its three files.
+    pub fn finish(&self, stem: &'static str, csv: String) -> Result<Picture, Error> {
         let size = (self.width, self.height);
-        let mut text = String::new();
-        self.paint(&SVGBackend::with_string(&mut text, size).into_drawing_area(), 0.0)?;
-        for (ending, text) in [("svg", text.as_str()), ("csv", csv)] {
-            fs::write(path(ending), text).map_err(|source| Error::io(&path(ending), source))?;
-        }
-        let png = path("png");
-        self.paint(&BitMapBackend::new(&png, size).into_drawing_area(), 0.2)?;
-        Ok(vec![path("svg"), png, path("csv")])
+        let mut svg = String::new();
+        self.paint(&SVGBackend::with_string(&mut svg, size).into_drawing_area(), 0.0)?;
+        let mut pixels = vec![0; 3 * self.width as usize * self.height as usize];
+        self.paint(&BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area(), 0.2)?;
+        Ok(Picture { stem, svg, png: png(&pixels, size)?, csv })
     }
 
     /// `drop` moves text down by that share of its size: plotters 0.3.7 centres the text of its
@@ -228,42 +223,64 @@ fn register() -> Result<(), Error> {
     if *done { Ok(()) } else { Err(Error::Draw("the font of the pictures is unreadable".into())) }
 }
 
+/// Text in a picture may come from a file: nothing that a viewer acts on, nor what XML 1.0 has no way to
+/// write (controls and the two noncharacters).
+fn shown(text: &str) -> String {
+    printable(text, 300).replace(['\u{fffe}', '\u{ffff}'], "?")
+}
+
+/// RGB pixels as a PNG file.
+fn png(pixels: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>, Error> {
+    let failed = |error: png::EncodingError| Error::Draw(error.to_string());
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(pixels).map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    Ok(bytes)
+}
+
+/// The nearest pixel. Pictures are a few thousand pixels large; a place far outside is held near them,
+/// because plotters would walk there pixel by pixel.
 fn pixel((x, y): At) -> (i32, i32) {
-    (x.round() as i32, y.round() as i32)
+    let near = |v: f64| v.round().clamp(-5_000.0, 50_000.0) as i32;
+    (near(x), near(y))
 }
 
 /// Cuts a line into pieces of `on` pixels with gaps of `off` pixels, around its corners too.
 fn dashes(points: &[At], on: f64, off: f64) -> Vec<Vec<At>> {
-    let mut pieces = Vec::new();
-    let mut piece: Vec<At> = points.first().copied().into_iter().collect();
-    let (mut drawing, mut left) = (true, on);
-    for pair in points.windows(2) {
-        let (mut from, to) = (pair[0], pair[1]);
-        loop {
-            let (dx, dy) = (to.0 - from.0, to.1 - from.1);
-            let length = dx.hypot(dy);
-            if length <= left {
-                left -= length;
-                break;
-            }
-            from = (from.0 + dx * left / length, from.1 + dy * left / length);
-            if drawing {
-                piece.push(from);
-                pieces.push(std::mem::take(&mut piece));
-            } else {
-                piece = vec![from];
-            }
-            drawing = !drawing;
-            left = if drawing { on } else { off };
-        }
-        if drawing {
-            piece.push(to);
-        }
+    // How far along the line each of its points is.
+    let mut along = vec![0.0];
+    for (pair, i) in points.windows(2).zip(0..) {
+        let step: f64 = (pair[1].0 - pair[0].0).hypot(pair[1].1 - pair[0].1);
+        along.push(along[i] + step);
     }
-    if piece.len() > 1 {
-        pieces.push(piece);
+    let length = along[along.len() - 1];
+    if !length.is_finite() {
+        return Vec::new();
     }
-    pieces
+    let count = (length / (on + off)).ceil().min(10_000.0) as usize;
+    (0..count)
+        .map(|i| {
+            let from = i as f64 * (on + off);
+            let to = (from + on).min(length);
+            let corners = along.iter().zip(points);
+            let within = corners.filter(|(at, _)| (from..to).contains(*at) && **at > from);
+            let ends = (place(points, &along, from), place(points, &along, to));
+            let middle = within.map(|(_, corner)| *corner);
+            ends.0.into_iter().chain(middle).chain(ends.1).collect()
+        })
+        .collect()
+}
+
+/// The point so many pixels along a line.
+fn place(points: &[At], along: &[f64], at: f64) -> Option<At> {
+    let i = along.windows(2).position(|pair| pair[0] <= at && at <= pair[1])?;
+    let share = (at - along[i]) / (along[i + 1] - along[i]).max(f64::MIN_POSITIVE);
+    let (a, b) = (points[i], points[i + 1]);
+    Some((a.0 + share * (b.0 - a.0), a.1 + share * (b.1 - a.1)))
 }
 
 #[cfg(test)]
@@ -278,5 +295,15 @@ mod tests {
         let length =
             |p: &Vec<At>| p.windows(2).map(|w| (w[1].0 - w[0].0) + (w[1].1 - w[0].1)).sum::<f64>();
         assert!((pieces.iter().map(length).sum::<f64>() - 100.0).abs() < 1e-9);
+        assert!(pieces[4].len() == 3 || pieces[5].len() == 2, "{:?}", &pieces[4..6]);
+    }
+
+    #[test]
+    fn a_line_that_leads_nowhere_ends() {
+        assert!(dashes(&[(0.0, 0.0), (f64::NAN, 1.0)], 10.0, 10.0).is_empty());
+        assert!(dashes(&[(0.0, 0.0), (f64::INFINITY, 1.0)], 10.0, 10.0).is_empty());
+        assert!(dashes(&[], 10.0, 10.0).is_empty() && dashes(&[(1.0, 1.0)], 1.0, 1.0).is_empty());
+        assert!(dashes(&[(0.0, 0.0), (1e300, 1.0)], 10.0, 10.0).len() <= 10_000);
+        assert_eq!(pixel((f64::INFINITY, f64::NAN)), (50_000, 0));
     }
 }

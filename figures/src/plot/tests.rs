@@ -65,6 +65,7 @@ fn build(
         dirty: true,
         created: "2026-01-31T12:00:00Z".into(),
         command: "cargo bench".into(),
+        load_average: None,
     };
     let gate = Gate::judge("dense reference in f64", 1e-4, 1e-3, "[0, 1]", 3).unwrap();
     Row::new(what, gate, Timing::from_samples(samples).unwrap(), work, origin).unwrap()

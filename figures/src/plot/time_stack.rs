@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
 use plotters::style::RGBColor;
 
 use super::cost_vs_context::{cost_rows, size};
 use super::panel::{Panel, Swatch, TITLE, colors, digits, fill, footer, footer_height, legend};
 use super::scene::{Align, Scene};
-use super::{Options, mixture, provenance, spoken};
+use super::{Options, Picture, cell, mixture, provenance, spoken};
 use crate::findings::tokens;
 use crate::row::OP_COUNT_SUFFIX;
-use crate::{Error, Row, Stage, Variant};
+use crate::{Error, Noise, Row, Stage, Variant};
 
 const NAME: &str = "time_stack";
 
@@ -32,9 +31,9 @@ const KNOWN: [(&str, RGBColor); 6] = [
 /// Microseconds per token of each stage at each context.
 type Stack = BTreeMap<u64, BTreeMap<String, f64>>;
 
-/// Draws the picture into the folder as `time_stack`.{svg,png,csv}, from the rows of the bench
-/// `cost_vs_context` that hold the seconds of each stage.
-pub fn time_stack(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<PathBuf>, Error> {
+/// The picture `time_stack`, from the rows of the bench `cost_vs_context` that hold the seconds of each
+/// stage.
+pub(super) fn time_stack(rows: &[Row], options: &Options) -> Result<Picture, Error> {
     let used: Vec<&Row> = cost_rows(rows).filter(|row| row.stages_s().is_some()).collect();
     let mixed = mixture(NAME, &used, options.allow_mixed)?;
     let mut stacks: BTreeMap<(Stage, Variant), Stack> = BTreeMap::new();
@@ -62,6 +61,7 @@ pub fn time_stack(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<
         count over a rate."
             .into(),
     );
+    foot.extend(Noise::of(&used, &[]).map(|noise| noise.to_string()));
     let width = 1600.0;
     let height = 1230.0 + footer_height(width, &foot);
     let mut scene = Scene::new(width as u32, height as u32);
@@ -91,7 +91,7 @@ pub fn time_stack(rows: &[Row], folder: &Path, options: &Options) -> Result<Vec<
         }
     }
     footer(&mut scene, 1230.0, &foot);
-    scene.write(folder, NAME, &csv)
+    scene.finish(NAME, csv)
 }
 
 /// Microseconds per token of one row by stage; what the median holds beyond them is the rest.
@@ -182,7 +182,8 @@ fn csv_lines(csv: &mut String, stage: Stage, variant: Variant, stack: &Stack) {
     for (context, layers) in stack {
         for (name, us) in layers {
             // Writing to a String cannot fail.
-            let _ = writeln!(csv, "{},{},{context},{name},{us}", stage.name(), variant.name());
+            let (stage, variant, name) = (stage.name(), variant.name(), cell(name));
+            let _ = writeln!(csv, "{stage},{variant},{context},{name},{us}");
         }
     }
 }

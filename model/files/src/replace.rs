@@ -75,9 +75,10 @@ fn beside(
         .prefix(".dsa-")
         .suffix(".part")
         .make_in(folder, |path| File::options().write(true).create_new(true).open(path))?;
-    let mut out = BufWriter::new(made);
+    // The file under it: tempfile's own errors name the temporary file, which nobody knows.
+    let mut out = BufWriter::new(made.as_file());
     write(&mut out)?;
-    let made = out.into_inner().map_err(|error| error.into_error())?;
+    out.into_inner().map_err(|error| error.into_error())?;
     if let Some(permissions) = permissions {
         made.as_file().set_permissions(permissions)?;
     }

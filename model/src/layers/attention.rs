@@ -168,6 +168,32 @@ impl Attention {
     /// # Errors
     /// As [`Attention::forward`].
     pub fn trace(&self, x: &Tensor, batch: &Batch, cache: &mut LayerCache) -> Result<Trace> {
+        self.run(x, batch, cache, None)
+    }
+
+    /// [`Attention::trace`] of a sparse step that attends to `keys`, rows of the step's table `[n, topk]` i32 as the
+    /// indexer gives them, whatever the indexer would select: for comparisons in which a selection that rounding
+    /// decides is no error of attention.
+    ///
+    /// # Errors
+    /// As [`Attention::forward`].
+    pub fn trace_with_keys(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        cache: &mut LayerCache,
+        keys: &Tensor,
+    ) -> Result<Trace> {
+        self.run(x, batch, cache, Some(keys))
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        cache: &mut LayerCache,
+        keys: Option<&Tensor>,
+    ) -> Result<Trace> {
         let sparse = batch.mode() == Mode::Sparse;
         let topk = self.config.index_topk;
         let all_kept = self.expand_short_prefill && batch.longest() <= topk;
@@ -188,7 +214,8 @@ impl Attention {
             })?;
             if let Some(logits) = logits {
                 let select = || self.indexer.select(&logits, batch, cache, topk, self.policy);
-                indices = Some(stages.run(Stage::TopK, select)?); // [n, topk]
+                let selected = stages.run(Stage::TopK, select)?; // [n, topk]
+                indices = Some(keys.cloned().unwrap_or(selected));
             }
         }
         let (q, o, expanded, attention) = if expanded {
