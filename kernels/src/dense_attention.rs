@@ -72,18 +72,6 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
     let count = seen.end as usize;
-    let kv_tiles = HeadTiles::<E, N, S>::new(
-        &k.data,
-        &v.data,
-        Strided { start: head * k.stride(1), stride: k.stride(0), count },
-        Strided { start: head * v.stride(1), stride: v.stride(0), count },
-        seen.start as usize,
-        Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
-        Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
-        d_qk,
-        d_v,
-    );
-    let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
 
     let q_rows = q.rows(0, t0, head * q.stride(1));
     load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, d_qk);
@@ -95,6 +83,19 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut pass = 0u32.runtime();
     let mut last = 0u32.runtime();
     while pass <= last {
+        let head = asked_anew(head, machine);
+        let kv_tiles = HeadTiles::<E, N, S>::new(
+            &k.data,
+            &v.data,
+            Strided { start: head * k.stride(1), stride: k.stride(0), count },
+            Strided { start: head * v.stride(1), stride: v.stride(0), count },
+            asked_anew(seen.start as usize, machine),
+            Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
+            Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
+            d_qk,
+            d_v,
+        );
+        let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
         softmax.clear();
         acc.clear();
         kv_tiles.start(tiles);
@@ -120,7 +121,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
 
         #[unroll(out_share.unrolled())]
         for slot in 0..comptime![out_share.slots()] {
-            let t = t0 + row_of(slot, out_share);
+            let t = asked_anew(t0, machine) + row_of(slot, out_share);
             if t < s {
                 let row = t * heads + head;
                 let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));

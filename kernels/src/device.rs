@@ -5,6 +5,7 @@ use crate::error::KernelError;
 use crate::tensor::{DType, Tensor, elements, expect_indexable};
 use crate::tile::{Machine, MatrixUnit, WARPGROUP};
 use cubecl::client::Client;
+use cubecl::execution::{StreamMode, StreamModeOverride};
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
 use cubecl::std::throughput::measure_peak_throughput;
@@ -261,6 +262,15 @@ impl Device {
     /// Waits until everything launched so far is done.
     pub fn sync(&self) -> Result<()> {
         pollster::block_on(self.client.sync()).map_err(|e| self.failed(e))
+    }
+
+    /// Compiles the kernels that `work` launches from this thread, on all cores at once, and discards the
+    /// launches: what `work` reads back is arbitrary. A kernel that does not compile says so when it is launched.
+    pub fn compile_ahead(&self, work: impl FnOnce()) {
+        let discarded = StreamModeOverride::new(StreamMode::Discard, &self.client);
+        work();
+        drop(discarded);
+        self.client.compile_queued();
     }
 
     /// Device time that the kernels launched by `work` take.

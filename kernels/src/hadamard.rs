@@ -52,7 +52,15 @@ fn hadamard_kernel<E: Numeric>(
     }
     // After it the team sees the values, too.
     let large = max_team(top, machine) > LARGE;
-    let by = select(large, comptime![1.0 / n as f32], 1.0f32);
+    if large {
+        for step in 0..comptime![n.div_ceil(team)] {
+            let i = step * team + unit;
+            if i < n {
+                values[i] *= comptime![1.0 / n as f32];
+            }
+        }
+        sync_team(machine);
+    }
     #[unroll]
     for stage in 0..comptime![n.ilog2()] {
         let half = comptime![1usize << stage];
@@ -60,12 +68,8 @@ fn hadamard_kernel<E: Numeric>(
             let pair = step * team + unit;
             if pair < comptime![n / 2] {
                 let i = pair / half * comptime![2 * half] + pair % half;
-                let mut a = values[i];
-                let mut b = values[i + half];
-                if comptime![stage == 0] {
-                    a *= by;
-                    b *= by;
-                }
+                let a = values[i];
+                let b = values[i + half];
                 values[i] = a + b;
                 values[i + half] = a - b;
             }

@@ -127,7 +127,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
 
         #[unroll(out_share.unrolled())]
         for slot in 0..comptime![out_share.slots()] {
-            let head = h0 + row_of(slot, out_share);
+            let head = asked_anew(h0, machine) + row_of(slot, out_share);
             if head < heads {
                 let row = (split * tokens + t) * heads + head;
                 let mut scale = softmax.normaliser(slot);

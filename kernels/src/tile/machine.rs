@@ -125,6 +125,13 @@ pub fn unit_id(#[comptime] machine: Machine) -> usize {
     if comptime![machine.team == 1] { 0usize.runtime() } else { UNIT_POS as usize }
 }
 
+/// `x`, the same in every unit of the team and below 2^32, asked anew wherever this is called: what is computed of
+/// it in a loop stays there, where the compiler would otherwise compute it before and keep it all the while.
+#[cube]
+pub fn asked_anew(x: usize, #[comptime] machine: Machine) -> usize {
+    if comptime![machine.plane > 1] { plane_broadcast(x as u32, 0u32) as usize } else { x }
+}
+
 /// Waits until every unit of the team is here and sees what the others wrote to team memory, with
 /// ordinary stores too where a matrix unit reads it through another path.
 #[cube]

@@ -13,7 +13,7 @@
 //! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
 
 use super::{
-    Fragment, Machine, Tile, col_of, round_to, store_row, sync_team, team_memory, unit_id,
+    Fragment, Machine, Tile, asked_anew, col_of, round_to, store_row, sync_team, team_memory, unit_id,
 };
 use cubecl::prelude::*;
 
@@ -65,8 +65,9 @@ impl Passes {
 
     /// The last pass, asked after the first. Every unit of the team calls it.
     pub fn last(&self) -> u32 {
-        sync_team(comptime![self.machine]);
-        select(self.found[0] == 0u32, 0u32, LAST)
+        let machine = comptime![self.machine];
+        sync_team(machine);
+        asked_anew(select(self.found[0] == 0u32, 0u32, LAST) as usize, machine) as u32
     }
 }
 
