@@ -246,16 +246,24 @@ impl Gate<'_> {
     }
 
     fn fallen(&self, (case, reason): (Case, String), save: bool) -> Box<GateFailure> {
-        let file = if save { saved::save(&case) } else { "(not saved)".to_string() };
-        let (kernel, device) = (self.kernel.name, self.named.clone());
-        let case = format!("{case:?}");
-        Box::new(GateFailure { kernel, device, seed: self.seed, case, reason, file })
+        let saved = if save { saved::save(&case) } else { Err("not asked for".to_string()) };
+        self.failure(format!("{case:?}"), reason, saved)
     }
 
+    /// A failure without a case.
     fn refused(&self, reason: String) -> Box<GateFailure> {
+        self.failure("none".to_string(), reason, Err("there is no case".to_string()))
+    }
+
+    fn failure(
+        &self,
+        case: String,
+        reason: String,
+        saved: Result<String, String>,
+    ) -> Box<GateFailure> {
         let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
-        let (case, file) = ("none".to_string(), "nowhere".to_string());
-        Box::new(GateFailure { kernel, device, seed, case, reason, file })
+        let (saved, file) = (saved.is_ok(), saved.unwrap_or_else(|why| why));
+        Box::new(GateFailure { kernel, device, seed, case, reason, file, saved })
     }
 }
 

@@ -12,6 +12,7 @@ mod edges_top_k;
 mod emit;
 mod equivalence;
 mod equivalence_cache;
+mod gates;
 mod harness;
 mod offline;
 mod properties;

@@ -26,7 +26,10 @@ fn both_forms(target: Target) -> Vec<(Arc<Artefact>, Arc<Artefact>)> {
 
 #[test]
 fn table() {
-    for target in Target::ALL.into_iter().filter(|t| t.name().contains(&std::env::var("TARGET").unwrap_or_default())) {
+    for target in Target::ALL
+        .into_iter()
+        .filter(|t| t.name().contains(&std::env::var("TARGET").unwrap_or_default()))
+    {
         for (narrow, wide) in both_forms(target) {
             let (n, w) = (narrow.usage().unwrap(), wide.usage().unwrap());
             let lines = |a: &Artefact| a.assembly().unwrap().lines().count();

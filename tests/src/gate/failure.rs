@@ -1,7 +1,5 @@
 //! What a kernel's failing says.
 
-use std::path::Path;
-
 /// What a kernel's failing says.
 #[derive(Debug, thiserror::Error)]
 pub struct GateFailure {
@@ -17,14 +15,16 @@ pub struct GateFailure {
     pub reason: String,
     /// The case, as a file for `dsa run`; or why there is none.
     pub file: String,
+    /// Whether it is there.
+    pub saved: bool,
 }
 
 impl std::fmt::Display for GateFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, device, seed, case, reason, file } = self;
+        let Self { kernel, device, seed, case, reason, file, saved } = self;
         write!(f, "{kernel} fell on {device} (seed {seed}; replay all with DSA_SEED={seed})")?;
         write!(f, "\n  case: {case}\n  {reason}")?;
-        if !Path::new(file).is_file() {
+        if !saved {
             return write!(f, "\n  no file: {file}");
         }
         let (dsa, inputs) = (program(), quoted(file));
