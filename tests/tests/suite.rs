@@ -1,5 +1,6 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
+mod big;
 mod cheats;
 mod cli;
 mod determinism;
@@ -22,5 +23,6 @@ mod refusals_of_numbers;
 mod refusals_of_strides;
 mod replay;
 mod samples;
+mod sparse_memory;
 mod support;
 mod wide;

@@ -205,10 +205,10 @@ fn tensors_that_the_kernels_cannot_index_are_refused() {
         let Error::Argument { name, .. } = error else { panic!("{error}") };
         Some(name)
     };
-    assert_eq!(check(131_072, false, true), None);
-    assert_eq!(check(262_144, false, true), Some("the size of the keys, expanded"));
-    assert_eq!(check(1_000_000, true, false), None);
-    assert_eq!(check(1 << 20, true, false), Some("the size of the index logits"));
+    assert_eq!(check(262_144, false, true), None);
+    assert_eq!(check(1 << 24, false, true), Some("the rows of the keys, expanded"));
+    assert_eq!(check(1 << 20, true, false), None);
+    assert_eq!(check(1 << 31, true, false), Some("the columns of the index logits"));
 }
 
 #[test]
