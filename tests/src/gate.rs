@@ -189,10 +189,15 @@ impl Gate<'_> {
                     let case = planned.form.case(*seed);
                     match self.verdict(&case) {
                         Ok(close) => report.add(close, &case),
-                        Err(reason) if shrunk => {
-                            return Err(self.fallen(self.shrink(&plan, planned, nth, reason), true));
+                        Err(reason) => {
+                            let (case, reason) = match shrunk {
+                                true => self.shrink(&plan, planned, nth, reason),
+                                false => (case, reason),
+                            };
+                            let mut failure = self.fallen(&case, reason, shrunk);
+                            (failure.passed, failure.model) = (report.cases, planned.model);
+                            return Err(failure);
                         }
-                        Err(reason) => return Err(self.fallen((case, reason), false)),
                     }
                 }
             }
@@ -245,8 +250,8 @@ impl Gate<'_> {
         plan.smallest(planned, falls).unwrap_or_else(|| (planned.form.case(seeds[0]), reason))
     }
 
-    fn fallen(&self, (case, reason): (Case, String), save: bool) -> Box<GateFailure> {
-        let saved = if save { saved::save(&case) } else { Err("not asked for".to_string()) };
+    fn fallen(&self, case: &Case, reason: String, save: bool) -> Box<GateFailure> {
+        let saved = if save { saved::save(case) } else { Err("not asked for".to_string()) };
         self.failure(format!("{case:?}"), reason, saved)
     }
 
@@ -263,7 +268,8 @@ impl Gate<'_> {
     ) -> Box<GateFailure> {
         let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
         let (saved, file) = (saved.is_ok(), saved.unwrap_or_else(|why| why));
-        Box::new(GateFailure { kernel, device, seed, case, reason, file, saved })
+        let (passed, model) = (0, None);
+        Box::new(GateFailure { kernel, device, seed, passed, model, case, reason, file, saved })
     }
 }
 

@@ -45,6 +45,8 @@ fn the_first_case_has_the_dimensions_of_deepseek_v3_2() {
 #[test]
 fn what_falls_at_a_models_dimensions_shrinks_to_the_smallest_case_there_is() {
     let (_, failure) = seen_by_a_refusal("dense_mha");
+    let text = failure.to_string();
+    assert!(text.contains("after 0 cases that passed, at DeepSeek-V3.2's dimensions"), "{text}");
     for part in [r#""k": f32[1, 1, 1]"#, r#""v": f32[1, 1, 1]"#, r#""strided": "false""#] {
         assert!(failure.case.contains(part), "{part} is not in {}", failure.case);
     }
