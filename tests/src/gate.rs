@@ -204,12 +204,10 @@ impl Gate<'_> {
             done += forms.len();
             batch = 2 * std::thread::available_parallelism().map_or(1, usize::from);
         }
-        let missing: Vec<_> = plan.all.iter().filter(|path| !plan.ran.contains(path)).collect();
-        if cases >= DEFAULT_CASES && !missing.is_empty() {
-            let reason = format!("no case ran the code paths {missing:?} of this device");
-            return Err(self.refused(reason));
+        match left_out(&plan.all, &plan.ran, cases) {
+            Some(reason) => Err(self.refused(reason)),
+            None => Ok(report),
         }
-        Ok(report)
     }
 
     /// Compiles what the forms need, on all cores at once. What does not compile is said where it is run.
@@ -273,6 +271,13 @@ impl Gate<'_> {
     }
 }
 
+/// Which of the code paths `all` none of the `cases` cases ran, if there were enough of them to run all.
+fn left_out(all: &[&str], ran: &[&str], cases: u32) -> Option<String> {
+    let missing: Vec<_> = all.iter().filter(|path| !ran.contains(path)).collect();
+    (cases >= DEFAULT_CASES && !missing.is_empty())
+        .then(|| format!("no case ran the code paths {missing:?} of this device"))
+}
+
 /// Runs one case and compares it with the reference, by the tolerances of plain arithmetic.
 pub fn judge(kernel: &Kernel, run: &Run, case: &Case) -> Result<Vec<Closeness>, String> {
     judge_on(MatrixUnit::Plain, kernel, run, case)
@@ -289,4 +294,17 @@ pub fn judge_on(
     let got = run(case).map_err(|e| e.to_string())?;
     let expected = (kernel.reference)(case).map_err(|e| e.to_string())?;
     compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_no_case_ran_is_no_pass_where_there_were_enough_cases() {
+        let reason = left_out(&["f32", "sigmoid"], &["f32"], DEFAULT_CASES).unwrap();
+        assert!(reason.contains(r#"["sigmoid"]"#), "{reason}");
+        assert_eq!(left_out(&["f32", "sigmoid"], &["sigmoid", "f32"], DEFAULT_CASES), None);
+        assert_eq!(left_out(&["f32", "sigmoid"], &["f32"], DEFAULT_CASES - 1), None);
+    }
 }
