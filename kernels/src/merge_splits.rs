@@ -23,8 +23,8 @@ use cubecl::prelude::*;
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn merge_kernel<O: Numeric>(
     partial_out: &View<f32>, // [splits, s, h, d_v]
-    partial_lse: &[f32],     // [splits, s, h]
-    partial_max: &[f32],     // [splits, s, h]
+    partial_lse: &View<f32>, // [splits, s, h]
+    partial_max: &View<f32>, // [splits, s, h]
     sink: &[f32],            // [h]
     out: &mut View<O>,       // [s, h, d_v]
     lse: &mut [f32],         // [s, h]
@@ -34,25 +34,24 @@ fn merge_kernel<O: Numeric>(
     #[define(O)] _elem: ElemType,
 ) {
     let (splits, heads, d_v) = (partial_out.shape(0), out.shape(1), out.shape(2));
-    let rows = out.shape(0) * heads;
     let row = program_id(machine);
-    if row >= rows {
+    if row >= out.shape(0) * heads {
         terminate!();
     }
     // Relative to the largest lse, so that no exponential overflows; +inf marks a split without a key.
     let mut top = f32::NEG_INFINITY.runtime();
     let mut max_logit = f32::NEG_INFINITY.runtime();
     for split in 0..splits {
-        let of_split = partial_lse[split * rows + row];
+        let of_split = partial_lse.data[split * partial_lse.stride(0) + row];
         if of_split != f32::INFINITY {
             top = max_nan(top, of_split);
         }
-        max_logit = max_nan(max_logit, partial_max[split * rows + row]);
+        max_logit = max_nan(max_logit, partial_max.data[split * partial_max.stride(0) + row]);
     }
     let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
     let mut sum = 0.0f32.runtime();
     for split in 0..splits {
-        let of_split = partial_lse[split * rows + row];
+        let of_split = partial_lse.data[split * partial_lse.stride(0) + row];
         if of_split != f32::INFINITY {
             sum += (of_split - shift).exp();
         }
@@ -67,7 +66,7 @@ fn merge_kernel<O: Numeric>(
         if i < d_v {
             let mut value = 0.0f32.runtime();
             for split in 0..splits {
-                let of_split = partial_lse[split * rows + row];
+                let of_split = partial_lse.data[split * partial_lse.stride(0) + row];
                 if of_split != f32::INFINITY {
                     let at = split * partial_out.stride(0) + row * d_v + i;
                     let weight = (of_split - shift).exp();
@@ -108,8 +107,8 @@ pub(crate) fn merge_splits(
             machine.cube_dim(),
             device.addresses([&parts.out, &whole.out]),
             parts.out.view(1),
-            parts.lse.arg(1),
-            parts.max_logits.arg(1),
+            parts.lse.view(1),
+            parts.max_logits.view(1),
             sink.arg(1),
             whole.out.view(1),
             whole.lse.arg(1),

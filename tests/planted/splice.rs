@@ -37,7 +37,8 @@ fn splice(root: &Path, source: &str, out: &Path, condition: &str) -> Result<(), 
     for path in files_below(&root.join(source))? {
         let name = path.strip_prefix(root).map_err(|error| error.to_string())?;
         let name = name.to_string_lossy().replace('\\', "/");
-        let mut text = read(&path)?;
+        // Its own tests stay where it stands: `cargo test --lib` would build them without what they need.
+        let mut text = read(&path)?.replace("#[cfg(test)]", "#[cfg(any())]");
         for bug in BUGS.iter().filter(|bug| bug.file == name) {
             if text.matches(bug.right).count() == 1 {
                 text = text.replace(bug.right, &branch(bug, condition));

@@ -189,22 +189,25 @@ impl Gate<'_> {
                     let case = planned.form.case(*seed);
                     match self.verdict(&case) {
                         Ok(close) => report.add(close, &case),
-                        Err(reason) if shrunk => {
-                            return Err(self.fallen(self.shrink(&plan, planned, nth, reason), true));
+                        Err(reason) => {
+                            let (case, reason) = match shrunk {
+                                true => self.shrink(&plan, planned, nth, reason),
+                                false => (case, reason),
+                            };
+                            let mut failure = self.fallen(&case, reason, shrunk);
+                            (failure.passed, failure.model) = (report.cases, planned.model);
+                            return Err(failure);
                         }
-                        Err(reason) => return Err(self.fallen((case, reason), false)),
                     }
                 }
             }
             done += forms.len();
             batch = 2 * std::thread::available_parallelism().map_or(1, usize::from);
         }
-        let missing: Vec<_> = plan.all.iter().filter(|path| !plan.ran.contains(path)).collect();
-        if cases >= DEFAULT_CASES && !missing.is_empty() {
-            let reason = format!("no case ran the code paths {missing:?} of this device");
-            return Err(self.refused(reason));
+        match left_out(&plan.all, &plan.ran, cases) {
+            Some(reason) => Err(self.refused(reason)),
+            None => Ok(report),
         }
-        Ok(report)
     }
 
     /// Compiles what the forms need, on all cores at once. What does not compile is said where it is run.
@@ -245,18 +248,34 @@ impl Gate<'_> {
         plan.smallest(planned, falls).unwrap_or_else(|| (planned.form.case(seeds[0]), reason))
     }
 
-    fn fallen(&self, (case, reason): (Case, String), save: bool) -> Box<GateFailure> {
-        let file = if save { saved::save(&case) } else { "(not saved)".to_string() };
-        let (kernel, device) = (self.kernel.name, self.named.clone());
-        let case = format!("{case:?}");
-        Box::new(GateFailure { kernel, device, seed: self.seed, case, reason, file })
+    fn fallen(&self, case: &Case, reason: String, save: bool) -> Box<GateFailure> {
+        let saved = if save { saved::save(case) } else { Err("not asked for".to_string()) };
+        self.failure(format!("{case:?}"), reason, saved)
     }
 
+    /// A failure without a case.
     fn refused(&self, reason: String) -> Box<GateFailure> {
-        let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
-        let (case, file) = ("none".to_string(), "nowhere".to_string());
-        Box::new(GateFailure { kernel, device, seed, case, reason, file })
+        self.failure("none".to_string(), reason, Err("there is no case".to_string()))
     }
+
+    fn failure(
+        &self,
+        case: String,
+        reason: String,
+        saved: Result<String, String>,
+    ) -> Box<GateFailure> {
+        let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
+        let (saved, file) = (saved.is_ok(), saved.unwrap_or_else(|why| why));
+        let (passed, model) = (0, None);
+        Box::new(GateFailure { kernel, device, seed, passed, model, case, reason, file, saved })
+    }
+}
+
+/// Which of the code paths `all` none of the `cases` cases ran, if there were enough of them to run all.
+fn left_out(all: &[&str], ran: &[&str], cases: u32) -> Option<String> {
+    let missing: Vec<_> = all.iter().filter(|path| !ran.contains(path)).collect();
+    (cases >= DEFAULT_CASES && !missing.is_empty())
+        .then(|| format!("no case ran the code paths {missing:?} of this device"))
 }
 
 /// Runs one case and compares it with the reference, by the tolerances of plain arithmetic.
@@ -275,4 +294,17 @@ pub fn judge_on(
     let got = run(case).map_err(|e| e.to_string())?;
     let expected = (kernel.reference)(case).map_err(|e| e.to_string())?;
     compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_no_case_ran_is_no_pass_where_there_were_enough_cases() {
+        let reason = left_out(&["f32", "sigmoid"], &["f32"], DEFAULT_CASES).unwrap();
+        assert!(reason.contains(r#"["sigmoid"]"#), "{reason}");
+        assert_eq!(left_out(&["f32", "sigmoid"], &["sigmoid", "f32"], DEFAULT_CASES), None);
+        assert_eq!(left_out(&["f32", "sigmoid"], &["f32"], DEFAULT_CASES - 1), None);
+    }
 }

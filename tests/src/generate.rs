@@ -6,6 +6,7 @@ use dsa_kernels::DType;
 use proptest::prelude::*;
 
 mod attention;
+mod extreme;
 mod form;
 mod indexer;
 mod pointwise;
@@ -79,6 +80,8 @@ pub enum Fill {
     Wide,
     /// Normal with NaN, infinities and signed zeros strewn in.
     Special,
+    /// Rows that are huge, tiny, of mixed magnitudes, ordinary, or with specials strewn in.
+    Extreme,
 }
 
 impl Fill {
@@ -91,7 +94,8 @@ impl Fill {
             Self::Zeros => [0.0, -0.0][rng.below(2)],
             Self::Outliers => rng.normal() * if rng.one_in(40) { 1000.0 } else { 1.0 },
             Self::Wide => rng.normal() * 10f32.powi(rng.below(13) as i32 - 6),
-            Self::Special => match rng.below(12) {
+            // In a tensor it is made by rows.
+            Self::Special | Self::Extreme => match rng.below(12) {
                 0 => f32::NAN,
                 1 => f32::INFINITY,
                 2 => f32::NEG_INFINITY,
@@ -105,11 +109,22 @@ impl Fill {
 
 /// A tensor of `fill`.
 pub fn tensor(rng: &mut Rng, dtype: DType, shape: &[usize], fill: Fill) -> HostTensor {
+    if fill == Fill::Extreme {
+        return extreme::rows(rng, dtype, shape);
+    }
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| fill.value(rng)).collect();
     HostTensor::new(dtype, shape, &values)
 }
 
-const FINITE: [Fill; 5] = [Fill::Normal, Fill::Tenth, Fill::Ties, Fill::Zeros, Fill::Outliers];
+const ALL: [Fill; 7] = [
+    Fill::Normal,
+    Fill::Tenth,
+    Fill::Ties,
+    Fill::Zeros,
+    Fill::Outliers,
+    Fill::Extreme,
+    Fill::Extreme,
+];
 
 fn float() -> impl Strategy<Value = DType> {
     proptest::sample::select(&DType::FLOATS[..])
@@ -184,18 +199,21 @@ fn poison_unused(tensor: &mut HostTensor, cols: usize, indices: &[i32]) {
     }
 }
 
-/// Distinct slots of a cache, some of them out of range.
+/// Slots of a cache, some of them out of range, and in half of the cases some for several rows.
 fn slots(rng: &mut Rng, n: usize, n_slots: usize) -> HostTensor {
     let mut order: Vec<i32> = (0..n_slots as i32).collect();
     for i in (1..order.len()).rev() {
         order.swap(i, rng.below(i + 1));
     }
-    let values: Vec<i32> = (0..n)
-        .map(|i| match order.get(i) {
+    let mut values: Vec<i32> = Vec::with_capacity(n);
+    let crowded = rng.one_in(2);
+    for i in 0..n {
+        values.push(match order.get(i) {
+            Some(_) if crowded && i > 0 && rng.one_in(2) => values[rng.below(i)],
             Some(slot) if !rng.one_in(10) => *slot,
             _ => [-1, i32::MIN, n_slots as i32, i32::MAX][rng.below(4)],
-        })
-        .collect();
+        });
+    }
     HostTensor::i32(&[n], &values)
 }
 

@@ -1,5 +1,6 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
+mod big;
 mod cheats;
 mod cli;
 mod determinism;
@@ -12,6 +13,7 @@ mod edges_top_k;
 mod emit;
 mod equivalence;
 mod equivalence_cache;
+mod gates;
 mod harness;
 mod licences;
 mod metadata;
@@ -23,5 +25,6 @@ mod refusals_of_numbers;
 mod refusals_of_strides;
 mod replay;
 mod samples;
+mod sparse_memory;
 mod support;
 mod wide;

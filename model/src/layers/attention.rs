@@ -198,7 +198,7 @@ impl Attention {
         let topk = self.config.index_topk;
         let all_kept = self.expand_short_prefill && batch.longest() <= topk;
         let expanded = batch.phase() == Phase::Prefill && (!sparse || all_kept);
-        self.check(x, batch, cache)?;
+        self.check(x, batch, cache, expanded)?;
 
         let stages = batch.stages();
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
@@ -307,8 +307,15 @@ impl Attention {
         self.config.softmax_scale() as f32
     }
 
-    /// Refuses an input or a cache that is not this layer's and the batch's.
-    fn check(&self, x: &Tensor, batch: &Batch, cache: &LayerCache) -> Result<()> {
+    /// Refuses an input or a cache that is not this layer's and the batch's, and a step whose largest tensors have
+    /// more rows than the kernels can number, before anything of it is done.
+    fn check(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        cache: &LayerCache,
+        expanded: bool,
+    ) -> Result<()> {
         let (n, hidden) = (batch.tokens(), self.config.hidden_size);
         let right = *x.shape() == [n, hidden] && x.dtype() == self.dtype && x.is_contiguous();
         let got = format!("{} {:?} of strides {:?}", x.dtype(), x.shape(), x.strides());
@@ -317,6 +324,31 @@ impl Attention {
         let expected = (self.config.latent_dim(), self.config.index_head_dim);
         let right = cache.widths() == expected && cache.dtype() == self.dtype;
         let got = format!("{} rows of widths {:?}", cache.dtype(), cache.widths());
-        Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))
+        Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))?;
+        check_rows(&self.config, n, batch.context().1, batch.mode(), expanded)
     }
+}
+
+/// Refuses a step of `n` tokens that see `rows` rows whose largest tensors have more rows than the kernels can
+/// number.
+pub(super) fn check_rows(
+    config: &Config,
+    n: usize,
+    rows: usize,
+    mode: Mode,
+    expanded: bool,
+) -> Result<()> {
+    let (heads, sparse) = (config.num_attention_heads, mode == Mode::Sparse);
+    let counts = [
+        ("the rows of q", true, n, heads),
+        ("the rows of the keys, expanded", expanded, rows, heads),
+        ("the rows of the index queries", sparse, n, config.index_n_heads),
+        ("the columns of the index logits", sparse && !expanded, rows, 1),
+    ];
+    for (name, _, rows, each) in counts.into_iter().filter(|(_, made, ..)| *made) {
+        let fits = (rows as u64).checked_mul(each as u64).is_some_and(|rows| rows < 1 << 31);
+        let got = format!("{rows} times {each}");
+        Error::check(fits, name, got, "fewer than 2^31: take shorter chunks")?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The layer against the reference's, in every way in which tokens can come.
 
 use super::Attention;
+use super::attention::check_rows;
 use crate::config::{AttentionOptions, Config, Yarn};
 use crate::error::{Error, Result};
 use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode, Stage};
@@ -246,6 +247,20 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
         // A step may be repeated: what the request held from there on is replaced.
         assert_eq!(cache.length(0), 23);
     }
+}
+
+#[test]
+fn tensors_that_the_kernels_cannot_index_are_refused() {
+    let check = |rows, sparse, expanded| {
+        let mode = if sparse { Mode::Sparse } else { Mode::Dense };
+        let error = check_rows(&Config::v32(), 4096, rows, mode, expanded).err()?;
+        let Error::Argument { name, .. } = error else { panic!("{error}") };
+        Some(name)
+    };
+    assert_eq!(check(262_144, false, true), None);
+    assert_eq!(check(1 << 24, false, true), Some("the rows of the keys, expanded"));
+    assert_eq!(check(1 << 20, true, false), None);
+    assert_eq!(check(1 << 31, true, false), Some("the columns of the index logits"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Forms and inputs of attention, sparse and dense.
 
 use super::form::{D_QK, Exactly, Forms, KV_LORA_RANK, Model, PAGE, ROPE_DIM, TOPK};
-use super::{Fill, Rng, float, gap, index_lists, poison_unused, ranges, tensor};
+use super::{Fill, Rng, extreme, float, gap, index_lists, poison_unused, ranges, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
 use dsa_reference::quant::KvRecord;
@@ -9,6 +9,9 @@ use ndarray::Array2;
 use proptest::prelude::*;
 
 const FILLS: [Fill; 3] = [Fill::Normal, Fill::Tenth, Fill::Ties];
+
+/// One row is key and value: its infinities make its score one.
+const ANY_ROWS: extreme::Rows = extreme::Rows { scaled: true, special: true };
 
 /// What may be given or left out, each a choice of code.
 #[derive(Clone, Copy, Debug)]
@@ -103,12 +106,17 @@ pub(super) fn sparse_mla() -> Forms {
         let fill = rng.choose(&FILLS);
         let indices = index_lists(rng, s, topk, s_kv);
         let mut kv = tensor(rng, form.dtype, &[s_kv, d_qk], fill);
+        let mut q = tensor(rng, form.dtype, &[s, form.heads, d_qk], fill);
+        if rng.one_in(4) {
+            q = extreme::queries(rng, form.dtype, &[s, form.heads, d_qk], 1.0);
+            kv = extreme::keys(rng, form.dtype, &[s_kv, d_qk], ANY_ROWS);
+        }
         poison_unused(&mut kv, d_qk, &indices);
         if form.pages && s_kv.is_multiple_of(3) {
             kv.shape = vec![s_kv / 3, 3, d_qk];
         }
         let case = Case::new("sparse_mla")
-            .with("q", tensor(rng, form.dtype, &[s, form.heads, d_qk], fill))
+            .with("q", q)
             .with("kv", kv)
             .with("indices", HostTensor::i32(&[s, topk], &indices))
             .set("d_v", form.d_v)
@@ -160,7 +168,17 @@ fn sparse_paged_case(form: &SparsePaged, rng: &mut Rng) -> Case {
     let record = KvRecord { kv_lora_rank: rank, rope_dim };
     let n = form.n_pages * form.page_size;
     let array = |rng: &mut Rng, cols: usize| Array2::from_shape_fn((n, cols), |_| rng.normal());
-    let (c, k_pe) = (array(rng, rank), array(rng, rope_dim));
+    let (mut c, mut k_pe) = (array(rng, rank), array(rng, rope_dim));
+    let d_qk = rank + rope_dim;
+    let mut q = tensor(rng, form.dtype, &[s, form.heads, d_qk], Fill::Normal);
+    let far = rng.one_in(4);
+    if far {
+        // Whole numbers times a power of two are fp8 codes times a scale.
+        q = extreme::queries(rng, form.dtype, &[s, form.heads, d_qk], 1.0);
+        let kv = extreme::keys(rng, form.dtype, &[n, d_qk], ANY_ROWS).to_f32();
+        c = Array2::from_shape_fn((n, rank), |(row, i)| kv[row * d_qk + i]);
+        k_pe = Array2::from_shape_fn((n, rope_dim), |(row, i)| kv[row * d_qk + rank + i]);
+    }
     let records = record.quantise_kv(c.view(), k_pe.view());
     let indices = index_lists(rng, s, topk, n);
     let bytes: Vec<u8> = records.iter().copied().collect();
@@ -168,7 +186,7 @@ fn sparse_paged_case(form: &SparsePaged, rng: &mut Rng) -> Case {
     let mut cache = HostTensor::u8(&shape, bytes);
     poison_unused(&mut cache, record.bytes(), &indices);
     // Scales that are no powers of two must be multiplied exactly too (FlashMLA #184), each block's own.
-    if rng.one_in(2) {
+    if !far && rng.one_in(2) {
         for index in indices.iter().filter(|i| **i >= 0 && (**i as usize) < n) {
             for block in 0..rank.div_ceil(128) {
                 let at = *index as usize * record.bytes() + rank + 4 * block;
@@ -177,9 +195,8 @@ fn sparse_paged_case(form: &SparsePaged, rng: &mut Rng) -> Case {
             }
         }
     }
-    let d_qk = rank + rope_dim;
     let case = Case::new("sparse_mla_paged")
-        .with("q", tensor(rng, form.dtype, &[s, form.heads, d_qk], Fill::Normal))
+        .with("q", q)
         .with("cache", cache)
         .with("indices", HostTensor::i32(&[s, topk], &indices))
         .set("kv_lora_rank", rank)
@@ -213,17 +230,30 @@ pub(super) fn dense_mha() -> Forms {
     let random = (sizes, 1usize..6, 1usize..70, 1usize..70, float(), gap()).prop_map(form);
     let production = move |model: Model| {
         let (d_qk, d_v) = model.expanded();
-        let sizes = (1usize..9, 1usize..80);
+        let sizes = (1usize..5, 1usize..60);
         (sizes, Exactly(model.heads()), Exactly(d_qk), Exactly(d_v), float(), gap()).prop_map(form)
     };
     Forms::new(random, production, |form: &Mha, rng| {
         let (s, s_kv, heads, d_qk) = (form.s, form.s_kv, form.heads, form.d_qk);
         let fill = rng.choose(&FILLS);
         let (ks, ke) = ranges(rng, s, s_kv);
+        let mut q = tensor(rng, form.dtype, &[s, heads, d_qk], fill);
+        let mut k = tensor(rng, form.dtype, &[s_kv, heads, d_qk], fill);
+        let mut v = tensor(rng, form.dtype, &[s_kv, heads, form.d_v], fill);
+        if rng.one_in(4) {
+            // An infinite value times a probability too small for f32 is 0 or inf by the order of keys: where
+            // values are infinite, scores are not far apart.
+            let scaled = rng.one_in(2);
+            let values = extreme::Rows { scaled, special: !scaled };
+            q = extreme::queries(rng, form.dtype, &[s, heads, d_qk], 1.0);
+            let keys = extreme::Rows { scaled, special: true };
+            k = extreme::keys(rng, form.dtype, &[s_kv, heads, d_qk], keys);
+            v = extreme::keys(rng, form.dtype, &[s_kv, heads, form.d_v], values);
+        }
         Case::new("dense_mha")
-            .with("q", tensor(rng, form.dtype, &[s, heads, d_qk], fill))
-            .with("k", tensor(rng, form.dtype, &[s_kv, heads, d_qk], fill))
-            .with("v", tensor(rng, form.dtype, &[s_kv, heads, form.d_v], fill))
+            .with("q", q)
+            .with("k", k)
+            .with("v", v)
             .with("ks", ks)
             .with("ke", ke)
             .set("softmax_scale", 1.0 / (d_qk as f32).sqrt())
@@ -271,9 +301,15 @@ pub(super) fn dense_mla() -> Forms {
         let (s, s_kv, d_qk) = (form.s, form.s_kv, form.d_qk);
         let fill = rng.choose(&FILLS);
         let (ks, ke) = ranges(rng, s, s_kv);
+        let mut q = tensor(rng, form.dtype, &[s, form.heads, d_qk], fill);
+        let mut kv = tensor(rng, form.dtype, &[s_kv, d_qk], fill);
+        if rng.one_in(4) {
+            q = extreme::queries(rng, form.dtype, &[s, form.heads, d_qk], 1.0);
+            kv = extreme::keys(rng, form.dtype, &[s_kv, d_qk], ANY_ROWS);
+        }
         let case = Case::new("dense_mla")
-            .with("q", tensor(rng, form.dtype, &[s, form.heads, d_qk], fill))
-            .with("kv", tensor(rng, form.dtype, &[s_kv, d_qk], fill))
+            .with("q", q)
+            .with("kv", kv)
             .with("ks", ks)
             .with("ke", ke)
             .set("d_v", form.d_v)

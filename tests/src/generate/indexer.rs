@@ -1,7 +1,7 @@
 //! Forms and inputs of the indexer.
 
 use super::form::{Exactly, Forms, INDEX_DIM, Model, PAGE};
-use super::{Fill, Rng, gap, ranges, tensor};
+use super::{Fill, Rng, extreme, gap, ranges, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
 use dsa_reference::quant::{ScaleFmt, act_quant, index_cache_pages};
@@ -61,11 +61,28 @@ pub(super) fn rows() -> Forms {
                 *scale = f32::NAN;
             }
         }
+        let mut q = tensor(rng, dtype, &[s, heads, dim], fill);
+        let mut weights = tensor(rng, DType::F32, &[s, heads], Fill::Normal);
+        if rng.one_in(4) {
+            weights = extreme::rows_within(rng, DType::F32, &[s, heads], 20);
+            // A sigmoid of a product far below 0 is 0 in f32 where it is not in f64.
+            if form.score_fn == "relu" {
+                // Products of up to 2^40, and sums of their weighted heads of up to 2^70: in range in any order,
+                // before the scale as after it.
+                q = extreme::rows_within(rng, dtype, &[s, heads, dim], 20);
+                let keys = extreme::rows_within(rng, dtype, &[s_kv, dim], 20);
+                let bytes = dim * dtype.size();
+                for n in (0..s_kv).filter(|n| inside(*n)) {
+                    let row = n * bytes..(n + 1) * bytes;
+                    k.bytes[row.clone()].copy_from_slice(&keys.bytes[row]);
+                }
+            }
+        }
         Case::new("indexer_logits")
-            .with("q", tensor(rng, dtype, &[s, heads, dim], fill))
+            .with("q", q)
             .with("k", k)
             .with("k_scale", HostTensor::new(DType::F32, &[s_kv], &k_scale))
-            .with("weights", tensor(rng, DType::F32, &[s, heads], Fill::Normal))
+            .with("weights", weights)
             .with("ks", ks)
             .with("ke", ke)
             .set("score_fn", form.score_fn)
@@ -113,7 +130,8 @@ fn paged_case(form: &Paged, rng: &mut Rng) -> Case {
     let (page_size, max_pages) = (form.page_size, form.max_pages);
     let n_pages = b * max_pages + 1;
     let n = n_pages * page_size;
-    let keys = tensor(rng, DType::F32, &[n, dim], Fill::Normal).to_f32();
+    let fill = rng.choose(&[Fill::Normal, Fill::Normal, Fill::Extreme]);
+    let keys = tensor(rng, DType::F32, &[n, dim], fill).to_f32();
     let keys = Array2::from_shape_vec((n, dim), keys).unwrap_or_default();
     let Ok(q8) = act_quant(keys.view(), dim, ScaleFmt::Ue8m0) else {
         return Case::new("indexer_logits_paged");

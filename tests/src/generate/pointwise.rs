@@ -1,7 +1,7 @@
 //! Forms and inputs of the small kernels: rotations, norms, products, copies.
 
 use super::form::{D_QK, Exactly, Forms, INDEX_DIM, Model, ROPE_DIM};
-use super::{FINITE, Fill, float, gap, slots, tensor};
+use super::{ALL, Fill, extreme, float, gap, slots, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ pub(super) fn hadamard() -> Forms {
         (Exactly(model.index_heads()), Exactly(log), float(), gap()).prop_map(form)
     };
     Forms::new(random, production, |form: &Hadamard, rng| {
-        let fill = rng.choose(&FINITE);
+        let fill = rng.choose(&ALL);
         let x = tensor(rng, form.dtype, &[form.rows, 1 << form.log], fill);
         Case::new("hadamard").with("x", x).set("strided", form.strided)
     })
@@ -60,11 +60,14 @@ pub(super) fn rope() -> Forms {
     Forms::new(random, production, |form: &Rope, rng| {
         let (n, half, table) = (form.n, form.half, form.table);
         let angles: Vec<f32> = (0..table * half).map(|_| rng.normal() * 50.0).collect();
-        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
-        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        // YaRN may stretch the tables.
+        let factor = rng.choose(&[1.0, 1.0, 1.5]);
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos() * factor).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin() * factor).collect();
+        let fill = rng.choose(&[Fill::Normal, Fill::Normal, Fill::Extreme]);
         let positions: Vec<i32> = (0..n).map(|_| rng.below(table + 2) as i32 - 1).collect();
         Case::new("rope")
-            .with("x", tensor(rng, form.dtype, &[n, form.heads, 2 * half], Fill::Normal))
+            .with("x", tensor(rng, form.dtype, &[n, form.heads, 2 * half], fill))
             .with("cos", HostTensor::new(DType::F32, &[table, half], &cos))
             .with("sin", HostTensor::new(DType::F32, &[table, half], &sin))
             .with("positions", HostTensor::i32(&[n], &positions))
@@ -89,17 +92,30 @@ pub(super) fn norm(kernel: &'static str) -> Forms {
         (1usize..4, Exactly(cols), float(), gap()).prop_map(form)
     };
     Forms::new(random, production, move |form: &Norm, rng| {
-        const FILLS: [Fill; 3] = [Fill::Normal, Fill::Tenth, Fill::Outliers];
+        const FILLS: [Fill; 5] =
+            [Fill::Normal, Fill::Tenth, Fill::Outliers, Fill::Extreme, Fill::Extreme];
         let fill = rng.choose(&FILLS);
-        // DeepSeek's eps; GLM's; and one that is not small beside the squares of Fill::Tenth.
-        let eps = rng.choose(&[1e-6, 1e-5, 1e-2]);
+        // DeepSeek's eps; GLM's; one that is not small beside the squares of Fill::Tenth; and none, or next to
+        // none, so that a row of tiny numbers is normalised too.
+        let eps = match fill {
+            Fill::Extreme => rng.choose(&[1e-6, 1e-30, 0.0]),
+            _ => rng.choose(&[1e-6, 1e-5, 1e-2]),
+        };
+        let weight = match fill {
+            Fill::Extreme => extreme::even(rng, DType::F32, &[form.cols]),
+            _ => tensor(rng, DType::F32, &[form.cols], Fill::Normal),
+        };
         let case = Case::new(kernel)
             .with("x", tensor(rng, form.dtype, &[form.rows, form.cols], fill))
-            .with("weight", tensor(rng, DType::F32, &[form.cols], Fill::Normal))
+            .with("weight", weight)
             .set("eps", eps)
             .set("strided", form.strided);
         if kernel == "layer_norm" {
-            case.with("bias", tensor(rng, DType::F32, &[form.cols], Fill::Normal))
+            let bias = match fill {
+                Fill::Extreme => extreme::even(rng, DType::F32, &[form.cols]),
+                _ => tensor(rng, DType::F32, &[form.cols], Fill::Normal),
+            };
+            case.with("bias", bias)
         } else {
             case
         }
@@ -134,20 +150,29 @@ pub(super) fn gemm() -> Forms {
         let fill = rng.choose(&FILLS);
         let scale = 1.0 / (k as f32).sqrt();
         let w: Vec<f32> = (0..b * n * k).map(|_| rng.normal() * scale).collect();
-        Case::new("gemm")
-            .with("x", tensor(rng, form.dtype, &[b, m, k], fill))
-            .with("w", HostTensor::new(form.dtype, &[b, n, k], &w))
-            .set("strided", form.strided)
+        let mut x = tensor(rng, form.dtype, &[b, m, k], fill);
+        let mut w = HostTensor::new(form.dtype, &[b, n, k], &w);
+        if rng.one_in(4) {
+            // Terms of up to 2^80 and sums of up to 7168 of them: in range in any order.
+            x = extreme::rows_within(rng, form.dtype, &[b, m, k], 40);
+            w = extreme::rows_within(rng, form.dtype, &[b, n, k], 40);
+        }
+        Case::new("gemm").with("x", x).with("w", w).set("strided", form.strided)
     })
 }
 
 pub(super) fn fold_scales() -> Forms {
     let production = |model: Model| (1usize..9, Exactly(model.index_heads()));
     Forms::new((0usize..9, 1usize..129), production, |(s, heads): &(usize, usize), rng| {
+        let (fill, factors) = match rng.below(3) {
+            0 => (Fill::Extreme, [0.011_048_543, 1e30, 1e-30]),
+            _ => (Fill::Normal, [0.011_048_543; 3]),
+        };
+        let factor: f32 = rng.choose(&factors);
         Case::new("fold_scales")
-            .with("weights", tensor(rng, DType::F32, &[*s, *heads], Fill::Normal))
-            .with("q_scale", tensor(rng, DType::F32, &[*s, *heads], Fill::Normal))
-            .set("factor", 0.011_048_543)
+            .with("weights", tensor(rng, DType::F32, &[*s, *heads], fill))
+            .with("q_scale", tensor(rng, DType::F32, &[*s, *heads], fill))
+            .set("factor", factor)
     })
 }
 

@@ -1,7 +1,7 @@
 //! Forms and inputs of quantisation and of what writes the fp8 caches.
 
 use super::form::{Exactly, Forms, INDEX_DIM, KV_LORA_RANK, Model, PAGE, ROPE_DIM};
-use super::{FINITE, Fill, float, gap, slots, tensor};
+use super::{ALL, Fill, float, gap, slots, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
 use dsa_reference::quant::KvRecord;
@@ -25,8 +25,15 @@ pub(super) fn act_quant(kernel: &'static str) -> Forms {
         (1usize..4, Exactly(cols), float(), fmt(), gap()).prop_map(form)
     };
     Forms::new(random, production, move |form: &ActQuant, rng| {
-        const FILLS: [Fill; 5] =
-            [Fill::Normal, Fill::Ties, Fill::Zeros, Fill::Wide, Fill::Outliers];
+        const FILLS: [Fill; 7] = [
+            Fill::Normal,
+            Fill::Ties,
+            Fill::Zeros,
+            Fill::Wide,
+            Fill::Outliers,
+            Fill::Extreme,
+            Fill::Extreme,
+        ];
         let shape = [form.rows, form.cols];
         let fill = rng.choose(&FILLS);
         let mut x = tensor(rng, DType::F32, &shape, fill).to_f32();
@@ -77,10 +84,11 @@ pub(super) fn store_kv() -> Forms {
         let (n, rank, rope_dim, pages) = (form.n, form.rank, 2 * form.half_rope, form.pages);
         let record = KvRecord { kv_lora_rank: rank, rope_dim };
         let page_bytes = form.page_size * record.bytes();
-        let fill = rng.choose(&FINITE);
+        let fill = rng.choose(&ALL);
+        let of_rope = if fill == Fill::Extreme { fill } else { Fill::Normal };
         Case::new("store_kv")
             .with("c", tensor(rng, form.dtype, &[n, rank], fill))
-            .with("k_pe", tensor(rng, form.dtype, &[n, rope_dim], Fill::Normal))
+            .with("k_pe", tensor(rng, form.dtype, &[n, rope_dim], of_rope))
             .with("slots", slots(rng, n, pages * form.page_size))
             .with("cache", HostTensor::u8(&[pages, page_bytes], vec![0xa5; pages * page_bytes]))
             .set("page_size", form.page_size)
@@ -94,8 +102,9 @@ pub(super) fn store_index_keys() -> Forms {
     type StoreIndexKeys = (usize, usize, usize, usize, DType);
     Forms::new(random, production, |(n, dim, pages, page_size, dtype): &StoreIndexKeys, rng| {
         let page_bytes = page_size * (dim + 4);
+        let fill = rng.choose(&[Fill::Normal, Fill::Extreme]);
         Case::new("store_index_keys")
-            .with("k", tensor(rng, *dtype, &[*n, *dim], Fill::Normal))
+            .with("k", tensor(rng, *dtype, &[*n, *dim], fill))
             .with("slots", slots(rng, *n, pages * page_size))
             .with("cache", HostTensor::u8(&[*pages, page_bytes], vec![0x5a; pages * page_bytes]))
             .set("page_size", page_size)

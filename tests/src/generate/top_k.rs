@@ -61,8 +61,15 @@ pub(super) fn top_k() -> Forms {
         )
     };
     Forms::new(random, production, |form: &TopK, rng| {
-        const FILLS: [Fill; 6] =
-            [Fill::Normal, Fill::Ties, Fill::Zeros, Fill::Wide, Fill::Special, Fill::Tenth];
+        const FILLS: [Fill; 7] = [
+            Fill::Normal,
+            Fill::Ties,
+            Fill::Zeros,
+            Fill::Wide,
+            Fill::Special,
+            Fill::Tenth,
+            Fill::Extreme,
+        ];
         let (rows, length) = (form.rows, form.length);
         let (ks, ke) = ranges(rng, rows, length);
         let fill = rng.choose(&FILLS);
