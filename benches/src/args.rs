@@ -11,6 +11,9 @@ pub struct Args {
     /// cpu, cuda, hip or with an index, cuda:1.
     #[arg(long, env = "DSA_DEVICE")]
     pub device: Option<String>,
+    /// Every kernel computes its addresses in 64 bits, as those of tensors of 2^32 elements do: what that costs.
+    #[arg(long)]
+    pub wide: bool,
     /// Context lengths, e.g. 4096,32768.
     #[arg(long, env = "DSA_CONTEXTS", value_delimiter = ',')]
     pub contexts: Option<Vec<usize>>,
@@ -77,10 +80,11 @@ pub struct Args {
 impl Args {
     /// The device to measure.
     pub fn open(&self) -> anyhow::Result<Device> {
-        Ok(match &self.device {
+        let device = match &self.device {
             Some(name) => Device::named(name)?,
             None => Device::best()?,
-        })
+        };
+        Ok(if self.wide { device.wide() } else { device })
     }
 
     /// The file of rows of `bench` on `device`.

@@ -225,7 +225,8 @@ impl Device {
         match bytes.filter(|bytes| *bytes as u64 <= most) {
             Some(bytes) => Ok(Tensor::contiguous(self.client.empty(bytes), shape, dtype)),
             None => {
-                let expected = format!("{dtype} of at most {most} bytes, what the device allocates");
+                let expected =
+                    format!("{dtype} of at most {most} bytes, what the device allocates");
                 Err(KernelError::Shape { tensor, got: shape.to_vec(), expected })
             }
         }

@@ -38,6 +38,7 @@ fn hadamard_kernel<E: Numeric>(
     if row >= x.shape(0) {
         terminate!();
     }
+    let (from, to) = (row * x.stride(0), row * out.stride(0));
     let team = comptime![machine.team];
     let unit = unit_id(machine);
     let mut values = team_memory::<f32>(n, 16usize, machine);
@@ -45,7 +46,7 @@ fn hadamard_kernel<E: Numeric>(
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            let value = f32::cast_from(x.data[row * x.stride(0) + i]);
+            let value = f32::cast_from(x.data[from + i]);
             values[i] = value;
             top = max(top, value.abs());
         }
@@ -81,7 +82,7 @@ fn hadamard_kernel<E: Numeric>(
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            out.data[row * n + i] = round_to::<E>(values[i] * scale, machine);
+            out.data[to + i] = round_to::<E>(values[i] * scale, machine);
         }
     }
 }

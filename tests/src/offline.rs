@@ -3,8 +3,8 @@
 use crate::case::{Case, CaseError};
 use crate::kernels::Kernel;
 use crate::production::production;
-use dsa_kernels::{Device, KernelError};
 use dsa_kernels::offline::{Artefact, Offline, Target};
+use dsa_kernels::{Device, KernelError};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A compiled kernel and the case whose launch compiled it.

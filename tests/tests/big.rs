@@ -12,7 +12,7 @@ use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
 use dsa_kernels::quant::{KvRecord, ScaleFmt, act_quant, store_index_keys, store_kv};
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
-use dsa_kernels::{DType, Device, DeviceKind, Tensor};
+use dsa_kernels::{DType, Device, DeviceKind, KernelError, Tensor};
 use dsa_reference as reference;
 use dsa_tests::generate::Rng;
 use dsa_tests::{HostTensor, Outputs};
@@ -44,9 +44,11 @@ fn ints(device: &Device, values: &[usize], shape: &[usize]) -> Tensor {
 
 #[track_caller]
 fn same_bits(device: &Device, far: &Attention, near: &Attention) {
-    for (name, far, near) in
-        [("out", &far.out, &near.out), ("lse", &far.lse, &near.lse), ("max", &far.max_logits, &near.max_logits)]
-    {
+    for (name, far, near) in [
+        ("out", &far.out, &near.out),
+        ("lse", &far.lse, &near.lse),
+        ("max", &far.max_logits, &near.max_logits),
+    ] {
         let near = device.download(near).unwrap();
         assert!(near.iter().any(|byte| *byte != 0), "{name} is all zeros");
         assert!(device.download(far).unwrap() == near, "{name}");
@@ -93,7 +95,8 @@ fn a_cache_of_five_thousand_million_bytes_of_records_is_written_and_attended_to(
     let Some(far) = room(&device, &shape, DType::U8) else { return };
     let n = FAR.len();
     let near = device.empty(&[1, n * RECORD.bytes()], DType::U8).unwrap();
-    let (c, k_pe) = (random(&device, 3, &[n, 512], DType::Bf16), random(&device, 4, &[n, 64], DType::Bf16));
+    let (c, k_pe) =
+        (random(&device, 3, &[n, 512], DType::Bf16), random(&device, 4, &[n, 64], DType::Bf16));
     let all: Vec<usize> = (0..n).collect();
     for (cache, slots, page) in [(&far, &FAR[..], PAGE), (&near, &all[..], n)] {
         store_kv(&device, &c, &k_pe, &ints(&device, slots, &[n]), cache, page).unwrap();
@@ -115,7 +118,8 @@ fn index_keys_beyond_two_to_the_32_bytes_are_written_and_scored() {
     let Some(wide) = room(&device, &[pages, PAGE * 656], DType::U8) else { return };
     let far = wide.narrow(1, 0, PAGE * (dim + 4)).unwrap();
     let near = device.empty(&[2, PAGE * (dim + 4)], DType::U8).unwrap();
-    let keys = act_quant(&device, &random(&device, 6, &[2 * PAGE, dim], DType::Bf16), ScaleFmt::Ue8m0);
+    let keys =
+        act_quant(&device, &random(&device, 6, &[2 * PAGE, dim], DType::Bf16), ScaleFmt::Ue8m0);
     let keys = keys.unwrap();
     let q = device.upload(&[0x38; 4 * 128], &[1, 1, 4, dim], DType::E4m3).unwrap();
     let weights = random(&device, 7, &[1, 4], DType::F32);
@@ -126,7 +130,8 @@ fn index_keys_beyond_two_to_the_32_bytes_are_written_and_scored() {
         let (lens, table) = (ints(&device, &[2 * PAGE], &[1]), ints(&device, &pages, &[1, 2]));
         let score = ScoreFn::default();
         let n = 2 * PAGE;
-        let logits = indexer_logits_paged(&device, &q, cache, PAGE, &weights, &lens, &table, n, score);
+        let logits =
+            indexer_logits_paged(&device, &q, cache, PAGE, &weights, &lens, &table, n, score);
         device.download_f32(&logits.unwrap()).unwrap()
     };
     let expected = of(&near, [0, 1]);
@@ -177,7 +182,13 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
             let score = reference::indexer::ScoreFn::ReluWeighted;
             let ends = [S_KV as i32];
             let logits = reference::indexer::indexer_logits(
-                q_row.view(), k_values.view(), k_scale.view(), w_row.view(), &[0], &ends, score,
+                q_row.view(),
+                k_values.view(),
+                k_scale.view(),
+                w_row.view(),
+                &[0],
+                &ends,
+                score,
             );
             logits.unwrap().into_iter().collect()
         })
@@ -187,7 +198,8 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         for (row, expected) in rows.iter().zip(&expected) {
             let got = device.download(&logits.narrow(0, *row, 1).unwrap()).unwrap();
             let of = |bytes| HostTensor { dtype: DType::F32, shape: vec![1, S_KV], bytes };
-            let expected = Outputs::from([("logits", HostTensor::new(DType::F32, &[1, S_KV], expected))]);
+            let expected =
+                Outputs::from([("logits", HostTensor::new(DType::F32, &[1, S_KV], expected))]);
             println!("{kernel}, row {row}");
             same(kernel, &Outputs::from([("logits", of(got))]), &expected);
         }
@@ -197,12 +209,14 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         let k = device.upload(&k_codes, &[S_KV, dim], DType::E4m3).unwrap();
         let k_scale = device.upload(&scales.bytes, &[S_KV], DType::F32).unwrap();
         let score = ScoreFn::default();
-        let logits = indexer_logits(&device, &q, &k, &k_scale, &weights, &starts, &ends, score).unwrap();
+        let logits =
+            indexer_logits(&device, &q, &k, &k_scale, &weights, &starts, &ends, score).unwrap();
         check(&logits, "indexer_logits");
         let indices = top_k(&device, &logits, &starts, &ends, TOPK, Policy::Fixed).unwrap();
         for row in rows {
             let of = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap();
-            let values = Array2::from_shape_vec((1, S_KV), device.download_f32(&of(&logits)).unwrap());
+            let values =
+                Array2::from_shape_vec((1, S_KV), device.download_f32(&of(&logits)).unwrap());
             let policy = reference::top_k::Policy::Fixed;
             let best =
                 reference::top_k::top_k(values.unwrap().view(), &[0], &[S_KV as i32], TOPK, policy);
@@ -235,9 +249,7 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
     let first: Vec<usize> = (0..n).map(|t| 1000 * t).collect();
     let shifted = shift_indices(&device, &indices, &ints(&device, &first, &[n])).unwrap();
     for row in [0, 4095, 4096, n - 1] {
-        let of = |tensor: &Tensor| {
-            device.download_i32(&tensor.narrow(0, row, 1).unwrap()).unwrap()
-        };
+        let of = |tensor: &Tensor| device.download_i32(&tensor.narrow(0, row, 1).unwrap()).unwrap();
         let list = |from: usize| {
             let entry = |j| if j < length { (from + j) as i32 } else { -1 };
             (0..topk).map(entry).collect::<Vec<_>>()
@@ -245,4 +257,75 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         assert!(of(&indices) == list(0), "row {row} of top_k");
         assert!(of(&shifted) == list(first[row]), "row {row} of shift_indices");
     }
+}
+
+/// The refusal of a tensor that is never made.
+#[track_caller]
+fn refused<T>(result: Result<T, KernelError>, tensor: &str, expected: &str) {
+    let Err(error) = result else { panic!("{tensor} was made") };
+    let message = error.to_string();
+    assert!(message.starts_with(&format!("{tensor} has shape [")), "{message}");
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn outputs_that_no_device_holds_are_refused_before_anything_is_allocated() {
+    let device = &device();
+    let of = |shape: &[usize], dtype| device.empty(shape, dtype).unwrap();
+    let (many, memory, rows) =
+        (1 << 20, "bytes, what the device allocates", "fewer than 2^31 rows");
+
+    let (x, w) = (of(&[1, many, 1], DType::F32), of(&[1, many, 1], DType::F32));
+    refused(dsa_kernels::gemm::gemm(device, &x, &w, DType::F32), "out", memory);
+
+    let (q, k) = (of(&[many, 1, 1], DType::E4m3), of(&[many, 1], DType::E4m3));
+    let (scale, weights) = (of(&[many], DType::F32), of(&[many, 1], DType::F32));
+    let range = of(&[many], DType::I32);
+    let score = ScoreFn::default();
+    let logits = indexer_logits(device, &q, &k, &scale, &weights, &range, &range, score);
+    refused(logits, "logits", memory);
+    let (cache, table) = (of(&[1, 5 * many], DType::U8), of(&[many, 1], DType::I32));
+    let q = q.reshape(&[many, 1, 1, 1]).unwrap();
+    let logits =
+        indexer_logits_paged(device, &q, &cache, many, &weights, &range, &table, many, score);
+    refused(logits, "logits", memory);
+
+    let logits = of(&[many, 1], DType::F32);
+    refused(top_k(device, &logits, &range, &range, many, Policy::Fixed), "indices", memory);
+
+    // The parts of a split attention are outputs, too.
+    let (q, kv) = (of(&[1 << 17, 128, 1], DType::F32), of(&[1, 1], DType::F32));
+    let lists = of(&[1 << 17, 1], DType::I32);
+    let args = AttentionArgs { splits: Some(1024), ..args(1) };
+    refused(sparse_mla(device, &q, &kv, &lists, &args), "out", rows);
+}
+
+#[test]
+fn what_an_i32_does_not_number_is_refused_wherever_it_comes_from() {
+    let device = &device();
+    let made = |shape: &[usize]| device.empty(shape, DType::U8);
+    let expected = "fewer than 2^31 rows of fewer than 2^31 elements";
+    for shape in [
+        &[1 << 31, 1][..],
+        &[1, 1 << 31],
+        &[1 << 16, 1 << 15, 1],
+        &[usize::MAX, usize::MAX],
+        &[2, usize::MAX],
+    ] {
+        refused(made(shape), "tensor", expected);
+    }
+    // A view that repeats its one row has as many rows as it says.
+    let row = device.empty(&[1, 8], DType::F32).unwrap();
+    let repeated = row.broadcast(0, 1 << 31).unwrap();
+    refused(act_quant(device, &repeated, ScaleFmt::Plain), "x", expected);
+    // Slots of pages are rows, too.
+    let page = device.empty(&[1, 1 << 20], DType::U8).unwrap();
+    let pages = page.broadcast(0, 1 << 12).unwrap();
+    let (c, k_pe) =
+        (device.empty(&[1, 1], DType::F32).unwrap(), device.empty(&[1, 0], DType::F32).unwrap());
+    let slots = device.empty(&[1], DType::I32).unwrap();
+    let narrow = pages.narrow(1, 0, 5 << 17).unwrap();
+    assert!(store_kv(device, &c, &k_pe, &slots, &narrow, 1 << 17).is_ok());
+    let pages = page.broadcast(0, 1 << 14).unwrap().narrow(1, 0, 5 << 17).unwrap();
+    refused(store_kv(device, &c, &k_pe, &slots, &pages, 1 << 17), "cache", "fewer than 2^31 slots");
 }

@@ -3,10 +3,10 @@
 use crate::samples::sample;
 use crate::support::*;
 use dsa_kernels::offline::{Artefact, Code, Target};
-use dsa_tests::{Case, HostTensor};
 use dsa_tests::generate::strategy;
 use dsa_tests::kernels::ALL;
 use dsa_tests::offline::{compile, compile_wide};
+use dsa_tests::{Case, HostTensor};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::path::Path;
@@ -69,7 +69,17 @@ fn wide_kernels_read_every_size_and_stride_in_64_bits() {
         // Numbers of a launch that are read in 32 bits, several at a time perhaps.
         let numbers = |ptx: &str| -> usize {
             let reads = ptx.lines().filter(|l| l.contains("ld.param") && l.contains(".b32"));
-            reads.map(|l| if l.contains(".v2") { 2 } else if l.contains(".v4") { 4 } else { 1 }).sum()
+            reads
+                .map(|l| {
+                    if l.contains(".v2") {
+                        2
+                    } else if l.contains(".v4") {
+                        4
+                    } else {
+                        1
+                    }
+                })
+                .sum()
         };
         assert!(numbers(wide_ptx) <= other_numbers(function), "{function}: {wide_ptx}");
         assert!(numbers(narrow_ptx) > other_numbers(function), "{function}: {narrow_ptx}");
@@ -125,7 +135,10 @@ fn of_rows_with_one_slot_the_last_is_stored_in_twenty_runs() {
                 .with("c", floats(1, &[n, D_V]))
                 .with("k_pe", floats(2, &[n, D_QK - D_V]))
                 .with("slots", ints(&crowded(n)))
-                .with("cache", HostTensor::u8(&[6, 4 * RECORD.bytes()], vec![0xa5; 24 * RECORD.bytes()]))
+                .with(
+                    "cache",
+                    HostTensor::u8(&[6, 4 * RECORD.bytes()], vec![0xa5; 24 * RECORD.bytes()]),
+                )
                 .set("page_size", 4),
         );
         last_row_wins(

@@ -74,7 +74,11 @@ impl Machine {
     pub fn cube_count(&self, programs: usize) -> Result<CubeCount> {
         if programs > i32::MAX as usize {
             let expected = "fewer than 2^31: take fewer rows at a time".to_string();
-            return Err(KernelError::Value { name: "programs", got: programs.to_string(), expected });
+            return Err(KernelError::Value {
+                name: "programs",
+                got: programs.to_string(),
+                expected,
+            });
         }
         Ok(CubeCount::Static(programs.div_ceil(self.teams).max(1) as u32, 1, 1))
     }
