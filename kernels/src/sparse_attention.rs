@@ -136,8 +136,10 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
                 let (known, d_v) = (softmax.is_known(slot), comptime![tiling.d_v]);
                 passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
                 if lane_of(out_share) == 0 {
-                    lse[row] = softmax.lse(slot);
-                    max_logits[row] = softmax.max_logit(slot);
+                    let max_logit = softmax.max_logit(slot);
+                    // Parts are merged by what they add to their largest score.
+                    lse[row] = softmax.lse_beyond(slot, select(splits == 1, max_logit, 0.0f32));
+                    max_logits[row] = max_logit;
                 }
             }
         }
