@@ -142,16 +142,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
             if t < s {
                 let row = t * heads + head;
                 let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
-                passes.store_row::<E, P, W>(
-                    pass,
-                    &acc,
-                    slot,
-                    scale,
-                    known,
-                    out,
-                    row * d_v,
-                    d_v,
-                );
+                passes.store_row::<E, P, W>(pass, &acc, slot, scale, known, out, row * d_v, d_v);
                 if lane_of(out_share) == 0 {
                     lse[row] = softmax.lse(slot);
                     max_logits[row] = softmax.max_logit(slot);

@@ -189,7 +189,8 @@ fn sum_heads<W: Size>(
             for cell in 0..cells {
                 let h = col_of(cell, share);
                 let cell = comptime![t * cells] + cell;
-                let mut share_of_head = score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+                let mut share_of_head =
+                    score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
                 if comptime![tiling.padded] {
                     // Chosen, not multiplied by 0: a key's infinity times the padding is NaN.
                     #[unroll]

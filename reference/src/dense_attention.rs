@@ -39,8 +39,7 @@ pub fn dense_mha(
         let keys = key_range(ks[t], ke[t], s_kv);
         for head in 0..h {
             let q = row(&q, t, head); // [d_qk]
-            let scores: Vec<f64> =
-                keys.clone().map(|n| score(tau, q, row(&k, n, head))).collect(); // [keys]
+            let scores: Vec<f64> = keys.clone().map(|n| score(tau, q, row(&k, n, head))).collect(); // [keys]
             let value = |j: usize| row(&v, keys.start + j, head); // [d_v]
             let mut out = a.out.index_axis_mut(Axis(0), t);
             let out = out.index_axis_mut(Axis(0), head); // [d_v]

@@ -13,7 +13,8 @@
 //! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
 
 use super::{
-    Fragment, Machine, Tile, asked_anew, col_of, round_to, store_row, sync_team, team_memory, unit_id,
+    Fragment, Machine, Tile, asked_anew, col_of, round_to, store_row, sync_team, team_memory,
+    unit_id,
 };
 use cubecl::prelude::*;
 
