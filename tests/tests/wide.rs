@@ -81,8 +81,9 @@ fn wide_kernels_read_every_size_and_stride_in_64_bits() {
                 })
                 .sum()
         };
-        assert!(numbers(wide_ptx) <= other_numbers(function), "{function}: {wide_ptx}");
-        assert!(numbers(narrow_ptx) > other_numbers(function), "{function}: {narrow_ptx}");
+        let (in_wide, in_narrow) = (numbers(wide_ptx), numbers(narrow_ptx));
+        assert!(in_wide <= other_numbers(function), "{function} reads {in_wide} in 32 bits");
+        assert!(in_narrow > other_numbers(function), "{function} reads {in_narrow} in 32 bits");
         // A division of 64 bits would be a call, around which products wait for each other.
         if wide_ptx.contains("wgmma") {
             assert!(!wide_ptx.contains("div.u64") && !wide_ptx.contains("rem.u64"), "{function}");
