@@ -11,7 +11,7 @@
 //!
 //! Cost: reads every split once; bound by memory.
 //!
-//! Budget (sm_90a): at most 48 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 56 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
@@ -61,7 +61,8 @@ fn merge_kernel<O: Numeric>(
             for split in 0..splits {
                 let weight = weight(partial_lse, partial_max, split, row, top);
                 // What weighs nothing is left out: 0 · inf is NaN.
-                let share = partial_out.data[split * partial_out.stride(0) + row * d_v + i] * weight;
+                let share =
+                    partial_out.data[split * partial_out.stride(0) + row * d_v + i] * weight;
                 value += select(weight == 0.0f32, 0.0f32, share);
             }
             let value = select(scale == 0.0f32, 0.0f32, value * scale);
