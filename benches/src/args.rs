@@ -18,6 +18,9 @@ pub struct Common {
     /// cpu, cuda, hip or with an index, cuda:1.
     #[arg(long, env = "DSA_DEVICE")]
     pub device: Option<String>,
+    /// Every kernel computes its addresses in 64 bits, as those of tensors of 2^32 elements do: what that costs.
+    #[arg(long)]
+    pub wide: bool,
     /// Context lengths, e.g. 4096,32768; measured from the shortest up, each once.
     #[arg(long, env = "DSA_CONTEXTS", value_delimiter = ',', value_parser = size)]
     pub contexts: Option<Vec<usize>>,
@@ -145,10 +148,11 @@ fn dtype(text: &str) -> Result<DType, String> {
 impl Common {
     /// The device to measure.
     pub fn open(&self) -> anyhow::Result<Device> {
-        Ok(match &self.device {
+        let device = match &self.device {
             Some(name) => Device::named(name)?,
             None => Device::best()?,
-        })
+        };
+        Ok(if self.wide { device.wide() } else { device })
     }
 
     /// The context lengths in rising order, each once.

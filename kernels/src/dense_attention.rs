@@ -14,7 +14,7 @@
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 //!
 //! Budget (sm_90a): at most 256 registers a unit, 211 KB of shared memory, no spills; wgmma bf16.
-//! Budget (gfx950): at most 184 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 192 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::attention::{Attention, AttentionArgs, check_args};
@@ -81,8 +81,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let tiles = ((seen.end - seen.start) as usize).div_ceil(keys);
     let mut passes = Passes::new(machine);
     let mut pass = 0u32.runtime();
-    let mut last = 0u32.runtime();
-    while pass <= last {
+    while pass < PASSES {
         let head = asked_anew(head, machine);
         let kv_tiles = HeadTiles::<E, N, S>::new(
             &k.data,
@@ -126,16 +125,19 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
                 let row = t * heads + head;
                 let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
                 passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
-                if lane_of(out_share) == 0 {
-                    lse[row] = softmax.lse(slot);
-                    max_logits[row] = softmax.max_logit(slot);
-                }
             }
         }
-        if pass == 0 {
-            last = passes.last();
+        pass = passes.after(pass);
+    }
+
+    #[unroll(out_share.unrolled())]
+    for slot in 0..comptime![out_share.slots()] {
+        let t = t0 + row_of(slot, out_share);
+        if t < s && lane_of(out_share) == 0 {
+            let row = t * heads + head;
+            lse[row] = softmax.lse(slot);
+            max_logits[row] = softmax.max_logit(slot);
         }
-        pass += 1;
     }
 }
 

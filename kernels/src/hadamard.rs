@@ -38,21 +38,28 @@ fn hadamard_kernel<E: Numeric>(
     if row >= x.shape(0) {
         terminate!();
     }
+    let (from, to) = (row * x.stride(0), row * out.stride(0));
     let team = comptime![machine.team];
     let unit = unit_id(machine);
     let mut values = team_memory::<f32>(n, 16usize, machine);
-    let mut top = 0.0f32.runtime();
+    // Whether any is large: looked up where it is needed, rather than kept.
+    let mut large = team_memory::<u32>(1usize, 4usize, machine);
+    if unit == 0 {
+        large[0] = 0u32;
+    }
+    sync_team(machine);
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            let value = f32::cast_from(x.data[row * x.stride(0) + i]);
+            let value = f32::cast_from(x.data[from + i]);
             values[i] = value;
-            top = max(top, value.abs());
+            if value.abs() > LARGE {
+                large[0] = 1u32;
+            }
         }
     }
-    // After it the team sees the values, too.
-    let large = max_team(top, machine) > LARGE;
-    if large {
+    sync_team(machine);
+    if large[0] != 0u32 {
         for step in 0..comptime![n.div_ceil(team)] {
             let i = step * team + unit;
             if i < n {
@@ -77,11 +84,11 @@ fn hadamard_kernel<E: Numeric>(
         sync_team(machine);
     }
     let scale = comptime![1.0 / (n as f32).sqrt()];
-    let scale = select(large, comptime![scale * n as f32], scale);
+    let scale = select(large[0] != 0u32, comptime![scale * n as f32], scale);
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            out.data[row * n + i] = round_to::<E>(values[i] * scale, machine);
+            out.data[to + i] = round_to::<E>(values[i] * scale, machine);
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Merging the parts of an attention whose keys were split among programs (split-KV).
 //!
 //! ```text
-//! lse = ln Σ_i e^lse_i,   out = Σ_i e^(lse_i - lse) · out_i,   max_logits = max_i max_logits_i
+//! max_logits = max_i max_i,   lse = max_logits + ln Σ_i w_i,   out = Σ_i w_i · out_i / Σ_i w_i
+//! w_i = e^(max_i - max_logits + lse_i)
 //! ```
 //!
-//! Over the splits that had a key (a split's lse of +inf says it had none). An attention sink applies to
+//! Over the splits that had a key (a split's lse of +inf says it had none). A split's lse is relative to its own
+//! largest score max_i: of large scores an f32 would not hold the rest. An attention sink applies to
 //! the merged result, not to the splits.
 //!
 //! Cost: reads every split once; bound by memory.
@@ -38,25 +40,16 @@ fn merge_kernel<O: Numeric>(
     if row >= out.shape(0) * heads {
         terminate!();
     }
-    // Relative to the largest lse, so that no exponential overflows; +inf marks a split without a key.
+    // Relative to the largest score, so that no exponential overflows; a split without a key has one of -inf.
     let mut top = f32::NEG_INFINITY.runtime();
-    let mut max_logit = f32::NEG_INFINITY.runtime();
     for split in 0..splits {
-        let of_split = partial_lse.data[split * partial_lse.stride(0) + row];
-        if of_split != f32::INFINITY {
-            top = max_nan(top, of_split);
-        }
-        max_logit = max_nan(max_logit, partial_max.data[split * partial_max.stride(0) + row]);
+        top = max_nan(top, partial_max.data[split * partial_max.stride(0) + row]);
     }
-    let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
     let mut sum = 0.0f32.runtime();
     for split in 0..splits {
-        let of_split = partial_lse.data[split * partial_lse.stride(0) + row];
-        if of_split != f32::INFINITY {
-            sum += (of_split - shift).exp();
-        }
+        sum += weight(partial_lse, partial_max, split, row, top);
     }
-    let merged = select(sum == 0.0f32, f32::INFINITY, shift + sum.ln());
+    let merged = select(sum == 0.0f32, f32::INFINITY, top + sum.ln());
     let mut scale = 1.0f32 / select(sum == 0.0f32, f32::INFINITY, sum);
     if comptime![has_sink] {
         scale *= sink_factor(merged, sink[divided(row, heads).1], machine);
@@ -66,13 +59,11 @@ fn merge_kernel<O: Numeric>(
         if i < d_v {
             let mut value = 0.0f32.runtime();
             for split in 0..splits {
-                let of_split = partial_lse.data[split * partial_lse.stride(0) + row];
-                if of_split != f32::INFINITY {
-                    let at = split * partial_out.stride(0) + row * d_v + i;
-                    let weight = (of_split - shift).exp();
-                    // What weighs nothing is left out: 0 · inf is NaN.
-                    value += select(weight == 0.0f32, 0.0f32, partial_out.data[at] * weight);
-                }
+                let weight = weight(partial_lse, partial_max, split, row, top);
+                // What weighs nothing is left out: 0 · inf is NaN.
+                let share =
+                    partial_out.data[split * partial_out.stride(0) + row * d_v + i] * weight;
+                value += select(weight == 0.0f32, 0.0f32, share);
             }
             let value = select(scale == 0.0f32, 0.0f32, value * scale);
             out.data[row * d_v + i] = round_to::<O>(value, machine);
@@ -80,8 +71,22 @@ fn merge_kernel<O: Numeric>(
     }
     if unit_id(machine) == 0 {
         lse[row] = merged;
-        max_logits[row] = max_logit;
+        max_logits[row] = top;
     }
+}
+
+/// The sum of a part's exponentials, relative to the score `top`; 0 of a part without a key.
+#[cube]
+fn weight(
+    partial_lse: &View<f32>,
+    partial_max: &View<f32>,
+    split: usize,
+    row: usize,
+    top: f32,
+) -> f32 {
+    let own = partial_lse.data[split * partial_lse.stride(0) + row];
+    let largest = partial_max.data[split * partial_max.stride(0) + row];
+    select(own == f32::INFINITY, 0.0f32, (largest - top + own).exp())
 }
 
 /// Merges `parts` into `whole`.

@@ -29,6 +29,8 @@ const DOWN: f32 = 1.0 / UP;
 const UP: f32 = (1u128 << 100) as f32;
 /// The mean square from which on no square that counts is lost.
 const LEAST: f32 = DOWN;
+/// What is left of an eps that is not 0: a row of equal numbers is divided by its root.
+const LEAST_EPS: f32 = f32::MIN_POSITIVE;
 
 /// Of the `cols` elements of `x` from `at` on, times `by`: their mean, 0 unless they are `centred`, and the mean
 /// square of what is left without it.
@@ -98,7 +100,8 @@ fn norm_kernel<E: Numeric>(
         mean = scaled.0;
         square = scaled.1;
     }
-    let scale = 1.0f32 / (square + eps * by * by).sqrt();
+    let eps = select(eps > 0.0f32, max(eps * by * by, LEAST_EPS), 0.0f32);
+    let scale = 1.0f32 / (square + eps).sqrt();
     for step in 0..cols.div_ceil(team) {
         let i = step * team + unit;
         if i < cols {

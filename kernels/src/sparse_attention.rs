@@ -21,7 +21,7 @@
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 //!
 //! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
-//! Budget (gfx950): at most 344 registers a unit, 111 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
 use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;
@@ -104,8 +104,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     let mut scores = Fragment::<W>::zeroed(score_share);
     let mut passes = Passes::new(machine);
     let mut pass = 0u32.runtime();
-    let mut last = 0u32.runtime();
-    while pass <= last {
+    while pass < PASSES {
         softmax.clear();
         acc.clear();
         kv_tiles.start(tiles);
@@ -136,16 +135,21 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
                 }
                 let (known, d_v) = (softmax.is_known(slot), comptime![tiling.d_v]);
                 passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
-                if lane_of(out_share) == 0 {
-                    lse[row] = softmax.lse(slot);
-                    max_logits[row] = softmax.max_logit(slot);
-                }
             }
         }
-        if pass == 0 {
-            last = passes.last();
+        pass = passes.after(pass);
+    }
+
+    #[unroll(out_share.unrolled())]
+    for slot in 0..comptime![out_share.slots()] {
+        let head = h0 + row_of(slot, out_share);
+        if head < heads && lane_of(out_share) == 0 {
+            let row = (split * tokens + t) * heads + head;
+            let max_logit = softmax.max_logit(slot);
+            // Parts are merged by what they add to their largest score.
+            lse[row] = softmax.lse_beyond(slot, select(splits == 1, max_logit, 0.0f32));
+            max_logits[row] = max_logit;
         }
-        pass += 1;
     }
 }
 

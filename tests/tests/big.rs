@@ -12,7 +12,7 @@ use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
 use dsa_kernels::quant::{KvRecord, ScaleFmt, act_quant, store_index_keys, store_kv};
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
-use dsa_kernels::{DType, Device, DeviceKind, Tensor};
+use dsa_kernels::{DType, Device, DeviceKind, KernelError, Tensor};
 use dsa_reference as reference;
 use dsa_tests::generate::Rng;
 use dsa_tests::{HostTensor, Outputs};
@@ -257,4 +257,75 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         assert!(of(&indices) == list(0), "row {row} of top_k");
         assert!(of(&shifted) == list(first[row]), "row {row} of shift_indices");
     }
+}
+
+/// The refusal of a tensor that is never made.
+#[track_caller]
+fn refused<T>(result: Result<T, KernelError>, tensor: &str, expected: &str) {
+    let Err(error) = result else { panic!("{tensor} was made") };
+    let message = error.to_string();
+    assert!(message.starts_with(&format!("{tensor} has shape [")), "{message}");
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn outputs_that_no_device_holds_are_refused_before_anything_is_allocated() {
+    let device = &device();
+    let of = |shape: &[usize], dtype| device.empty(shape, dtype).unwrap();
+    let (many, memory, rows) =
+        (1 << 20, "bytes, what the device allocates", "fewer than 2^31 rows");
+
+    let (x, w) = (of(&[1, many, 1], DType::F32), of(&[1, many, 1], DType::F32));
+    refused(dsa_kernels::gemm::gemm(device, &x, &w, DType::F32), "out", memory);
+
+    let (q, k) = (of(&[many, 1, 1], DType::E4m3), of(&[many, 1], DType::E4m3));
+    let (scale, weights) = (of(&[many], DType::F32), of(&[many, 1], DType::F32));
+    let range = of(&[many], DType::I32);
+    let score = ScoreFn::default();
+    let logits = indexer_logits(device, &q, &k, &scale, &weights, &range, &range, score);
+    refused(logits, "logits", memory);
+    let (cache, table) = (of(&[1, 5 * many], DType::U8), of(&[many, 1], DType::I32));
+    let q = q.reshape(&[many, 1, 1, 1]).unwrap();
+    let logits =
+        indexer_logits_paged(device, &q, &cache, many, &weights, &range, &table, many, score);
+    refused(logits, "logits", memory);
+
+    let logits = of(&[many, 1], DType::F32);
+    refused(top_k(device, &logits, &range, &range, many, Policy::Fixed), "indices", memory);
+
+    // The parts of a split attention are outputs, too.
+    let (q, kv) = (of(&[1 << 17, 128, 1], DType::F32), of(&[1, 1], DType::F32));
+    let lists = of(&[1 << 17, 1], DType::I32);
+    let args = AttentionArgs { splits: Some(1024), ..args(1) };
+    refused(sparse_mla(device, &q, &kv, &lists, &args), "out", rows);
+}
+
+#[test]
+fn what_an_i32_does_not_number_is_refused_wherever_it_comes_from() {
+    let device = &device();
+    let made = |shape: &[usize]| device.empty(shape, DType::U8);
+    let expected = "fewer than 2^31 rows of fewer than 2^31 elements";
+    for shape in [
+        &[1 << 31, 1][..],
+        &[1, 1 << 31],
+        &[1 << 16, 1 << 15, 1],
+        &[usize::MAX, usize::MAX],
+        &[2, usize::MAX],
+    ] {
+        refused(made(shape), "tensor", expected);
+    }
+    // A view that repeats its one row has as many rows as it says.
+    let row = device.empty(&[1, 8], DType::F32).unwrap();
+    let repeated = row.broadcast(0, 1 << 31).unwrap();
+    refused(act_quant(device, &repeated, ScaleFmt::Plain), "x", expected);
+    // Slots of pages are rows, too.
+    let page = device.empty(&[1, 1 << 20], DType::U8).unwrap();
+    let pages = page.broadcast(0, 1 << 12).unwrap();
+    let (c, k_pe) =
+        (device.empty(&[1, 1], DType::F32).unwrap(), device.empty(&[1, 0], DType::F32).unwrap());
+    let slots = device.empty(&[1], DType::I32).unwrap();
+    let narrow = pages.narrow(1, 0, 5 << 17).unwrap();
+    assert!(store_kv(device, &c, &k_pe, &slots, &narrow, 1 << 17).is_ok());
+    let pages = page.broadcast(0, 1 << 14).unwrap().narrow(1, 0, 5 << 17).unwrap();
+    refused(store_kv(device, &c, &k_pe, &slots, &pages, 1 << 17), "cache", "fewer than 2^31 slots");
 }

@@ -144,7 +144,12 @@ impl OnlineSoftmax {
     /// The natural logarithm of the sum of exponentials of `slot`'s row; +inf if it has seen no key
     /// (FlashMLA's convention).
     pub fn lse(&self, slot: usize) -> f32 {
-        select(self.sum[slot] == 0.0f32, f32::INFINITY, self.max_logit(slot) + self.sum[slot].ln())
+        self.lse_beyond(slot, self.max_logit(slot))
+    }
+
+    /// [`OnlineSoftmax::lse`] where the largest score counts as `max_logit`: 0 for what the others add to it.
+    pub fn lse_beyond(&self, slot: usize, max_logit: f32) -> f32 {
+        select(self.sum[slot] == 0.0f32, f32::INFINITY, max_logit + self.sum[slot].ln())
     }
 }
 

@@ -27,8 +27,8 @@ pub struct Passes {
     machine: Machine,
 }
 
-/// The last pass where the first did not do.
-const LAST: u32 = 3;
+/// Passes where the first does not do.
+pub const PASSES: u32 = 4;
 
 #[cube]
 impl Passes {
@@ -64,11 +64,12 @@ impl Passes {
         }
     }
 
-    /// The last pass, asked after the first. Every unit of the team calls it.
-    pub fn last(&self) -> u32 {
+    /// The pass after `pass`; [`PASSES`] if there is none. Every unit of the team calls it.
+    pub fn after(&self, pass: u32) -> u32 {
         let machine = comptime![self.machine];
         sync_team(machine);
-        asked_anew(select(self.found[0] == 0u32, 0u32, LAST) as usize, machine) as u32
+        let next = select(self.found[0] == 0u32, PASSES, pass + 1u32);
+        asked_anew(next as usize, machine) as u32
     }
 }
 
