@@ -141,10 +141,10 @@ pub fn run(
                 case = case.set(name, value);
             }
             let (outputs, by) = if reference {
-                ((kernel.reference)(&case)?, "the reference".to_string())
+                (kernel.reference(&case)?, "the reference".to_string())
             } else {
                 let device = open(device.as_deref())?;
-                ((kernel.run)(&device, &case)?, format!("{} ({})", device.kind(), device.name()))
+                (kernel.run(&device, &case)?, format!("{} ({})", device.kind(), device.name()))
             };
             save_outputs(&to, &outputs)?;
             let list: Vec<_> = outputs.iter().map(|(n, t)| format!("{n}: {t:?}")).collect();

@@ -89,7 +89,7 @@ pub fn gate(
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
     let unit = (kernel.machine)(device).matrix;
-    let run = |case: &Case| (kernel.run)(device, case);
+    let run = |case: &Case| kernel.run(device, case);
     gate_with(kernel, &run, &device.kind().to_string(), unit, cases, seed)
 }
 
@@ -162,7 +162,7 @@ pub fn judge_on(
 ) -> Result<Vec<Closeness>, String> {
     // The kernel goes first, so that no memory it is given can already hold the answer.
     let got = run(case).map_err(|e| e.to_string())?;
-    let expected = (kernel.reference)(case).map_err(|e| e.to_string())?;
+    let expected = kernel.reference(case).map_err(|e| e.to_string())?;
     compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
 }
 

@@ -95,7 +95,7 @@ fn an_axis_of_any_length_without_elements_is_refused() {
         let header = format!(r#"{{"x":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}"#);
         let (_folder, path) = file(&with_header(&header, 0));
         let error = Case::load(&path).unwrap_err().to_string();
-        assert!(error.starts_with("tensor x is f32[") && error.contains("2^31"), "{error}");
+        assert!(error.starts_with("tensor x is F32[") && error.contains("2^31"), "{error}");
     }
 }
 
@@ -152,7 +152,7 @@ proptest! {
             Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),
             Ok(case) => {
                 if let Ok(kernel) = find(&case.kernel) {
-                    let _ = (kernel.reference)(&case);
+                    let _ = kernel.reference(&case);
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 mod cheats;
 mod cli;
+mod contracts;
 mod determinism;
 mod edges_attention;
 mod edges_attention_values;
