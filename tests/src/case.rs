@@ -210,9 +210,6 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// Elements of poison that a strided upload puts behind each row.
-const ROW_GAP: usize = 3;
-
 impl Case {
     /// A case without tensors.
     pub fn new(kernel: &str) -> Self {
@@ -263,13 +260,30 @@ impl Case {
         Ok(device.upload(&tensor.bytes, &tensor.shape, tensor.dtype)?)
     }
 
-    /// The tensor `name` on the device; if the scalar `strided` is true, with a gap of poison (NaN,
-    /// or 0xff bytes) behind each row.
+    /// Elements of `dtype` that a strided upload puts behind each row, by the scalar `strided`: none (`false`),
+    /// 3, so that no row but the first is aligned (`true`), 16 bytes (`aligned`), or the 128 of FlashMLA's
+    /// layout (`wide`).
+    pub fn gap(&self, dtype: DType) -> Result<usize, CaseError> {
+        match self.scalars.get("strided").map(String::as_str) {
+            None | Some("false") => Ok(0),
+            Some("true") => Ok(3),
+            Some("aligned") => Ok(16 / dtype.size()),
+            Some("wide") => Ok(128),
+            Some(got) => Err(CaseError::Scalar {
+                kernel: self.kernel.clone(),
+                name: "strided".to_string(),
+                got: Some(got.to_string()),
+                expected: "false, true, aligned or wide".to_string(),
+            }),
+        }
+    }
+
+    /// The tensor `name` on the device, with a [gap](Case::gap) of poison (NaN, or 0xff bytes) behind each row.
     pub fn upload_rows(&self, device: &Device, name: &str) -> Result<Tensor, CaseError> {
         let tensor = self.tensor(name)?;
+        let gap = self.gap(tensor.dtype)?;
         // Rows without columns are free in a file; their gaps would not be.
-        if !self.scalar_or("strided", false)? || tensor.bytes.is_empty() || tensor.shape.is_empty()
-        {
+        if gap == 0 || tensor.shape.is_empty() || tensor.bytes.is_empty() {
             return self.upload(device, name);
         }
         let cols = tensor.shape[tensor.shape.len() - 1];
@@ -277,11 +291,11 @@ impl Case {
         let mut bytes = Vec::new();
         for row in tensor.bytes.chunks(cols.max(1) * size) {
             bytes.extend_from_slice(row);
-            bytes.extend(std::iter::repeat_n(0xff, ROW_GAP * size));
+            bytes.extend(std::iter::repeat_n(0xff, gap * size));
         }
         let mut shape = tensor.shape.clone();
         let axis = shape.len() - 1;
-        shape[axis] += ROW_GAP;
+        shape[axis] += gap;
         bytes.resize(shape.iter().product::<usize>() * size, 0xff);
         Ok(device.upload(&bytes, &shape, tensor.dtype)?.narrow(axis, 0, cols)?)
     }

@@ -22,7 +22,7 @@ mod text;
 
 pub use memory::MOST_OUTPUT_BYTES;
 pub(crate) use memory::most_file_bytes;
-use memory::{has_room, most_bytes};
+use memory::expect_room;
 use text::{Kind, Range, ScalarLine, TensorLine};
 
 /// More operations than this are not begun by a reference: hours of them, whatever the file's size.
@@ -115,11 +115,9 @@ pub(crate) fn check(kernel: &Kernel, case: &Case) -> Result<Sizes, CaseError> {
         let size = line.types(case).first().map_or(0, |dtype| dtype.size());
         bytes = bytes.saturating_add(elements.saturating_mul(size as u128));
     }
-    let most = most_bytes();
-    match u64::try_from(bytes) {
-        Ok(bytes) if bytes <= most && has_room(bytes) => Ok(sizes),
-        _ => Err(CaseError::TooLarge { kernel: kernel.name, bytes, most }),
-    }
+    expect_room(bytes)
+        .map_err(|most| CaseError::TooLarge { kernel: kernel.name, bytes, most })?;
+    Ok(sizes)
 }
 
 /// Refuses a case whose reference would compute for hours.

@@ -79,7 +79,7 @@ fn a_word_that_is_no_choice_is_refused_with_the_choices() {
         ("rope", "pairing", "interleaved or half_split"),
         ("indexer_logits", "score_fn", "relu or sigmoid"),
         ("top_k", "policy", "fixed or fraction or window"),
-        ("sparse_mla", "strided", "true or false"),
+        ("sparse_mla", "strided", "false or true or aligned or wide"),
     ] {
         let case = sample(kernel).set(scalar, "nonsense");
         let message = find(kernel).unwrap().check(&case).unwrap_err().to_string();
@@ -147,6 +147,16 @@ fn an_upload_whose_bytes_do_not_fill_its_shape_is_refused() {
         let error = device.upload(&vec![0; bytes], shape, DType::F32).unwrap_err().to_string();
         assert!(error.contains(&format!("{shape:?}")), "{error}");
     }
+}
+
+#[test]
+fn memory_that_a_device_does_not_have_is_one_error() {
+    let device = device();
+    // 32 TiB.
+    let error = device.download(&device.empty(&[1 << 45], DType::U8)).unwrap_err().to_string();
+    assert!(error.starts_with("the kernel failed on ") && error.lines().count() == 1, "{error}");
+    // And the device is as good as before.
+    holds(&sample("gemm"));
 }
 
 /// Runs the case both ways; what comes out does not matter, that it comes out does.

@@ -2,6 +2,7 @@
 
 mod cheats;
 mod cli;
+mod cli_of_files;
 mod contracts;
 mod determinism;
 mod edges_attention;

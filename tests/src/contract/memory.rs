@@ -7,10 +7,20 @@ pub const MOST_OUTPUT_BYTES: u64 = 1 << 36;
 /// device once more.
 const COPIES: u64 = 4;
 
-/// Bytes of outputs that a run may have: [`MOST_OUTPUT_BYTES`], and no more than the free memory has room
-/// for, so that a file of 200 bytes cannot bring the process down.
-pub(super) fn most_bytes() -> u64 {
-    (free_bytes() / COPIES).min(MOST_OUTPUT_BYTES)
+/// Whether a run may have so many bytes of outputs: at most [`MOST_OUTPUT_BYTES`], and no more than the
+/// free memory has room for, so that a file of 200 bytes cannot bring the process down. The error is how
+/// many there may be.
+pub(super) fn expect_room(bytes: u128) -> Result<(), u64> {
+    let mut most = (free_bytes() / COPIES).min(MOST_OUTPUT_BYTES);
+    match u64::try_from(bytes) {
+        Ok(bytes) if bytes <= most && has_room(bytes) => Ok(()),
+        _ => {
+            while most > 0 && !has_room(most) {
+                most /= 2;
+            }
+            Err(most)
+        }
+    }
 }
 
 /// Bytes of a file that a case may be read from: it is held twice, as read and as tensors, and the tensors
@@ -21,9 +31,16 @@ pub(crate) fn most_file_bytes() -> u64 {
 
 /// Whether the allocator would give room for a run with so many bytes of outputs: it knows limits of the
 /// process (`ulimit -v`) that the system's free memory does not show.
-pub(super) fn has_room(bytes: u64) -> bool {
+fn has_room(bytes: u64) -> bool {
     let room = bytes.checked_mul(COPIES).and_then(|bytes| usize::try_from(bytes).ok());
-    room.is_some_and(|room| Vec::<u8>::new().try_reserve_exact(room).is_ok())
+    let reserve = |room| {
+        let mut bytes = Vec::<u8>::new();
+        let reserved = bytes.try_reserve_exact(room).is_ok();
+        // What nobody looks at, the compiler may leave out, and say that there is room.
+        std::hint::black_box(&bytes);
+        reserved
+    };
+    room.is_some_and(reserve)
 }
 
 /// What the system has left, or the whole of this process's control group if that is less; without bound
