@@ -15,6 +15,7 @@ mod emit;
 mod equivalence;
 mod equivalence_cache;
 mod harness;
+mod kept_cases;
 mod offline;
 mod properties;
 mod refusals;
