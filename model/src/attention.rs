@@ -88,6 +88,16 @@ pub struct Attention {
     pub expand_short_prefill: bool,
 }
 
+/// How the scales of rounded activations are rounded.
+pub(crate) fn scale_fmt(config: &Config) -> ScaleFmt {
+    if config.ue8m0() { ScaleFmt::Ue8m0 } else { ScaleFmt::Plain }
+}
+
+/// Which values rotate together.
+fn pairing(interleaved: bool) -> Pairing {
+    if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit }
+}
+
 /// What a step computed, for those who compare.
 pub(crate) struct Trace {
     /// `[n, hidden]`.
@@ -229,7 +239,7 @@ impl Attention {
         let (cos, sin) = cache.cos_sin();
         let eps = c.rms_norm_eps as f32;
         let turn = |from: &Tensor, to: &Tensor| {
-            rope(device, from, cos, sin, &at.positions, to, Pairing::Interleaved)
+            rope(device, from, cos, sin, &at.positions, to, pairing(c.rope_interleaved))
         };
 
         let qr = linear(device, x, &self.q_a_proj, self.dtype)?; // [n, q_lora_rank]
@@ -245,7 +255,7 @@ impl Attention {
         let latent = kv.narrow(1, 0, rank)?; // [n, rank]
         rms_norm_into(device, &kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
         if c.attention_options.kv_fp8 {
-            round_trip(device, &latent, &latent, ScaleFmt::Ue8m0)?;
+            round_trip(device, &latent, &latent, scale_fmt(c))?;
         }
         let k_pe = |row: &Tensor| {
             row.reshape(&[n, 1, rank + rope_dim])?.narrow(2, rank, rope_dim) // [n, 1, rope]

@@ -10,6 +10,7 @@
 //! Requests lie one after another, `max_seq` tokens each, in all of them: position p of request r
 //! is row, or slot, `r · max_seq + p`. The block tables say the same, page by page.
 
+use crate::attention::scale_fmt;
 use crate::attention::step::{Places, Step};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -49,6 +50,7 @@ pub struct Cache {
     records: Option<Tensor>, // [pages, page_size · record bytes] u8
     index_keys: IndexKeys,
     index_dim: usize,
+    scale_fmt: ScaleFmt,
     block_table: Tensor,       // [requests, max_seq / page_size] i32
     cos_sin: (Tensor, Tensor), // [max_seq, rope / 2] f32 each
     /// Tokens that each request holds, and those of them that have index keys.
@@ -82,7 +84,7 @@ impl Cache {
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
-        let size = check_size(size, config, dtype)?;
+        let size = check_size(size, config, dtype, format)?;
         let CacheSize { requests, max_seq, page_size } = size;
         let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
         let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
@@ -112,6 +114,7 @@ impl Cache {
             lengths: vec![(0, 0); requests],
             device: device.clone(),
             index_dim: dim,
+            scale_fmt: scale_fmt(config),
             size,
             record,
             records,
@@ -204,7 +207,7 @@ impl Cache {
     pub(crate) fn store_index_keys(&self, k: &Tensor, at: &Places) -> dsa_kernels::Result<()> {
         match &self.index_keys {
             IndexKeys::Paged(pages) => {
-                let k8: Quantised = act_quant(&self.device, k, ScaleFmt::Ue8m0)?; // [n, D], [n, 1]
+                let k8: Quantised = act_quant(&self.device, k, self.scale_fmt)?; // [n, D], [n, 1]
                 store_index_keys(&self.device, &k8, &at.slots, pages, self.size.page_size)
             }
             IndexKeys::Rows { keys, .. } => self.store_rows(k, keys, at),
@@ -242,8 +245,14 @@ impl Cache {
     }
 }
 
-/// The size in whole pages, if it is one.
-fn check_size(size: CacheSize, config: &Config, dtype: DType) -> Result<CacheSize> {
+/// The size in whole pages, if it is one whose tensors the kernels can index. The one place where the
+/// size of a cache is bounded.
+fn check_size(
+    size: CacheSize,
+    config: &Config,
+    dtype: DType,
+    format: KvFormat,
+) -> Result<CacheSize> {
     let CacheSize { requests, max_seq, page_size } = size;
     for (name, value) in [("requests", requests), ("max_seq", max_seq), ("page_size", page_size)] {
         Error::check((1..1 << 31).contains(&value), name, value, "1 to 2^31 - 1")?;
@@ -251,11 +260,23 @@ fn check_size(size: CacheSize, config: &Config, dtype: DType) -> Result<CacheSiz
     let float = [DType::F32, DType::Bf16].contains(&dtype);
     Error::check(float, "dtype", dtype, "f32 or bf16")?;
     let max_seq = max_seq.next_multiple_of(page_size);
-    // The wider of the two kinds of rows; kernels index elements with 32 bits, and rows are i32.
-    let width = config.latent_dim().max(config.index_head_dim + 4) as u128;
-    let elements = requests as u128 * max_seq as u128 * width;
-    let fits = elements < 1 << 32 && requests as u128 * (max_seq as u128) < 1 << 31;
-    let got = format!("{requests} requests of {max_seq} tokens of {width} elements");
-    Error::check(fits, "the size of the cache", got, "fewer than 2^32 elements, 2^31 tokens")?;
+    // Kernels index the elements of a tensor with 32 bits, and its rows are numbered by i32. The widest
+    // row decides: the records and paged index keys are tensors of bytes.
+    let rank = config.kv_lora_rank;
+    let record = KvRecord { kv_lora_rank: rank, rope_dim: config.qk_rope_head_dim };
+    let mut widths = vec![("elements of the latent rows", config.latent_dim())];
+    widths.push(match config.attention_options.index_fp8 {
+        true => ("bytes of the index keys", config.index_head_dim + 4),
+        false => ("elements of the index keys", config.index_head_dim),
+    });
+    if format == KvFormat::Fp8 {
+        widths.push(("bytes of the fp8 records", record.bytes()));
+    }
+    let tokens = requests as u128 * max_seq as u128;
+    for (what, width) in widths {
+        let got = format!("{requests} requests of {max_seq} tokens of {width} {what}");
+        let fits = tokens * (width as u128) < 1 << 32 && tokens < 1 << 31;
+        Error::check(fits, "the size of the cache", got, "fewer than 2^32 elements, 2^31 tokens")?;
+    }
     Ok(CacheSize { requests, max_seq, page_size })
 }

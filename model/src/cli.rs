@@ -152,7 +152,7 @@ pub fn run(
             }
             let device = open(device.as_deref())?;
             let report = match checkpoint {
-                Some(folder) => verify::verify_checkpoint(&device, &folder)?,
+                Some(folder) => verify::verify_checkpoint(&device, &folder, tokens, seed)?,
                 None => {
                     let config = match config {
                         Some(path) => Config::read(&path)?,

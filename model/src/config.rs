@@ -11,17 +11,22 @@
 //! ```
 
 use dsa_reference::attention_layer::{AttentionConfig, Options};
+use dsa_reference::quant::ScaleFmt;
 use dsa_reference::rope;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 
 mod check;
+mod demo;
+mod describe;
+mod fields;
+mod known;
 mod read;
+mod rotary;
+mod storage;
 #[cfg(test)]
 mod tests;
-
-pub(crate) use read::read_text;
 
 /// Weights and activations share one scale for each block of this many values.
 pub const QUANT_BLOCK: usize = 128;
@@ -75,10 +80,13 @@ pub struct Config {
     pub index_head_dim: usize,
     /// Keys that a query attends to.
     pub index_topk: usize,
-    /// Indexer's rotary pairs: (2i, 2i+1) if true, (i, i+d/2) if false, the default. GLM-5 sets
-    /// true. Hugging Face spells it without the final d; both are read.
+    /// Indexer's rotary pairs: (2i, 2i+1) if true, (i, i+d/2) if false. Default false, true for
+    /// GLM. Hugging Face spells it without the final d; both are read.
     #[serde(rename = "indexer_rope_interleave")]
     pub indexer_rope_interleaved: bool,
+    /// The main attention's rotary pairs, likewise. Default true.
+    #[serde(rename = "rope_interleave")]
+    pub rope_interleaved: bool,
     /// Positions the model is made for.
     pub max_position_embeddings: usize,
     /// Base of the rotary frequencies. Default 10000.
@@ -115,10 +123,11 @@ pub struct Yarn {
     pub mscale_all_dim: f64,
 }
 
-/// Weights in fp8 (e4m3) with one f32 scale for each block of 128 × 128.
+/// Weights in fp8 (e4m3) with one scale for each block of 128 × 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
-    /// Whether the scales of activations are powers of two (`scale_fmt` is `ue8m0`) or any f32.
+    /// Whether scales are powers of two (`scale_fmt` is `ue8m0`) or any f32 (it is `float`, or absent).
+    /// Those of the weights are in the file; this is about those made of activations.
     pub ue8m0: bool,
 }
 
@@ -171,6 +180,7 @@ impl Config {
             index_head_dim: 128,
             index_topk: 2048,
             indexer_rope_interleaved: false,
+            rope_interleaved: true,
             max_position_embeddings: 163_840,
             rope_theta: 10_000.0,
             rope_scaling: Some(Yarn {
@@ -244,7 +254,8 @@ impl Config {
         layer >= self.first_k_dense_replace
     }
 
-    /// Whether activation scales are rounded up to powers of two.
+    /// Whether scales of activations are rounded up to powers of two: as the file says, and in an
+    /// unquantised model whose lossy steps were asked for, as in DeepSeek-V3.2.
     pub fn ue8m0(&self) -> bool {
         self.quantization.is_none_or(|quantization| quantization.ue8m0)
     }
@@ -283,11 +294,18 @@ impl Config {
     /// The switches of the attention, as the reference takes them.
     pub fn reference_options(&self) -> Options {
         let AttentionOptions { hadamard, index_fp8, kv_fp8 } = self.attention_options;
-        let indexer_pairing = match self.indexer_rope_interleaved {
+        let pairing = |interleaved| match interleaved {
             true => rope::Pairing::Interleaved,
             false => rope::Pairing::HalfSplit,
         };
-        Options { indexer_pairing, hadamard, index_fp8, kv_fp8 }
+        Options {
+            pairing: pairing(self.rope_interleaved),
+            indexer_pairing: pairing(self.indexer_rope_interleaved),
+            hadamard,
+            index_fp8,
+            kv_fp8,
+            scale_fmt: if self.ue8m0() { ScaleFmt::Ue8m0 } else { ScaleFmt::Plain },
+        }
     }
 
     /// YaRN, as the reference takes it.

@@ -1,11 +1,12 @@
 //! The one error type of this crate: every variant carries the value that was wrong and what was
 //! expected instead, so that its message alone says what to change.
 //!
-//! What comes out of a file is printed without control characters, and cut where it is long: a
-//! hostile file cannot write to the terminal through a message.
+//! What comes out of a file is printed by [`printable`], which replaces what a terminal acts on and cuts
+//! what is long: a hostile file cannot write to the terminal through a message.
 
 use std::path::{Path, PathBuf};
 
+use dsa_files::{FileError, printable};
 use safetensors::Dtype;
 use thiserror::Error;
 
@@ -15,17 +16,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What can be wrong with a configuration, a checkpoint, or a step of the layer.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A file could not be opened, read or mapped.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
+    /// A file could not be opened or read.
+    #[error(transparent)]
+    File(#[from] FileError),
 
     /// A text that should be JSON is not.
-    #[error("{what}: not the JSON expected here: {}", printable(detail, 300))]
+    #[error("{}: not the JSON expected here: {}", printable(what, 500), printable(detail, 300))]
     Json {
         /// The file, or "configuration" for a text that came from no file.
         what: String,
@@ -47,7 +43,7 @@ pub enum Error {
     /// The folder holds no checkpoint that can be read.
     #[error(
         "{}: no weights, expected model.safetensors or model.safetensors.index.json",
-        .0.display()
+        shown(.0)
     )]
     NoWeights(PathBuf),
 
@@ -55,12 +51,12 @@ pub enum Error {
     #[error(
         "{}: refused: a pickle runs the code it holds when it is read; expected .safetensors \
          (convert it on a machine that may be lost)",
-        .0.display()
+        shown(.0)
     )]
     Pickle(PathBuf),
 
     /// An entry of `model.safetensors.index.json` is wrong.
-    #[error("{}: {value:?}, expected {expected}", path.display())]
+    #[error("{}: {}, expected {}", shown(path), name(value), printable(expected, 300))]
     Index {
         /// The index file.
         path: PathBuf,
@@ -71,7 +67,7 @@ pub enum Error {
     },
 
     /// A file ends before what its header promises.
-    #[error("{}: truncated: {size} bytes, {missing} more expected", path.display())]
+    #[error("{}: truncated: {size} bytes, {missing} more expected", shown(path))]
     Truncated {
         /// The safetensors file.
         path: PathBuf,
@@ -82,7 +78,7 @@ pub enum Error {
     },
 
     /// A file whose header breaks the safetensors format.
-    #[error("{}: not a safetensors file: {}", path.display(), printable(detail, 300))]
+    #[error("{}: not a safetensors file: {}", shown(path), printable(detail, 300))]
     Safetensors {
         /// The file.
         path: PathBuf,
@@ -92,8 +88,10 @@ pub enum Error {
 
     /// Two tensors of one name.
     #[error(
-        "tensor {name:?} is in {} and again in {}, expected once",
-        first.display(), second.display()
+        "tensor {} is in {} and again in {}, expected once",
+        self::name(name),
+        shown(first),
+        shown(second)
     )]
     DuplicateTensor {
         /// The name.
@@ -105,7 +103,7 @@ pub enum Error {
     },
 
     /// A tensor that the model needs is not in the checkpoint.
-    #[error("tensor {name:?} is missing; {}", nearest_text(nearest))]
+    #[error("tensor {} is missing; {}", self::name(name), nearest_text(nearest))]
     MissingTensor {
         /// The name asked for.
         name: String,
@@ -114,7 +112,7 @@ pub enum Error {
     },
 
     /// A tensor has another shape than the configuration says.
-    #[error("tensor {name:?} has shape {found:?}, expected {expected:?}")]
+    #[error("tensor {} has shape {}, expected {expected:?}", self::name(name), shape(found))]
     Shape {
         /// The tensor.
         name: String,
@@ -125,7 +123,7 @@ pub enum Error {
     },
 
     /// A tensor has an element type that cannot be used here.
-    #[error("tensor {name:?} has elements {found}, expected {expected}")]
+    #[error("tensor {} has elements {found}, expected {expected}", self::name(name))]
     Dtype {
         /// The tensor.
         name: String,
@@ -150,9 +148,15 @@ pub enum Error {
     #[error(transparent)]
     Kernel(#[from] dsa_kernels::KernelError),
 
-    /// The reference refused its arguments.
+    /// The reference refused its arguments. (Not called a source: its message is in this one.)
     #[error("the reference: {0}")]
-    Reference(#[from] dsa_reference::Error),
+    Reference(dsa_reference::Error),
+}
+
+impl From<dsa_reference::Error> for Error {
+    fn from(error: dsa_reference::Error) -> Self {
+        Self::Reference(error)
+    }
 }
 
 impl Error {
@@ -166,40 +170,47 @@ impl Error {
         if right {
             return Ok(());
         }
-        Err(Error::Argument { name, value: value.to_string(), expected: expected.into() })
+        let value = printable(&value.to_string(), 200);
+        Err(Error::Argument { name, value, expected: expected.into() })
     }
 
-    /// Makes the adapter that puts `path` into an input/output error.
-    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    /// The adapter that names `path` in an error of the operating system.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
-        move |source| Error::Io { path, source }
+        move |error| FileError::io(&path, error).into()
     }
 
-    /// A configuration error; `value` is cut to 80 characters.
+    /// A configuration error; field and value are cut to 80 characters.
     pub fn config(
         field: impl Into<String>,
         value: impl ToString,
         expected: impl Into<String>,
     ) -> Error {
+        let field = printable(&field.into(), 80);
         let value = printable(&value.to_string(), 80);
-        Error::Config { field: field.into(), value, expected: expected.into() }
+        Error::Config { field, value, expected: printable(&expected.into(), 300) }
     }
 }
 
-/// `text` cut to `most` characters, with `?` in place of control characters.
-fn printable(text: &str, most: usize) -> String {
-    let clean = |c: char| if c.is_control() { '?' } else { c };
-    let mut short: String = text.chars().take(most).map(clean).collect();
-    if text.chars().nth(most).is_some() {
-        short.push('…');
-    }
-    short
+/// A name from a file, in quotes.
+fn name(name: &str) -> String {
+    format!("\"{}\"", printable(name, 120))
+}
+
+/// A path, which may end in a name from a file.
+fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy(), 500)
+}
+
+/// A shape from a file.
+fn shape(shape: &[usize]) -> String {
+    printable(&format!("{shape:?}"), 120)
 }
 
 /// The end of the message for a missing tensor.
 fn nearest_text(nearest: &Option<String>) -> String {
     match nearest {
-        Some(name) => format!("the nearest name there is {name:?}"),
+        Some(nearest) => format!("the nearest name there is {}", name(nearest)),
         None => "no name there is like it".to_string(),
     }
 }
@@ -222,8 +233,37 @@ mod tests {
             Error::Json { what: "x".into(), detail: evil() },
             Error::Safetensors { path: "x".into(), detail: evil() },
             Error::config("x", evil(), "y"),
+            Error::config(evil(), "x", "y"),
+            Error::NoWeights(evil().into()),
+            Error::Index { path: evil().into(), value: evil(), expected: evil() },
+            Error::Shape { name: evil(), found: vec![1], expected: vec![2] },
         ] {
             assert!(error.to_string().chars().all(|c| !c.is_control()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_any_length_makes_a_short_message() {
+        let long = || "x".repeat(200_000);
+        for error in [
+            Error::MissingTensor { name: long(), nearest: Some(long()) },
+            Error::Index { path: long().into(), value: long(), expected: long() },
+            Error::DuplicateTensor { name: long(), first: long().into(), second: long().into() },
+            Error::Shape { name: long(), found: vec![7; 100_000], expected: vec![2] },
+            Error::check(false, "x", long(), "y").unwrap_err(),
+        ] {
+            assert!(error.to_string().len() < 1500, "{}", error.to_string().len());
+        }
+    }
+
+    #[test]
+    fn no_error_says_its_reason_twice() {
+        let file = std::io::Error::other("the reason");
+        let reference = dsa_reference::Error::Value { name: "n", found: "1".into(), expected: "2" };
+        for error in [Error::io(Path::new("p"))(file), Error::from(reference)] {
+            let shown = format!("{:#}", anyhow::Error::from(error));
+            let (reason, n_is) = (shown.matches("the reason"), shown.matches("n is 1"));
+            assert_eq!(reason.count() + n_is.count(), 1, "{shown}");
         }
     }
 }

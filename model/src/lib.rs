@@ -5,6 +5,8 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod error;
+mod json;
+mod names;
 pub mod verify;
 pub mod weights;
 

@@ -1,14 +1,17 @@
 //! Whether the layer computes what the reference does, and what sparse attention costs in accuracy.
 //!
 //! ```text
-//! let report = verify_checkpoint(&device, Path::new("checkpoint"))?;
+//! let report = verify_checkpoint(&device, Path::new("checkpoint"), 192, 1)?;
 //! println!("{report}");
 //! assert!(report.passed());
 //! ```
 //!
 //! A report holds *checks*, which pass or fail by the thresholds in [`thresholds`], and *facts*,
 //! which depend on the weights and the text and have no right value: how much of the attention the
-//! selected keys hold, how far sparse output is from dense. Every check names its worst case.
+//! selected keys hold, how far sparse output is from dense. Every check names its worst case. How many
+//! checks there are depends on the configuration and on the number of tokens, never on the values: none
+//! is left out where rounding makes the two sides select different keys. The reference is then given the
+//! kernels' keys, and the difference of the keys is bounded by itself.
 //!
 //! Kernels are compared with the reference on their own inputs, by the table of tolerances in
 //! `dsa_tests`, so that one kernel's rounding is not counted against the next; whole layers are
@@ -17,6 +20,7 @@
 use crate::attention::random_weights;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use checkpoint::Text;
 use dsa_kernels::{DType, Device};
 use dsa_reference::attention_layer::AttentionWeights;
 use dsa_tests::generate::Rng;
@@ -26,11 +30,13 @@ use std::path::Path;
 pub use report::{Bound, Check, Report, Section};
 
 mod checkpoint;
+mod checks;
 mod layer;
 mod report;
 #[cfg(test)]
 mod tests;
 pub mod thresholds;
+mod trial;
 
 /// Compares the layer of `config` with `weights` with the reference, and sparse with dense, on one
 /// sequence.
@@ -49,7 +55,17 @@ pub fn verify(
     x: ArrayView2<f32>,
     dtype: DType,
 ) -> Result<Report> {
-    Ok(Report { sections: vec![layer::compare(device, config, weights, x, dtype, "layer")?] })
+    let section = layer::compare(device, config, weights, x, dtype, "layer")?;
+    Ok(Report { settings: config.deciding(), sections: vec![section] })
+}
+
+/// Most tokens of a sequence: the reference's time and memory grow with their square.
+const MAX_TOKENS: usize = 1 << 16;
+
+fn check_tokens(name: &'static str, tokens: usize) -> Result<()> {
+    let right = (1..=MAX_TOKENS).contains(&tokens);
+    let expected = format!("1 to {MAX_TOKENS} (the reference takes time by their square)");
+    Error::check(right, name, format!("{tokens} tokens"), expected)
 }
 
 /// [`verify`] in f32 and in bf16 on random weights and `tokens` random hidden states.
@@ -57,8 +73,7 @@ pub fn verify(
 /// # Errors
 /// As [`verify`].
 pub fn verify_random(device: &Device, config: &Config, tokens: usize, seed: u64) -> Result<Report> {
-    // Beyond, the quadratic reference would not come back.
-    Error::check((1..=1 << 16).contains(&tokens), "tokens", tokens, "1 to 65536")?;
+    check_tokens("tokens", tokens)?;
     let weights = random_weights(config, seed)?;
     let mut rng = Rng::new(seed ^ 0x5eed);
     let x = Array2::from_shape_simple_fn((tokens, config.hidden_size), || rng.normal());
@@ -67,15 +82,22 @@ pub fn verify_random(device: &Device, config: &Config, tokens: usize, seed: u64)
 
 /// [`verify`] in f32 and in bf16 of layer 0 of the checkpoint in `folder`.
 ///
-/// If the folder holds `expected.safetensors` (`input_ids` `[s]` i32, `layerN.topk` `[s, k]` i32,
-/// `layerN.hidden` `[s, hidden]`), its text is taken, and in every layer that has a `topk` there,
-/// the reference and the kernels must select exactly those keys, a key after its query not counted.
-/// Otherwise the text is random.
+/// If the folder holds `expected.safetensors` (`input_ids` `[s]` i32, `layerN.topk` `[s, index_topk]`
+/// i32 of one layer or more, `layerN.hidden` `[s, hidden]` of the layers before those), its text is
+/// taken, and in every layer that has a `topk` there, the reference and the kernels must select exactly
+/// those keys, a key after its query not counted. A file of this name that cannot be opened, or holds no
+/// keys, is an error. Otherwise the text is made up, of `tokens` ids drawn by `seed`, and the report says
+/// so.
 ///
 /// # Errors
 /// As [`verify`], and what [`Config::read`] and [`Checkpoint`](crate::weights::Checkpoint) refuse.
-pub fn verify_checkpoint(device: &Device, folder: &Path) -> Result<Report> {
-    checkpoint::verify(device, folder, None)
+pub fn verify_checkpoint(
+    device: &Device,
+    folder: &Path,
+    tokens: usize,
+    seed: u64,
+) -> Result<Report> {
+    checkpoint::verify(device, folder, Text::Stored { tokens, seed })
 }
 
 /// [`verify_checkpoint`] on a text given as token ids, without stored keys.
@@ -83,7 +105,7 @@ pub fn verify_checkpoint(device: &Device, folder: &Path) -> Result<Report> {
 /// # Errors
 /// As [`verify_checkpoint`]; [`Error::Argument`] for an id that is not in the vocabulary.
 pub fn verify_ids(device: &Device, folder: &Path, ids: &[u32]) -> Result<Report> {
-    checkpoint::verify(device, folder, Some(ids))
+    checkpoint::verify(device, folder, Text::Ids(ids))
 }
 
 /// A section for each type that a layer can have.
@@ -95,5 +117,7 @@ fn both(
     title: &str,
 ) -> Result<Report> {
     let section = |dtype| layer::compare(device, config, weights, x, dtype, title);
-    Ok(Report { sections: vec![section(DType::F32)?, section(DType::Bf16)?] })
+    let mut settings = config.deciding();
+    settings.push(("text".into(), format!("{} random hidden states", x.nrows())));
+    Ok(Report { settings, sections: vec![section(DType::F32)?, section(DType::Bf16)?] })
 }

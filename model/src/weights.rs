@@ -1,4 +1,4 @@
-//! Checkpoint reading: safetensors files, memory-mapped, checked whole before the first use.
+//! Checkpoint reading: safetensors files, whose headers are checked whole before the first use.
 //!
 //! ```text
 //! let checkpoint = Checkpoint::open(folder)?;
@@ -7,16 +7,15 @@
 //! ```
 //!
 //! Weights are [out, in], row-major, little-endian. f32, bf16 and f16 become f32 exactly. e4m3 is
-//! multiplied by its block's scale from `weight_scale_inv`, f32 [⌈out/128⌉, ⌈in/128⌉].
-//! Nothing is converted before it is asked for, and pickle formats are never read.
+//! multiplied by its block's scale from `weight_scale_inv` [⌈out/128⌉, ⌈in/128⌉]: f32, bf16, f16, or
+//! e8m0 (one byte, 2^(byte − 127)).
+//! Nothing is read or converted before it is asked for, and pickle formats are never read.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use dsa_reference::quant::e4m3_decode;
-use half::{bf16, f16};
-use memmap2::Mmap;
 use ndarray::{Array1, Array2, ArrayD};
 
 pub use path::WeightPath;
@@ -24,17 +23,19 @@ pub use safetensors::Dtype;
 
 use crate::config::QUANT_BLOCK;
 use crate::error::{Error, Result};
+use crate::names::nearest;
 
+mod convert;
 mod file;
 mod index;
 mod path;
 #[cfg(test)]
 mod tests;
 
-/// An open checkpoint. The files must not be changed while it is open.
+/// An open checkpoint. A file that is cut while it is open gives an error when a tensor is read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -44,18 +45,18 @@ struct Entry {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: Range<usize>,
+    bytes: Range<u64>,
 }
 
 /// A tensor as it is in the file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Tensor<'a> {
     /// The type of an element.
     pub dtype: Dtype,
     /// The shape; a weight is [out, in].
     pub shape: &'a [usize],
     /// The elements, row-major and little-endian, at any alignment.
-    pub bytes: &'a [u8],
+    pub bytes: Vec<u8>,
 }
 
 impl Checkpoint {
@@ -64,13 +65,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::NoWeights`], [`Error::Pickle`], [`Error::Index`], [`Error::Truncated`],
-    /// [`Error::Safetensors`], [`Error::DuplicateTensor`], [`Error::Io`], [`Error::Json`].
+    /// [`Error::Safetensors`], [`Error::DuplicateTensor`], [`Error::File`], [`Error::Json`].
     pub fn open(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
-        if single.exists() {
+        if is_there(&single)? {
             Self::open_files(vec![single])
-        } else if index.exists() {
+        } else if is_there(&index)? {
             Self::open_index(folder, &index)
         } else {
             Err(index::no_weights(folder)?)
@@ -82,19 +83,28 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], without those of the index.
     pub fn open_files(paths: Vec<PathBuf>) -> Result<Self> {
-        let mut files: Vec<(PathBuf, Mmap)> = Vec::with_capacity(paths.len());
+        Self::open_where(paths, |_, _| true)
+    }
+
+    /// Opens files, and takes of each the tensors that belong to it by name and number of the file.
+    fn open_where(paths: Vec<PathBuf>, belongs: impl Fn(&str, usize) -> bool) -> Result<Self> {
+        let mut files: Vec<(PathBuf, File)> = Vec::with_capacity(paths.len());
         let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
         for path in paths {
-            let map = file::map_file(&path)?;
-            for (name, mut entry) in file::read_header(&path, &map)? {
+            let (file, size) = file::open(&path)?;
+            for (name, mut entry) in file::read_header(&path, &file, size)? {
                 entry.file = files.len();
+                if !belongs(&name, entry.file) {
+                    continue;
+                }
                 if let Some(first) = tensors.get(&name) {
+                    // A file does not hold a name twice, so the first is another file.
                     let first = files[first.file].0.clone();
                     return Err(Error::DuplicateTensor { name, first, second: path });
                 }
                 tensors.insert(name, entry);
             }
-            files.push((path, map));
+            files.push((path, file));
         }
         Ok(Self { files, tensors })
     }
@@ -110,8 +120,8 @@ impl Checkpoint {
     }
 
     /// Bytes of all tensors together.
-    pub fn tensor_bytes(&self) -> usize {
-        self.tensors.values().map(|entry| entry.bytes.len()).sum()
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.bytes.end - entry.bytes.start).sum()
     }
 
     /// Whether there is a tensor `name`.
@@ -119,19 +129,30 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// A tensor as stored.
+    /// The element type and the shape of a tensor, which is not read.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], with the nearest name there is.
+    pub fn form(&self, name: &str) -> Result<(Dtype, &[usize])> {
+        self.entry(name).map(|entry| (entry.dtype, &entry.shape[..]))
+    }
+
+    /// A tensor as stored.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], with the nearest name there is; [`Error::File`] or
+    /// [`Error::Truncated`] if it cannot be read any more.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+        let entry = self.entry(name)?;
+        let (path, file) = &self.files[entry.file];
+        let bytes = file::read(path, file, entry.bytes.clone())?;
+        Ok(Tensor { dtype: entry.dtype, shape: &entry.shape, bytes })
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
             name: name.to_string(),
             nearest: nearest(name, self.names()),
-        })?;
-        Ok(Tensor {
-            dtype: entry.dtype,
-            shape: &entry.shape,
-            bytes: &self.files[entry.file].1[entry.bytes.clone()],
         })
     }
 
@@ -162,75 +183,63 @@ impl Checkpoint {
         Array2::from_shape_vec(shape, values).map_err(|_| self.wrong_shape(name, &shape))
     }
 
-    /// The elements of a tensor of shape `shape`, in f32 and row-major.
+    /// The elements of a tensor of shape `shape`, in f32 and row-major. Type and shape are checked
+    /// before anything is read.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let Tensor { dtype, shape: found, bytes } = self.tensor(name)?;
+        let (dtype, found) = self.form(name)?;
         if found != shape {
             return Err(self.wrong_shape(name, shape));
         }
+        let expected = "F32, BF16, F16, or F8_E4M3 with two axes";
+        let wrong = || Error::Dtype { name: name.into(), found: dtype, expected };
         match (dtype, shape) {
-            (Dtype::F8_E4M3, &[_, columns]) => {
-                let scale_name = format!("{name}_scale_inv");
-                let blocks = [shape[0], columns].map(|n| n.div_ceil(QUANT_BLOCK));
-                if self.tensor(&scale_name)?.dtype == Dtype::F8_E4M3 {
-                    return Err(self.wrong_dtype(&scale_name, "F32, BF16 or F16"));
-                }
-                let scales = self.array2(&scale_name, blocks)?;
-                Ok(dequantise(bytes, columns, &scales))
+            (Dtype::F8_E4M3, &[rows, columns]) => {
+                let scales = self.scales(name, [rows, columns])?;
+                Ok(convert::scaled(&self.tensor(name)?.bytes, columns, &scales))
             }
-            _ => plain_values(dtype, bytes)
-                .ok_or_else(|| self.wrong_dtype(name, "F32, BF16, F16, or F8_E4M3 with two axes")),
+            (Dtype::F32 | Dtype::BF16 | Dtype::F16, _) => {
+                convert::plain(dtype, &self.tensor(name)?.bytes).ok_or_else(wrong)
+            }
+            _ => Err(wrong()),
         }
+    }
+
+    /// The scales [⌈rows/128⌉, ⌈columns/128⌉] of the e4m3 weight `name` [rows, columns].
+    fn scales(&self, name: &str, weight: [usize; 2]) -> Result<Array2<f32>> {
+        let name = format!("{name}_scale_inv");
+        let blocks = weight.map(|n| n.div_ceil(QUANT_BLOCK));
+        let (dtype, found) = self.form(&name)?;
+        if found != blocks {
+            return Err(self.wrong_shape(&name, &blocks));
+        }
+        let expected = "F32, BF16, F16 or F8_E8M0";
+        let values = match dtype {
+            Dtype::F8_E8M0 => Some(convert::e8m0(&self.tensor(&name)?.bytes)),
+            Dtype::F32 | Dtype::BF16 | Dtype::F16 => {
+                convert::plain(dtype, &self.tensor(&name)?.bytes)
+            }
+            _ => None,
+        };
+        let values =
+            values.ok_or_else(|| Error::Dtype { name: name.clone(), found: dtype, expected })?;
+        Array2::from_shape_vec(blocks, values).map_err(|_| self.wrong_shape(&name, &blocks))
     }
 
     fn wrong_shape(&self, name: &str, expected: &[usize]) -> Error {
         let found = self.tensors.get(name).map_or(Vec::new(), |entry| entry.shape.clone());
         Error::Shape { name: name.into(), found, expected: expected.into() }
     }
-
-    fn wrong_dtype(&self, name: &str, expected: &'static str) -> Error {
-        match self.tensors.get(name) {
-            Some(entry) => Error::Dtype { name: name.into(), found: entry.dtype, expected },
-            None => Error::MissingTensor { name: name.into(), nearest: None },
-        }
-    }
 }
 
-/// e4m3 [rows, columns] times its scales [⌈rows/128⌉, ⌈columns/128⌉], row-major.
-fn dequantise(bytes: &[u8], columns: usize, scales: &Array2<f32>) -> Vec<f32> {
-    let table: Vec<f32> = (0..=255).map(e4m3_decode).collect();
-    let mut values = Vec::with_capacity(bytes.len());
-    for (row, bytes) in bytes.chunks_exact(columns.max(1)).enumerate() {
-        let scales = scales.row(row / QUANT_BLOCK);
-        for (block, scale) in bytes.chunks(QUANT_BLOCK).zip(scales) {
-            values.extend(block.iter().map(|&byte| table[usize::from(byte)] * scale));
-        }
+/// Whether there is anything at `path`, be it a link that leads nowhere: what is there but cannot be
+/// read is an error when it is opened, never taken for absent.
+///
+/// # Errors
+/// [`Error::File`] if that cannot be found out.
+pub(crate) fn is_there(path: &Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(path)(error)),
     }
-    values
-}
-
-/// Elements that need no scale, in f32; `None` for another type.
-fn plain_values(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    let (two, _) = bytes.as_chunks::<2>();
-    let (four, _) = bytes.as_chunks::<4>();
-    match dtype {
-        Dtype::F32 => Some(four.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::BF16 => Some(two.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
-        Dtype::F16 => Some(two.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-        _ => None,
-    }
-}
-
-/// The name that shares most with `name` at its two ends; none if that is less than half of it.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    let same = |(a, b): &(u8, u8)| a == b;
-    let likeness = |other: &&str| {
-        let (a, b) = (name.bytes(), other.bytes());
-        let start = a.clone().zip(b.clone()).take_while(same).count();
-        let end = a.rev().zip(b.rev()).take_while(same).count();
-        // The shorter other name wins among equals, then the alphabetically last.
-        ((start + end).min(name.len()), std::cmp::Reverse(other.len()))
-    };
-    let best = names.max_by_key(likeness)?;
-    (likeness(&best).0 * 2 >= name.len()).then(|| best.to_string())
 }

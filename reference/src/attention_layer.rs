@@ -17,13 +17,12 @@
 //!
 //! Source: `MLA` and `Indexer` of the DeepSeek-V3.2-Exp inference demo (November 2025).
 use crate::dense_attention::{dense_mha, dense_mla};
-use crate::error::Result;
+use crate::error::{Result, check_value};
 use crate::hadamard::hadamard;
 use crate::indexer::{ScoreFn, indexer_logits};
 use crate::linear::{BLOCK, linear};
 use crate::norm::{layer_norm, rms_norm};
-use crate::quant::{ScaleFmt, act_quant, e4m3_decode};
-use crate::rope::Pairing;
+use crate::quant::{KvRecord, act_quant, e4m3_decode};
 use crate::sparse_attention::sparse_mla;
 use crate::top_k::{Policy, top_k};
 use heads::{causal, join, join_heads, part, rope_part, split_heads};
@@ -111,12 +110,12 @@ fn indexer_inputs(
     let mut k_scale = Array1::ones(s); // [s]
     if options.index_fp8 {
         for head in 0..heads {
-            let q8 = act_quant(q.index_axis(Axis(1), head), d, ScaleFmt::Ue8m0)?;
+            let q8 = act_quant(q.index_axis(Axis(1), head), d, options.scale_fmt)?;
             let decoded = q8.codes.mapv(e4m3_decode); // [s, D]
             q.index_axis_mut(Axis(1), head).assign(&decoded);
             q_scale.column_mut(head).assign(&q8.scale.column(0)); // [s]
         }
-        let k8 = act_quant(k.view(), d, ScaleFmt::Ue8m0)?;
+        let k8 = act_quant(k.view(), d, options.scale_fmt)?;
         k = k8.codes.mapv(e4m3_decode); // [s, D]
         k_scale = k8.scale.column(0).to_owned(); // [s]
     }
@@ -136,28 +135,101 @@ pub fn attention(
     options: &Options,
     mode: Mode,
 ) -> Result<Array2<f32>> {
-    weights.check(x, config)?;
-    let (q, c, k_pe) = project(x, config, weights, options)?;
-    let (nope, rank) = (config.qk_nope_head_dim, config.kv_lora_rank);
-    let q_nope = part(&q, 0..nope); // [s, h, nope]
-    let q_pe = part(&q, nope..config.qk_head_dim()); // [s, h, rope]
-    let q_absorbed = absorb(q_nope, config, weights); // [s, h, rank]
-    let q = join(q_absorbed.view(), q_pe); // [s, h, rank + rope]
-    let kv = join(c.view().insert_axis(Axis(1)), k_pe.view()); // [s, 1, rank + rope]
-    let kv = kv.remove_axis(Axis(1)); // [s, rank + rope]
-    let tau = config.softmax_scale();
-    let latent = match mode {
+    let absorbed = Absorbed::new(x, config, weights, options)?;
+    match mode {
         Mode::Sparse => {
             let indices = indexer_topk(x, config, weights, options)?; // [s, index_topk]
-            sparse_mla(q.view(), kv.view(), indices.view(), tau, rank, None, None)?
+            absorbed.sparse(indices.view(), config, weights)
         }
-        Mode::Dense => {
-            let (ks, ke) = causal(x.nrows()); // [s], [s]
-            dense_mla(q.view(), kv.view(), &ks, &ke, tau, rank)?
-        }
-    };
-    let o = unabsorb(latent.out.view(), config, weights); // [s, h, v]
-    Ok(linear(join_heads(o).view(), weights.o_proj.view()))
+        Mode::Dense => absorbed.dense(config, weights),
+    }
+}
+
+/// The layer up to the attention itself: queries, and the rows that a cache holds. The attention can
+/// then be asked for any keys, not only for those that the indexer selects.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Absorbed {
+    /// `[s, h, kv_lora_rank + qk_rope]`.
+    pub q: Array3<f32>,
+    /// `[s, kv_lora_rank + qk_rope]`.
+    pub kv: Array2<f32>,
+}
+
+impl Absorbed {
+    /// Of `x` `[s, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`indexer_topk`].
+    pub fn new(
+        x: ArrayView2<f32>,
+        config: &AttentionConfig,
+        weights: &AttentionWeights,
+        options: &Options,
+    ) -> Result<Self> {
+        weights.check(x, config)?;
+        let (q, c, k_pe) = project(x, config, weights, options)?;
+        let nope = config.qk_nope_head_dim;
+        let q_nope = part(&q, 0..nope); // [s, h, nope]
+        let q_pe = part(&q, nope..config.qk_head_dim()); // [s, h, rope]
+        let q_absorbed = absorb(q_nope, config, weights); // [s, h, rank]
+        let q = join(q_absorbed.view(), q_pe); // [s, h, rank + rope]
+        let kv = join(c.view().insert_axis(Axis(1)), k_pe.view()); // [s, 1, rank + rope]
+        Ok(Self { q, kv: kv.remove_axis(Axis(1)) })
+    }
+
+    /// The same, its rows through the fp8 records that decoding reads and back.
+    pub fn through_records(&self, config: &AttentionConfig) -> Self {
+        let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
+        let record = KvRecord { kv_lora_rank: rank, rope_dim };
+        let c = self.kv.slice_axis(Axis(1), Slice::from(..rank)); // [s, rank]
+        let k_pe = self.kv.slice_axis(Axis(1), Slice::from(rank..)); // [s, rope]
+        let records = record.quantise_kv(c, k_pe); // [s, record bytes]
+        Self { q: self.q.clone(), kv: record.dequantise_kv(records.view()) }
+    }
+
+    /// The layer's output `[n, hidden_size]` for the last n tokens, where each attends to the keys of
+    /// its row of `indices` `[n, k]`.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) if n is more than there are tokens.
+    pub fn sparse(
+        &self,
+        indices: ArrayView2<i32>,
+        config: &AttentionConfig,
+        weights: &AttentionWeights,
+    ) -> Result<Array2<f32>> {
+        let (s, n) = (self.q.dim().0, indices.nrows());
+        check_value("rows of indices", n, "at most the number of tokens", n <= s)?;
+        let q = self.q.slice_axis(Axis(0), Slice::from(s - n..)); // [n, h, rank + rope]
+        let (tau, rank) = (config.softmax_scale(), config.kv_lora_rank);
+        let latent = sparse_mla(q, self.kv.view(), indices, tau, rank, None, None)?; // [n, h, rank]
+        Ok(finish(latent.out.view(), config, weights))
+    }
+
+    /// The layer's output `[s, hidden_size]`, where each token attends to all up to itself.
+    ///
+    /// # Errors
+    /// Those of [`dense_mla`].
+    pub fn dense(
+        &self,
+        config: &AttentionConfig,
+        weights: &AttentionWeights,
+    ) -> Result<Array2<f32>> {
+        let (tau, rank) = (config.softmax_scale(), config.kv_lora_rank);
+        let (ks, ke) = causal(self.kv.nrows()); // [s], [s]
+        let latent = dense_mla(self.q.view(), self.kv.view(), &ks, &ke, tau, rank)?; // [s, h, rank]
+        Ok(finish(latent.out.view(), config, weights))
+    }
+}
+
+/// What the attention returned, `[n, h, kv_lora_rank]`, to the layer's output `[n, hidden_size]`.
+fn finish(
+    latent: ArrayView3<f32>,
+    config: &AttentionConfig,
+    weights: &AttentionWeights,
+) -> Array2<f32> {
+    let o = unabsorb(latent, config, weights); // [n, h, v]
+    linear(join_heads(o).view(), weights.o_proj.view()) // [n, hidden_size]
 }
 
 /// The dense layer in expanded form, with keys and values of each head: `x` `[s, hidden_size]` to
@@ -209,17 +281,17 @@ fn project(
     let (nope, rank) = (config.qk_nope_head_dim, config.kv_lora_rank);
     let qr = query_latent(x, config, weights)?; // [s, q_lora_rank]
     let q = split_heads(linear(qr.view(), weights.q_b_proj.view()), heads, head_dim);
-    let q = rope_part(q, nope..head_dim, config, Pairing::Interleaved); // [s, h, nope + rope]
+    let q = rope_part(q, nope..head_dim, config, options.pairing); // [s, h, nope + rope]
     let kv_a = linear(x, weights.kv_a_proj_with_mqa.view()); // [s, rank + rope]
     let c = kv_a.slice_axis(Axis(1), Slice::from(..rank)); // [s, rank]
     let mut c = rms_norm(c, weights.kv_a_layernorm.view(), config.rms_norm_eps)?; // [s, rank]
     if options.kv_fp8 {
-        c = act_quant(c.view(), BLOCK, ScaleFmt::Ue8m0)?.dequantise(); // [s, rank]
+        c = act_quant(c.view(), BLOCK, options.scale_fmt)?.dequantise(); // [s, rank]
     }
     let k_pe = kv_a.slice_axis(Axis(1), Slice::from(rank..)); // [s, rope]
     let k_pe = k_pe.insert_axis(Axis(1)).to_owned(); // [s, 1, rope]
     let all = 0..config.qk_rope_head_dim;
-    let k_pe = rope_part(k_pe, all, config, Pairing::Interleaved); // [s, 1, rope]
+    let k_pe = rope_part(k_pe, all, config, options.pairing); // [s, 1, rope]
     Ok((q, c, k_pe))
 }
 

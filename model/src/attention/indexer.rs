@@ -2,7 +2,7 @@
 
 use super::step::{Places, Step};
 use super::weights::Uploader;
-use super::{Heads, linear};
+use super::{Heads, linear, pairing, scale_fmt};
 use crate::cache::{Cache, IndexKeys};
 use crate::config::Config;
 use crate::error::Result;
@@ -31,6 +31,7 @@ pub(super) struct Indexer {
     rope_dim: usize,
     pairing: Pairing,
     hadamard: bool,
+    scale_fmt: ScaleFmt,
     /// H^-½ · D^-½.
     scale: f32,
 }
@@ -47,10 +48,8 @@ impl Indexer {
             weights_proj: to.matrix("indexer.weights_proj", &w.weights_proj, weights_proj)?,
             heads: Heads { n, dim },
             rope_dim: c.qk_rope_head_dim,
-            pairing: match c.indexer_rope_interleaved {
-                true => Pairing::Interleaved,
-                false => Pairing::HalfSplit,
-            },
+            pairing: pairing(c.indexer_rope_interleaved),
+            scale_fmt: scale_fmt(c),
             hadamard: c.attention_options.hadamard,
             scale: c.index_scale() as f32,
         })
@@ -91,7 +90,7 @@ impl Indexer {
         match cache.index_keys() {
             IndexKeys::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
-                let q8 = act_quant(device, &q, ScaleFmt::Ue8m0)?; // [n · H, D], [n · H, 1]
+                let q8 = act_quant(device, &q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
                 let q_scale = q8.scale.reshape(&[n, heads])?;
                 let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
                 // A chunk is one request with n new tokens, a batch n requests with one each.

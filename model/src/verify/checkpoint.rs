@@ -1,55 +1,137 @@
 //! A checkpoint's layers, and the keys that are stored beside it.
 
-use super::layer::{Trial, compare};
+use super::check_tokens;
+use super::layer::compare;
 use super::report::{Bound, Report, Section};
+use super::trial::Trial;
 use crate::attention::read_weights;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::{Checkpoint, Dtype};
+use crate::weights::{Checkpoint, Dtype, is_there};
 use dsa_kernels::{DType, Device};
-use dsa_reference::attention_layer::indexer_topk;
+use dsa_reference::attention_layer::{AttentionWeights, indexer_topk};
 use dsa_reference::norm::rms_norm;
-use dsa_tests::gate::DEFAULT_SEED;
 use dsa_tests::generate::Rng;
 use ndarray::{Array2, ArrayView2, Axis};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Tokens of the made-up text, where there is no other.
-const TOKENS: usize = 192;
+/// Where the keys and the text of another implementation are.
+const STORED: &str = "expected.safetensors";
 
-/// [`verify_checkpoint`](super::verify_checkpoint), on `ids` if they are given.
-pub(super) fn verify(device: &Device, folder: &Path, ids: Option<&[u32]>) -> Result<Report> {
+/// Which text a checkpoint's layers are tried on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Text<'a> {
+    /// The stored one if there is one, or else a made-up one.
+    Stored {
+        /// Length of the made-up one.
+        tokens: usize,
+        /// Seed of the made-up one.
+        seed: u64,
+    },
+    /// These ids.
+    Ids(&'a [u32]),
+}
+
+/// [`verify_checkpoint`](super::verify_checkpoint) on a text.
+pub(super) fn verify(device: &Device, folder: &Path, text: Text) -> Result<Report> {
     let config = Config::read(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
-    let stored = folder.join("expected.safetensors");
-    let stored = match ids {
-        None if stored.exists() => Some(Checkpoint::open_files(vec![stored])?),
-        _ => None,
-    };
-    let ids = match (&stored, ids) {
-        (_, Some(ids)) => ids.to_vec(),
-        (Some(stored), None) => {
-            integers(stored, "input_ids")?.iter().map(|id| *id as u32).collect()
+    let stored = folder.join(STORED);
+    let mut settings = config.deciding();
+    let mut say = |name: &str, value: String| settings.push((name.to_string(), value));
+    let (ids, stored) = match text {
+        Text::Ids(ids) => {
+            check_tokens("input_ids", ids.len())?;
+            say("text", format!("{} ids that were given", ids.len()));
+            say("stored keys", "not looked for: the text was given".into());
+            (ids.to_vec(), None)
         }
-        (None, None) => {
-            let mut rng = Rng::new(DEFAULT_SEED);
-            (0..TOKENS).map(|_| rng.below(config.vocab_size) as u32).collect()
+        Text::Stored { .. } if is_there(&stored)? => {
+            let stored = Stored::open(Checkpoint::open_files(vec![stored])?, &config)?;
+            say("text", format!("{} tokens of {STORED}", stored.ids.len()));
+            say("stored keys", format!("{STORED}, layers {}", stored.layer_list()));
+            (stored.ids.clone(), Some(stored))
+        }
+        Text::Stored { tokens, seed } => {
+            check_tokens("tokens", tokens)?;
+            say("text", format!("{tokens} made-up tokens, seed {seed}"));
+            say("stored keys", format!("none here: the folder has no {STORED}"));
+            let mut rng = Rng::new(seed);
+            ((0..tokens).map(|_| rng.below(config.vocab_size) as u32).collect(), None)
         }
     };
     let model = Model { device, config, checkpoint };
     let embedded = model.embed(&ids)?; // [s, hidden]
-    let mut report = Report::default();
+    let mut sections = Vec::new();
     if let Some(stored) = &stored {
-        report.sections.push(model.stored_keys(stored, &embedded)?);
+        sections.push(model.stored_keys(stored, &embedded)?);
     }
     let x = model.normalise(0, &embedded)?; // [s, hidden]
     let weights = model.weights(0)?;
     for dtype in [DType::F32, DType::Bf16] {
-        let section = compare(device, &model.config, &weights, x.view(), dtype, "layer 0")?;
-        report.sections.push(section);
+        sections.push(compare(device, &model.config, &weights, x.view(), dtype, "layer 0")?);
     }
-    Ok(report)
+    Ok(Report { settings, sections })
+}
+
+/// What another implementation computed.
+struct Stored {
+    file: Checkpoint,
+    /// The text: `[s]`.
+    ids: Vec<u32>,
+    /// The keys of each layer that has some: `[s, index_topk]`.
+    keys: BTreeMap<usize, Array2<i32>>,
+}
+
+impl Stored {
+    /// Reads text and keys. Every form is checked before anything is read, and the file must hold keys
+    /// of a layer that exists: without them there is nothing to compare with.
+    fn open(file: Checkpoint, config: &Config) -> Result<Self> {
+        let shape = |name: &str| file.form(name).map(|(_, shape)| shape.to_vec());
+        let s = match shape("input_ids")?[..] {
+            [s] => s,
+            ref found => {
+                let (found, expected) = (found.to_vec(), vec![found.iter().product()]);
+                return Err(Error::Shape { name: "input_ids".into(), found, expected });
+            }
+        };
+        check_tokens("input_ids", s)?;
+        let ids = integers(&file, "input_ids", &[s])?;
+        let ids = ids.into_iter().map(|id| {
+            let expected = "an id, 0 or more";
+            u32::try_from(id).map_err(|_| Error::Argument {
+                name: "input_ids",
+                value: id.to_string(),
+                expected: expected.into(),
+            })
+        });
+        let ids = ids.collect::<Result<Vec<u32>>>()?;
+        let mut keys = BTreeMap::new();
+        let name = |layer: usize| format!("layer{layer}.topk");
+        let layers = config.num_hidden_layers;
+        for layer in (0..layers).filter(|layer| file.contains(&name(*layer))) {
+            let form = [s, config.index_topk];
+            let values = integers(&file, &name(layer), &form)?;
+            let list = Array2::from_shape_vec(form, values).map_err(|_| Error::Shape {
+                name: name(layer),
+                found: vec![],
+                expected: form.to_vec(),
+            })?;
+            keys.insert(layer, list);
+        }
+        let listed = file.names().filter(|name| name.ends_with(".topk")).count();
+        let expected =
+            format!("layer0.topk to layer{}.topk, at least one, and no other", layers - 1);
+        let right = !keys.is_empty() && listed == keys.len();
+        let got = format!("{listed} tensors .topk, of which {} are of layers", keys.len());
+        Error::check(right, STORED, got, expected)?;
+        Ok(Self { file, ids, keys })
+    }
+
+    fn layer_list(&self) -> String {
+        self.keys.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
 }
 
 struct Model<'a> {
@@ -62,7 +144,6 @@ impl Model<'_> {
     /// Embeddings of `ids`: `[s, hidden]`.
     fn embed(&self, ids: &[u32]) -> Result<Array2<f32>> {
         let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
-        Error::check(!ids.is_empty(), "input_ids", "empty", "at least one token")?;
         for id in ids {
             Error::check((*id as usize) < vocab, "input_ids", id, format!("ids below {vocab}"))?;
         }
@@ -78,26 +159,23 @@ impl Model<'_> {
         Ok(rms_norm(residual.view(), weight.view(), self.config.rms_norm_eps)?)
     }
 
-    fn weights(&self, layer: usize) -> Result<dsa_reference::attention_layer::AttentionWeights> {
+    fn weights(&self, layer: usize) -> Result<AttentionWeights> {
         let path = self.checkpoint.root().at("model.layers").at(layer).at("self_attn");
         read_weights(&self.config, &path)
     }
 
     /// The stored keys of every layer that has some, against those of both sides.
-    fn stored_keys(&self, stored: &Checkpoint, embedded: &Array2<f32>) -> Result<Section> {
+    fn stored_keys(&self, stored: &Stored, embedded: &Array2<f32>) -> Result<Section> {
         let (s, hidden) = embedded.dim();
         let title = format!("stored keys, f32, {s} tokens: tokens that differ");
         let mut section = Section { title, ..Default::default() };
-        for layer in 0..self.config.num_hidden_layers {
-            let name = format!("layer{layer}.topk");
-            let before = format!("layer{}.hidden", layer.wrapping_sub(1));
-            if !stored.contains(&name) || (layer > 0 && !stored.contains(&before)) {
-                continue;
-            }
-            let want = matrix(integers(stored, &name)?, s, &name)?; // [s, k]
-            let x = match layer {
-                0 => self.normalise(0, embedded)?,
-                _ => self.normalise(layer, &stored.array2(&before, [s, hidden])?)?,
+        for (&layer, want) in &stored.keys {
+            let x = match layer.checked_sub(1) {
+                None => self.normalise(0, embedded)?,
+                Some(before) => {
+                    let name = format!("layer{before}.hidden");
+                    self.normalise(layer, &stored.file.array2(&name, [s, hidden])?)?
+                }
             }; // [s, hidden]
             let weights = self.weights(layer)?;
             let (c, options) = (self.config.reference_config(), self.config.reference_options());
@@ -125,21 +203,16 @@ fn differing(got: ArrayView2<i32>, want: ArrayView2<i32>) -> Vec<usize> {
     (0..want.nrows()).filter(|t| keys(got, *t) != keys(want, *t)).collect()
 }
 
-/// The elements of a tensor of i32.
-fn integers(file: &Checkpoint, name: &str) -> Result<Vec<i32>> {
-    let tensor = file.tensor(name)?;
-    if tensor.dtype != Dtype::I32 {
-        return Err(Error::Dtype { name: name.into(), found: tensor.dtype, expected: "I32" });
+/// The elements of a tensor of i32 of this shape.
+fn integers(file: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<i32>> {
+    let (dtype, found) = file.form(name)?;
+    if dtype != Dtype::I32 {
+        return Err(Error::Dtype { name: name.into(), found: dtype, expected: "I32" });
     }
-    Ok(tensor.bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
-}
-
-/// `values` as `rows` rows.
-fn matrix(values: Vec<i32>, rows: usize, name: &str) -> Result<Array2<i32>> {
-    let (len, cols) = (values.len(), values.len() / rows);
-    Array2::from_shape_vec((rows, cols), values).map_err(|_| Error::Shape {
-        name: name.into(),
-        found: vec![len],
-        expected: vec![rows, cols],
-    })
+    if found != shape {
+        let (found, expected) = (found.to_vec(), shape.to_vec());
+        return Err(Error::Shape { name: name.into(), found, expected });
+    }
+    let bytes = file.tensor(name)?.bytes;
+    Ok(bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
 }

@@ -1,94 +1,42 @@
 //! One layer, on the kernels and in the reference.
 
+use super::checks::{Selected, kernel_checks, layer_check, mass_fact, selection};
 use super::report::{Bound, Section};
-use super::thresholds::{KERNEL, LAYER, RECALL, worst_row};
-use crate::attention::step::Step;
-use crate::attention::{Attention, Mode, Stages, Trace};
-use crate::cache::{Cache, CacheSize, KvFormat};
-use crate::config::Config;
-use crate::error::{Error, Result};
-use dsa_kernels::tile::Machine;
-use dsa_kernels::{DType, Device, Tensor, dense_attention, sparse_attention};
-use dsa_reference::attention_layer::{self, AttentionWeights, attention, indexer_topk};
+use super::thresholds::{DECODED, LAYER, MASS, RECALL, TOKEN_MASS, token_recall, worst_row};
+use super::trial::Trial;
+use crate::attention::{Mode, Trace};
+use crate::cache::KvFormat;
+use crate::config::{AttentionOptions, Config};
+use crate::error::Result;
+use dsa_kernels::{DType, Device};
+use dsa_reference::attention_layer::{Absorbed, AttentionConfig, AttentionWeights, indexer_topk};
 use dsa_reference::dense_attention::{dense_mha, dense_mla};
 use dsa_reference::quant::bf16_round;
-use dsa_reference::sparse_attention::Attention as Expected;
 use dsa_reference::sparse_attention::sparse_mla;
-use dsa_tests::case::HostTensor;
-use dsa_tests::compare::close;
-use dsa_tests::tolerance::tolerance_on;
-use ndarray::{Array2, ArrayD, ArrayView1, ArrayView2, Axis, Dimension, Ix2, Ix3, Slice};
+use ndarray::{Array2, ArrayView2, Axis, Ix2, Ix3, Slice};
 
-/// A layer on a device, and the sequence that it is tried on.
-pub(super) struct Trial<'a> {
+/// One comparison: both sides of it, and what was found so far.
+struct Comparison<'a> {
     device: &'a Device,
-    layer: Attention,
-    cache: Cache,
-    x: Tensor,
-    step: Step,
-}
-
-impl<'a> Trial<'a> {
-    /// Prepares `x` `[s, hidden]`.
-    pub fn new(
-        device: &'a Device,
-        config: &Config,
-        weights: &AttentionWeights,
-        x: ArrayView2<f32>,
-        dtype: DType,
-    ) -> Result<Self> {
-        let layer = Attention::from_weights(device, config, weights, dtype)?;
-        Error::check(x.nrows() > 0, "x", "0 tokens", "at least 1")?;
-        let size = CacheSize { requests: 1, max_seq: x.nrows(), page_size: 64 };
-        let cache = Cache::new(device, config, size, dtype, KvFormat::Elements)?;
-        let values: Vec<f32> = x.iter().copied().collect();
-        let x = device.upload_f32(&values, x.shape(), dtype)?;
-        let step = Step::chunk(&cache, 0, 0, x.shape()[0])?;
-        Ok(Self { device, layer, cache, x, step })
-    }
-
-    /// Runs the sequence as a prompt.
-    fn run(&mut self, mode: Mode) -> Result<Trace> {
-        self.layer.step(&self.x, &self.step, &mut self.cache, mode, &mut Stages::new())
-    }
-
-    /// The keys `[s, index_topk]` that the kernels select.
-    pub fn selected(&mut self) -> Result<Array2<i32>> {
-        let trace = self.run(Mode::Sparse)?;
-        self.indices(&trace)
-    }
-
-    fn indices(&self, trace: &Trace) -> Result<Array2<i32>> {
-        let Some(indices) = &trace.indices else {
-            return Ok(Array2::from_elem((self.step.tokens(), 0), -1));
-        };
-        let values = self.device.download_i32(indices)?;
-        let shape = (indices.shape()[0], indices.shape()[1]);
-        Array2::from_shape_vec(shape, values).map_err(|e| wrong("indices", &e.to_string()))
-    }
-
-    /// Runs the last token again, as a decoded one: `[1, hidden]`.
-    fn decode_last(&mut self, mode: Mode) -> Result<Array2<f32>> {
-        let last = self.step.tokens() - 1;
-        let x = self.x.narrow(0, last, 1)?; // [1, hidden]
-        let stages = &mut Stages::new();
-        let y = self.layer.forward(&x, &mut self.cache, 0, last, mode, stages)?;
-        self.download(&y)
-    }
-
-    fn download<D: Dimension>(&self, tensor: &Tensor) -> Result<ndarray::Array<f32, D>> {
-        let values = self.device.download_f32(tensor)?;
-        ArrayD::from_shape_vec(tensor.shape(), values)
-            .and_then(|array| array.into_dimensionality())
-            .map_err(|error| wrong("downloaded tensor", &error.to_string()))
-    }
-}
-
-fn wrong(name: &'static str, value: &str) -> Error {
-    Error::Argument { name, value: value.into(), expected: "an array of the kernel's shape".into() }
+    weights: &'a AttentionWeights,
+    /// Sizes, as the reference takes them.
+    c: AttentionConfig,
+    options: AttentionOptions,
+    dtype: DType,
+    /// The layer up to the attention, by the reference.
+    want: Absorbed,
+    /// Keys by the reference: `[s, topk]`.
+    want_indices: Array2<i32>,
+    /// The layer's output by kernels and reference, each `[s, hidden]`.
+    dense: (Array2<f32>, Array2<f32>),
+    section: Section,
 }
 
 /// The comparison. `x`: `[s, hidden]`.
+///
+/// What it checks depends on the number of tokens and on the configuration alone, never on the values:
+/// where the two sides select different keys, which rounding decides, the reference is given those of
+/// the kernels, and the difference of the keys is a check of its own.
 pub(super) fn compare(
     device: &Device,
     config: &Config,
@@ -101,153 +49,180 @@ pub(super) fn compare(
     let weights = rounded.as_ref().unwrap_or(weights);
     let x = x.mapv(|v| if dtype == DType::F32 { v } else { bf16_round(v) }); // [s, hidden]
     let mut trial = Trial::new(device, config, weights, x.view(), dtype)?;
-    let (s, topk) = (x.nrows(), config.index_topk);
-    let title = format!("{title}, {dtype}, {s} tokens, {topk} keys kept");
-    let mut section = Section { title, ..Default::default() };
     let (c, options) = (config.reference_config(), config.reference_options());
-    let layer_bound = Bound::AtMost(LAYER.of(dtype, config.attention_options));
+    let title = format!("{title}, {dtype}, {} tokens, {} keys kept", x.nrows(), config.index_topk);
+    let want = Absorbed::new(x.view(), &c, weights, &options)?;
+    let want_dense = want.dense(&c, weights)?; // [s, hidden]
+    let mut it = Comparison {
+        device,
+        weights,
+        options: config.attention_options,
+        dtype,
+        want_indices: indexer_topk(x.view(), &c, weights, &options)?,
+        dense: (Array2::zeros((0, 0)), want_dense),
+        want,
+        c,
+        section: Section { title, ..Default::default() },
+    };
+    it.dense(&mut trial)?;
+    it.sparse(&mut trial)?;
+    Ok(it.section)
+}
 
-    // Dense: the attention kernel on its own inputs, then the layer.
-    let trace = trial.run(Mode::Dense)?;
-    if let Some((k, v)) = &trace.expanded {
-        let (q, k) = (trial.download::<Ix3>(&trace.q)?, trial.download::<Ix3>(k)?);
-        let (ks, ke) = causal(s);
-        let v = trial.download::<Ix3>(v)?;
-        let want = dense_mha(q.view(), k.view(), v.view(), &ks, &ke, c.softmax_scale())?;
-        let machine = dense_attention::machine(device, dtype);
-        kernel_checks(&mut section, device, ("dense_mha", machine), &trace, &want)?;
+impl Comparison<'_> {
+    /// Dense mode: the attention kernels on their own inputs, then the layer.
+    fn dense(&mut self, trial: &mut Trial) -> Result<()> {
+        let bound = self.layer_bound(KvFormat::Elements);
+        let trace = trial.run(Mode::Dense)?;
+        match &trace.expanded {
+            Some((k, v)) => {
+                let (q, k) = (trial.download::<Ix3>(&trace.q)?, trial.download::<Ix3>(k)?);
+                let v = trial.download::<Ix3>(v)?;
+                let (ks, ke) = causal(q.dim().0);
+                let tau = self.c.softmax_scale();
+                let want = dense_mha(q.view(), k.view(), v.view(), &ks, &ke, tau)?;
+                kernel_checks(&mut self.section, self.device, "dense_mha", &trace, &want, "")?;
+            }
+            None => self.dense_mla(trial, &trace, "")?,
+        }
+        self.dense.0 = trial.download::<Ix2>(&trace.hidden)?; // [s, hidden]
+        let (got, want) = &self.dense;
+        layer_check(&mut self.section, "dense layer, relative error", got, want, bound, |_| true);
+
+        let trace = trial.decode_last(Mode::Dense)?;
+        self.dense_mla(trial, &trace, " (decoded)")?;
+        let last = trial.download::<Ix2>(&trace.hidden)?; // [1, hidden]
+        let (got, want) = (last_row(&self.dense.0), last_row(&self.dense.1));
+        self.decoded("dense, decoded", &last, &want, (&got, &want), KvFormat::Elements);
+        Ok(())
     }
-    let dense = trial.download::<Ix2>(&trace.hidden)?; // [s, hidden]
-    let mode = attention_layer::Mode::Dense;
-    let want_dense = attention(x.view(), &c, weights, &options, mode)?; // [s, hidden]
-    let name = "dense layer, relative error";
-    layer_check(&mut section, name, &dense, &want_dense, layer_bound, |_| true);
-    let last = trial.decode_last(Mode::Dense)?;
-    let want_last = last_row(&want_dense);
-    layer_check(&mut section, "dense, last token decoded", &last, &want_last, layer_bound, |_| {
-        true
-    });
 
-    // Sparse: which keys, the attention kernel on its own inputs, then the layer.
-    let trace = trial.run(Mode::Sparse)?;
-    let indices = trial.indices(&trace)?; // [s, topk]
-    let want_indices = indexer_topk(x.view(), &c, weights, &options)?; // [s, topk]
-    let agrees = selection(&mut section, &indices, &want_indices, config, dtype); // [s]
-    let q = trial.download::<Ix3>(&trace.q)?; // [s, h, rank + rope]
-    let kv = trial.download::<Ix2>(&trial.cache.latents(&trial.step)?)?; // [s, rank + rope]
-    let (tau, rank) = (c.softmax_scale(), c.kv_lora_rank);
-    if s > 1 || trace.indices.is_some() {
-        let want = sparse_mla(q.view(), kv.view(), indices.view(), tau, rank, None, None)?;
-        let machine = sparse_attention::machine(device, dtype);
-        kernel_checks(&mut section, device, ("sparse_mla", machine), &trace, &want)?;
+    /// The kernel of absorbed dense attention on its own inputs.
+    fn dense_mla(&mut self, trial: &Trial, trace: &Trace, when: &str) -> Result<()> {
+        let q = trial.download::<Ix3>(&trace.q)?; // [n, h, rank + rope]
+        let kv = trial.latents()?; // [s, rank + rope]
+        let (n, s) = (q.dim().0, kv.nrows() as i32);
+        let ke: Vec<i32> = (s + 1 - n as i32..=s).collect(); // [n]
+        let (tau, rank) = (self.c.softmax_scale(), self.c.kv_lora_rank);
+        let want = dense_mla(q.view(), kv.view(), &vec![0; n], &ke, tau, rank)?;
+        kernel_checks(&mut self.section, self.device, "dense_mla", trace, &want, when)
+    }
+
+    /// Sparse mode: which keys, the attention kernels on their own inputs, then the layer.
+    fn sparse(&mut self, trial: &mut Trial) -> Result<()> {
+        let bound = self.layer_bound(KvFormat::Elements);
+        let (s, topk) = (trial.tokens(), self.c.index_topk);
+        let trace = trial.run(Mode::Sparse)?;
+        let indices = trial.indices(&trace)?; // [s, topk]
+        let q = trial.download::<Ix3>(&trace.q)?; // [s, h, rank + rope]
+        let kv = trial.latents()?; // [s, rank + rope]
+        let (tau, rank) = (self.c.softmax_scale(), self.c.kv_lora_rank);
         let (ks, ke) = causal(s);
         let of_all = dense_mla(q.view(), kv.view(), &ks, &ke, tau, rank)?;
-        mass_fact(&mut section, &want, &of_all, topk);
-    }
-    let sparse = trial.download::<Ix2>(&trace.hidden)?; // [s, hidden]
-    let mode = attention_layer::Mode::Sparse;
-    let want_sparse = attention(x.view(), &c, weights, &options, mode)?; // [s, hidden]
-    let name = "sparse layer, relative error (tokens with equal keys)";
-    layer_check(&mut section, name, &sparse, &want_sparse, layer_bound, |t| agrees[t]);
-    let last = trial.decode_last(Mode::Sparse)?;
-    let want_last = last_row(&want_sparse);
-    let name = "sparse, last token decoded (if its keys are equal)";
-    layer_check(&mut section, name, &last, &want_last, layer_bound, |_| agrees[s - 1]);
-
-    // Sparse against dense.
-    let name = "sparse against dense, tokens with no more keys than kept";
-    layer_check(&mut section, name, &sparse, &dense, layer_bound, |t| t < topk);
-    if let Some((worst, t)) = worst_row(sparse.view(), dense.view(), |t| t >= topk) {
-        let text = format!("at most {worst:.4} (token {t})");
-        section.fact("sparse against dense, the other tokens: relative change", text);
-    }
-    Ok(section)
-}
-
-/// The share of keys that both sides select; returns for each token whether all are the same.
-fn selection(
-    section: &mut Section,
-    got: &Array2<i32>,
-    want: &Array2<i32>,
-    config: &Config,
-    dtype: DType,
-) -> Vec<bool> {
-    let keys =
-        |row: ArrayView1<i32>| -> Vec<i32> { row.iter().copied().filter(|n| *n >= 0).collect() };
-    let recalls: Vec<f64> = got
-        .axis_iter(Axis(0))
-        .zip(want.axis_iter(Axis(0)))
-        .map(|(got, want)| {
-            let (got, want) = (keys(got), keys(want));
-            let both = want.iter().filter(|n| got.binary_search(n).is_ok()).count();
-            both as f64 / got.len().max(want.len()).max(1) as f64
-        })
-        .collect(); // [s]
-    let same: Vec<bool> = recalls.iter().map(|r| *r == 1.0).collect(); // [s]
-    let mean = recalls.iter().sum::<f64>() / recalls.len() as f64;
-    let worst = recalls.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1));
-    let worst = worst.filter(|(_, recall)| **recall < 1.0);
-    let worst = worst.map_or(String::new(), |(t, r)| format!("worst {r:.4}, token {t}"));
-    let bound = Bound::AtLeast(RECALL.of(dtype, config.attention_options));
-    section.check("top-k recall against the reference, mean of tokens", mean, bound, worst);
-    let equal = same.iter().filter(|same| **same).count();
-    section.fact("tokens with exactly the reference's keys", format!("{equal} of {}", same.len()));
-    same
-}
-
-/// Output and lse of an attention kernel, as shares of its tolerances.
-fn kernel_checks(
-    section: &mut Section,
-    device: &Device,
-    (kernel, machine): (&str, Machine),
-    trace: &Trace,
-    want: &Expected,
-) -> Result<()> {
-    let got = &trace.attention;
-    for (output, got, want) in
-        [("out", &got.out, HostTensor::of(&want.out)), ("lse", &got.lse, HostTensor::of(&want.lse))]
-    {
-        let by = tolerance_on(machine.matrix, kernel, output, got.dtype());
-        let (got, want) = (HostTensor::download(device, got)?, want.cast(got.dtype()));
-        let closeness = close(output, &got, &want, by);
-        let at = match *closeness.worst_at {
-            [t, head, ..] => format!("token {t}, head {head}"),
-            _ => String::new(),
+        let want = &self.want_indices;
+        let both = Selected { when: "", tokens: s, got: &indices, want, of_all: &of_all.lse };
+        let lse_of = |keys: &Array2<i32>| {
+            sparse_mla(q.view(), kv.view(), keys.view(), tau, rank, None, None)
         };
-        let used = closeness.worst.max(closeness.cos / by.cos);
-        let name = format!("{kernel} {output}, share of its tolerance");
-        section.check(&name, used, Bound::AtMost(KERNEL), at);
-    }
-    Ok(())
-}
+        let recall = Bound::AtLeast(RECALL.of(self.dtype, self.options));
+        let mass = Bound::AtMost(MASS.of(self.dtype, self.options));
+        selection(&mut self.section, both, lse_of, (recall, mass))?;
 
-/// The worst row of a layer's output.
-fn layer_check(
-    section: &mut Section,
-    name: &str,
-    got: &Array2<f32>,
-    want: &Array2<f32>,
-    bound: Bound,
-    counts: impl Fn(usize) -> bool,
-) {
-    if let Some((worst, t)) = worst_row(got.view(), want.view(), counts) {
-        let at = if got.nrows() > 1 { format!("token {t}") } else { String::new() };
-        section.check(name, worst, bound, at);
-    }
-}
+        let want = sparse_mla(q.view(), kv.view(), indices.view(), tau, rank, None, None)?;
+        kernel_checks(&mut self.section, self.device, "sparse_mla", &trace, &want, "")?;
+        mass_fact(&mut self.section, &want, &of_all, topk);
+        let sparse = trial.download::<Ix2>(&trace.hidden)?; // [s, hidden]
+        let want_sparse = self.want.sparse(indices.view(), &self.c, self.weights)?; // [s, hidden]
+        let name = "sparse layer, relative error (the kernels' keys)";
+        layer_check(&mut self.section, name, &sparse, &want_sparse, bound, |_| true);
 
-/// Mass that the dense probabilities give to the selected keys: `e^(lse of them - lse of all)`.
-fn mass_fact(section: &mut Section, selected: &Expected, all: &Expected, topk: usize) {
-    let mass =
-        |(at, lse): ((usize, usize), &f32)| ((f64::from(*lse) - f64::from(all.lse[at])).exp(), at);
-    let masses: Vec<_> =
-        selected.lse.indexed_iter().filter(|((t, _), _)| *t >= topk).map(mass).collect();
-    let Some((least, (t, head))) = masses.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-        return section.fact("attention mass on the selected keys", "1: all are kept".to_string());
-    };
-    let mean = masses.iter().map(|(mass, _)| mass).sum::<f64>() / masses.len() as f64;
-    let text = format!("mean {mean:.4}, least {least:.4} (token {t}, head {head})");
-    section.fact("attention mass on the selected keys, tokens with more", text);
+        let prefill = (&last_row(&sparse), &last_row(&want_sparse));
+        self.sparse_decoded(trial, KvFormat::Elements, prefill)?;
+        let mut trial = trial.with_records()?;
+        trial.run(Mode::Sparse)?;
+        self.sparse_decoded(&mut trial, KvFormat::Fp8, prefill)?;
+
+        let dense = &self.dense.0;
+        let name = "sparse against dense, tokens with no more keys than kept";
+        layer_check(&mut self.section, name, &sparse, dense, bound, |t| t < topk);
+        let change = worst_row(sparse.view(), dense.view(), |t| t >= topk);
+        let change = change.map_or("none: every token keeps all its keys".into(), |(worst, t)| {
+            format!("at most {worst:.4} (token {t})")
+        });
+        self.section.fact("sparse against dense, the other tokens: relative change", change);
+        Ok(())
+    }
+
+    /// The last token again, decoded from what the cache holds in `format`. `prefill`: its output in
+    /// the prompt, by kernels and reference.
+    fn sparse_decoded(
+        &mut self,
+        trial: &mut Trial,
+        format: KvFormat,
+        prefill: (&Array2<f32>, &Array2<f32>),
+    ) -> Result<()> {
+        let trace = trial.decode_last(Mode::Sparse)?;
+        let indices = trial.indices(&trace)?; // [1, topk]
+        let (tau, rank) = (self.c.softmax_scale(), self.c.kv_lora_rank);
+        let q = trial.download::<Ix3>(&trace.q)?; // [1, h, rank + rope]
+        let (kernel, kv, want, from) = match format {
+            KvFormat::Elements => ("sparse_mla", trial.latents()?, self.want.clone(), "decoded"),
+            KvFormat::Fp8 => {
+                let want = self.want.through_records(&self.c);
+                ("sparse_mla_paged", trial.records()?, want, "from fp8 records")
+            }
+        }; // [s, rank + rope]
+        let end = [kv.nrows() as i32];
+        let of_all = dense_mla(q.view(), kv.view(), &[0], &end, tau, rank)?;
+        let lse_of = |keys: &Array2<i32>| {
+            sparse_mla(q.view(), kv.view(), keys.view(), tau, rank, None, None)
+        };
+        let when = format!(" ({from})");
+        let (recall, kept) = (RECALL.of(self.dtype, self.options), self.c.index_topk);
+        let recall = Bound::AtLeast(token_recall(recall, kept.min(kv.nrows())));
+        let mass = Bound::AtMost(TOKEN_MASS.of(self.dtype, self.options));
+        let (tokens, keys) = (kv.nrows(), last_row(&self.want_indices)); // [1, topk]
+        let both =
+            Selected { when: &when, tokens, got: &indices, want: &keys, of_all: &of_all.lse };
+        selection(&mut self.section, both, lse_of, (recall, mass))?;
+
+        let by_kernel = sparse_mla(q.view(), kv.view(), indices.view(), tau, rank, None, None)?;
+        kernel_checks(&mut self.section, self.device, kernel, &trace, &by_kernel, &when)?;
+        let last = trial.download::<Ix2>(&trace.hidden)?; // [1, hidden]
+        let want = want.sparse(indices.view(), &self.c, self.weights)?; // [1, hidden]
+        self.decoded(&format!("sparse, {from}"), &last, &want, prefill, format);
+        Ok(())
+    }
+
+    /// The last token's output when it was decoded, against the reference's, and against the kernels'
+    /// own prefill. Where prefill and decode attend to different keys or rows, the reference says by how
+    /// much they must differ.
+    fn decoded(
+        &mut self,
+        what: &str,
+        got: &Array2<f32>,
+        want: &Array2<f32>,
+        prefill: (&Array2<f32>, &Array2<f32>),
+        format: KvFormat,
+    ) {
+        let name = format!("{what}: last token, relative error");
+        layer_check(&mut self.section, &name, got, want, self.layer_bound(format), |_| true);
+        let by_prefill = want + prefill.0 - prefill.1; // [1, hidden]
+        let name = format!("{what}: last token against prefill");
+        let bound = Bound::AtMost(DECODED.of(self.dtype, self.options_of(format)));
+        layer_check(&mut self.section, &name, got, &by_prefill, bound, |_| true);
+    }
+
+    /// How far a layer may be off that reads its keys in `format`.
+    fn layer_bound(&self, format: KvFormat) -> Bound {
+        Bound::AtMost(LAYER.of(self.dtype, self.options_of(format)))
+    }
+
+    /// The lossy steps with a cache of this format: a record rounds c to fp8 whatever the options say.
+    fn options_of(&self, format: KvFormat) -> AttentionOptions {
+        let kv_fp8 = self.options.kv_fp8 || format == KvFormat::Fp8;
+        AttentionOptions { kv_fp8, ..self.options }
+    }
 }
 
 /// `ks = 0`, `ke = t + 1`.
@@ -256,7 +231,7 @@ fn causal(s: usize) -> (Vec<i32>, Vec<i32>) {
 }
 
 /// The last row, as `[1, n]`.
-fn last_row(x: &Array2<f32>) -> Array2<f32> {
+fn last_row<T: Clone>(x: &Array2<T>) -> Array2<T> {
     x.slice_axis(Axis(0), Slice::from(-1..)).to_owned()
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 /// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
+    /// What was verified, and what of it decides the result, as name and value.
+    pub settings: Vec<(String, String)>,
     /// Its parts.
     pub sections: Vec<Section>,
 }
@@ -53,6 +55,11 @@ impl Check {
 }
 
 impl Section {
+    /// Whether it compared something, and all of its checks passed.
+    pub fn passed(&self) -> bool {
+        !self.checks.is_empty() && self.checks.iter().all(Check::passed)
+    }
+
     /// Adds a check.
     pub(super) fn check(&mut self, name: &str, value: f64, bound: Bound, worst: String) {
         self.checks.push(Check { name: name.to_string(), value, bound, worst });
@@ -65,10 +72,9 @@ impl Section {
 }
 
 impl Report {
-    /// Whether there are checks and all of them passed.
+    /// Whether there are sections, each of them compared something, and all checks passed.
     pub fn passed(&self) -> bool {
-        let mut checks = self.checks().peekable();
-        checks.peek().is_some() && checks.all(Check::passed)
+        !self.sections.is_empty() && self.sections.iter().all(Section::passed)
     }
 
     /// All checks.
@@ -85,7 +91,7 @@ impl fmt::Display for Check {
             Bound::AtLeast(bound) => ("at least", bound),
         };
         let (value, bound) = (Short(self.value), Short(bound));
-        write!(f, "{verdict}  {:<56} {value:>8}, {word} {bound}", self.name)?;
+        write!(f, "{verdict}  {:<64} {value:>8}, {word} {bound}", self.name)?;
         if self.worst.is_empty() { Ok(()) } else { write!(f, "  ({})", self.worst) }
     }
 }
@@ -93,20 +99,34 @@ impl fmt::Display for Check {
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.title)?;
+        if self.checks.is_empty() {
+            writeln!(f, "  FAILED  nothing was compared")?;
+        }
         self.checks.iter().try_for_each(|check| writeln!(f, "  {check}"))?;
-        self.facts.iter().try_for_each(|(name, value)| writeln!(f, "          {name:<56} {value}"))
+        write_facts(f, &self.facts)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.settings.is_empty() {
+            writeln!(f, "configuration")?;
+            write_facts(f, &self.settings)?;
+            writeln!(f)?;
+        }
         self.sections.iter().try_for_each(|section| writeln!(f, "{section}"))?;
         let (failed, all) = (self.checks().filter(|c| !c.passed()).count(), self.checks().count());
-        match failed {
-            0 => write!(f, "passed: {all} checks"),
-            _ => write!(f, "FAILED: {failed} of {all} checks"),
+        match (self.passed(), failed) {
+            (true, _) => write!(f, "passed: {all} checks"),
+            (false, 0) => write!(f, "FAILED: a part compared nothing, {all} checks in the others"),
+            (false, _) => write!(f, "FAILED: {failed} of {all} checks"),
         }
     }
+}
+
+/// Names and values, under those of the checks.
+fn write_facts(f: &mut fmt::Formatter<'_>, facts: &[(String, String)]) -> fmt::Result {
+    facts.iter().try_for_each(|(name, value)| writeln!(f, "          {name:<64} {value}"))
 }
 
 /// A number in few digits: as it is near 1, with an exponent far from it.

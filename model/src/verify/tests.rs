@@ -17,7 +17,7 @@ fn small(options: AttentionOptions) -> Config {
 
 #[test]
 fn golden_tiny_passes() {
-    let report = verify_checkpoint(&device(), Path::new(TINY)).unwrap();
+    let report = verify_checkpoint(&device(), Path::new(TINY), 192, 7).unwrap();
     assert!(report.passed(), "{report}");
     let keys = &report.sections[0].checks;
     assert_eq!(keys.len(), 6);
@@ -60,5 +60,5 @@ fn ids_outside_the_vocabulary_are_refused() {
         assert!(matches!(error, Error::Argument { name: "input_ids", .. }), "{error}");
     }
     assert!(Checkpoint::open(Path::new(TINY)).is_ok());
-    assert!(verify_checkpoint(&device(), Path::new("/nowhere")).is_err());
+    assert!(verify_checkpoint(&device(), Path::new("/nowhere"), 9, 7).is_err());
 }

@@ -1,6 +1,7 @@
 //! The golden checkpoint, conversions, and hostile files.
 
 use super::*;
+use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::tensor::{TensorView, serialize};
 use std::fs;
@@ -128,6 +129,92 @@ fn fp8_is_scaled_block_by_block() {
 }
 
 #[test]
+fn scales_are_of_any_float_type_or_e8m0() {
+    let weight = || ("w", Dtype::F8_E4M3, vec![130, 2], vec![0x3c; 260]);
+    let bf16s = [2.0, 0.25].iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+    for (dtype, bytes) in
+        [(Dtype::F32, f32s(&[2.0, 0.25])), (Dtype::BF16, bf16s), (Dtype::F8_E8M0, vec![128, 125])]
+    {
+        let scale = ("w_scale_inv", dtype, vec![2, 1], bytes);
+        let array = one(&file(&[weight(), scale])).unwrap().array2("w", [130, 2]).unwrap();
+        assert_eq!((array[[127, 1]], array[[128, 0]]), (3.0, 0.375), "{dtype}");
+    }
+    for (dtype, size) in [(Dtype::F8_E4M3, 2), (Dtype::I32, 8)] {
+        let scale = ("w_scale_inv", dtype, vec![2, 1], vec![0; size]);
+        let error = one(&file(&[weight(), scale])).unwrap().array2("w", [130, 2]).unwrap_err();
+        assert!(error.to_string().contains("F8_E8M0"), "{error}");
+    }
+    // Only a scale is e8m0.
+    let alone = one(&file(&[("x", Dtype::F8_E8M0, vec![1], vec![127])])).unwrap().array1("x", 1);
+    assert!(matches!(alone, Err(Error::Dtype { .. })));
+}
+
+#[test]
+fn of_a_tensor_in_two_shards_the_index_says_which() {
+    let shard = |x: f32, other: &str| {
+        file(&[("x", Dtype::F32, vec![1], f32s(&[x])), (other, Dtype::F32, vec![1], f32s(&[9.0]))])
+    };
+    let (one, two) = (shard(1.0, "y"), shard(2.0, "z"));
+    for (name, value) in [("1.safetensors", 1.0), ("2.safetensors", 2.0)] {
+        let pairs = format!(r#""x": "{name}", "y": "1.safetensors", "z": "2.safetensors""#);
+        let index = index(&pairs);
+        let files = [
+            ("model.safetensors.index.json", &index[..]),
+            ("1.safetensors", &one),
+            ("2.safetensors", &two),
+        ];
+        let opened = Checkpoint::open(folder(&files).path()).unwrap();
+        assert_eq!(opened.array1("x", 1).unwrap()[0], value);
+    }
+    let index = index(r#""y": "1.safetensors", "z": "2.safetensors""#);
+    let files = [
+        ("model.safetensors.index.json", &index[..]),
+        ("1.safetensors", &one),
+        ("2.safetensors", &two),
+    ];
+    let error = Checkpoint::open(folder(&files).path());
+    assert!(matches!(error, Err(Error::DuplicateTensor { name, .. }) if name == "x"));
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_open_is_an_error() {
+    let folder =
+        folder(&[("model.safetensors", &file(&[("x", Dtype::U8, vec![99], vec![7; 99])]))]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.tensor("x").unwrap().bytes, [7; 99]);
+    let path = folder.path().join("model.safetensors");
+    let size = fs::metadata(&path).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size - 9).unwrap();
+    let error = checkpoint.tensor("x").unwrap_err();
+    assert!(matches!(error, Error::Truncated { missing: 9, .. }), "{error}");
+}
+
+#[test]
+fn more_tensors_than_any_model_has_are_refused_early() {
+    let mut header = String::from("{");
+    for i in 0..=file::MAX_TENSORS {
+        header += &format!(r#""{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},"#);
+    }
+    header += r#""z":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#;
+    let error = one(&raw(&header, 0)).unwrap_err().to_string();
+    assert!(error.contains("more than 262144 tensors"), "{error}");
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_there_but_cannot_be_opened_is_not_taken_for_absent() {
+    let index = index(r#""x": "a.safetensors""#);
+    let x = file(&[("x", Dtype::F32, vec![1], f32s(&[3.0]))]);
+    let files = [("model.safetensors.index.json", &index[..]), ("a.safetensors", &x)];
+    let folder = folder(&files);
+    assert!(Checkpoint::open(folder.path()).is_ok());
+    std::os::unix::fs::symlink("/nowhere/x", folder.path().join("model.safetensors")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(matches!(&error, Error::File(_)), "{error}");
+    assert!(error.to_string().contains("model.safetensors: No such file"), "{error}");
+}
+
+#[test]
 fn a_truncated_file_says_how_much_is_missing() {
     let whole = file(&[("x", Dtype::F32, vec![100], vec![0; 400])]);
     for cut in [1, 17, 400, 401, whole.len() - 8, whole.len() - 7, whole.len()] {
@@ -164,6 +251,13 @@ fn hostile_headers_are_refused() {
     let tensor = r#"{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}"#;
     let twice = format!(r#"{{"x": {tensor}, "x": {tensor}}}"#);
     assert!(matches!(one(&raw(&twice, 4)), Err(Error::DuplicateTensor { .. })));
+    for header in [
+        r#"{"x": {"dtype": "F32", "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#,
+        r#"{"__metadata__": {"a": "1", "a": "2"}}"#,
+    ] {
+        let error = one(&raw(header, 4)).unwrap_err().to_string();
+        assert!(error.contains("is there twice"), "{error}");
+    }
     let mut long = raw("{}", 0);
     long[..8].copy_from_slice(&max.to_le_bytes());
     assert!(matches!(one(&long), Err(Error::Safetensors { .. })));
@@ -185,7 +279,7 @@ fn shards_are_found_through_the_index() {
     assert!(matches!(&missing, Error::Index { value, .. } if value == "2.safetensors"));
     let same = [both[0], both[1], ("2.safetensors", &x)];
     let error = Checkpoint::open(folder(&same).path());
-    assert!(matches!(error, Err(Error::DuplicateTensor { .. })));
+    assert!(matches!(error, Err(Error::Index { value, .. }) if value == "y"));
     let swapped = [both[0], ("1.safetensors", &y[..]), ("2.safetensors", &x)];
     let error = Checkpoint::open(folder(&swapped).path());
     assert!(matches!(error, Err(Error::Index { value, .. }) if value == "x"));
@@ -219,7 +313,13 @@ fn hostile_indexes_are_refused() {
         assert!(matches!(error, Err(Error::Index { .. })), "{shard}: {error:?}");
     }
     let twice = index(r#""x": "a.safetensors", "x": "b.safetensors""#);
-    assert!(matches!(open(&twice), Err(Error::Index { value, .. }) if value == "x"));
+    assert!(open(&twice).unwrap_err().to_string().contains("\"x\" is there twice"));
+    let maps = br#"{"weight_map": {"x": "a.safetensors"}, "weight_map": {}}"#;
+    assert!(open(maps).unwrap_err().to_string().contains("\"weight_map\" is there twice"));
+    let marked = [&b"\xef\xbb\xbf"[..], &index(r#""x": "a.safetensors""#)].concat();
+    assert!(open(&marked).unwrap_err().to_string().contains("byte order mark"));
+    let long = index(&format!(r#""x": "{}""#, "s".repeat(5000)));
+    assert!(open(&long).unwrap_err().to_string().len() < 1000);
     assert!(matches!(open(&index("")), Err(Error::Index { .. })));
     assert!(matches!(open(&index(r#""x": "a.bin""#)), Err(Error::Pickle(_))));
     for text in ["", "{}", "[]", r#"{"weight_map": 3}"#, r#"{"weight_map": {"x": 3}}"#] {
@@ -237,9 +337,9 @@ fn pickles_and_empty_folders_are_refused() {
     }
     assert!(matches!(open("readme.md"), Error::NoWeights(_)));
     let nowhere = Checkpoint::open(Path::new("/nowhere/at/all"));
-    assert!(matches!(nowhere, Err(Error::Io { .. })));
+    assert!(matches!(nowhere, Err(Error::File(_))));
     let device = Checkpoint::open_files(vec!["/dev/zero".into()]);
-    assert!(matches!(device, Err(Error::Io { .. })));
+    assert!(matches!(device, Err(Error::File(_))));
 }
 
 proptest! {

@@ -1,5 +1,6 @@
 //! Sizes, weights and switches of one attention layer, under the checkpoint's names.
 use crate::error::{Result, check_shape, check_value};
+use crate::quant::ScaleFmt;
 use crate::rope::{Pairing, Yarn, cos_sin, frequencies, softmax_scale};
 use ndarray::{Array1, Array2, ArrayView2};
 
@@ -132,19 +133,30 @@ impl AttentionWeights {
 /// The points in which published versions of the model differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Options {
+    /// Pairing of the main attention's rotary positions.
+    pub pairing: Pairing,
     /// Pairing of the indexer's rotary positions.
     pub indexer_pairing: Pairing,
     /// Hadamard transform of the indexer's q and k.
     pub hadamard: bool,
-    /// Indexer's q and k through e4m3, one power-of-two scale a vector.
+    /// Indexer's q and k through e4m3, one scale a vector.
     pub index_fp8: bool,
-    /// The latent c through e4m3 and back, one power-of-two scale per 128; k_pe stays.
+    /// The latent c through e4m3 and back, one scale per 128; k_pe stays.
     pub kv_fp8: bool,
+    /// How those scales are rounded.
+    pub scale_fmt: ScaleFmt,
 }
 
 impl Default for Options {
     /// The corrected demo of November 2025.
     fn default() -> Self {
-        Self { indexer_pairing: Pairing::HalfSplit, hadamard: true, index_fp8: true, kv_fp8: true }
+        Self {
+            pairing: Pairing::Interleaved,
+            indexer_pairing: Pairing::HalfSplit,
+            hadamard: true,
+            index_fp8: true,
+            kv_fp8: true,
+            scale_fmt: ScaleFmt::Ue8m0,
+        }
     }
 }

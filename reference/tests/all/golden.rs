@@ -5,6 +5,7 @@ use crate::random::worst;
 use dsa_reference::attention_layer::*;
 use dsa_reference::linear::linear;
 use dsa_reference::norm::rms_norm;
+use dsa_reference::quant::ScaleFmt;
 use dsa_reference::rope::{Pairing, Yarn};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use safetensors::{Dtype, SafeTensors};
@@ -12,10 +13,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 const OPTIONS: Options = Options {
+    pairing: Pairing::Interleaved,
     indexer_pairing: Pairing::HalfSplit,
     hadamard: false,
     index_fp8: false,
     kv_fp8: false,
+    scale_fmt: ScaleFmt::Ue8m0,
 };
 
 fn read(name: &str) -> Vec<u8> {

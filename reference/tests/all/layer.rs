@@ -1,14 +1,17 @@
 //! The layer: absorbed against expanded, sparse against dense, and what each option does.
 use crate::random::{Random, worst};
 use dsa_reference::attention_layer::*;
+use dsa_reference::quant::ScaleFmt;
 use dsa_reference::rope::{Pairing, Yarn};
 use ndarray::{Array1, Array2};
 
 const OFF: Options = Options {
+    pairing: Pairing::Interleaved,
     indexer_pairing: Pairing::HalfSplit,
     hadamard: false,
     index_fp8: false,
     kv_fp8: false,
+    scale_fmt: ScaleFmt::Ue8m0,
 };
 
 fn config(index_topk: usize) -> AttentionConfig {

@@ -1,0 +1,133 @@
+//! The kernels' side: a layer on a device, and the sequence that it is tried on.
+
+use crate::attention::step::Step;
+use crate::attention::{Attention, Mode, Stages, Trace};
+use crate::cache::{Cache, CacheSize, KvFormat};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use dsa_kernels::{DType, Device, Tensor};
+use dsa_reference::attention_layer::AttentionWeights;
+use dsa_reference::quant::KvRecord;
+use ndarray::{Array, Array2, ArrayD, ArrayView2, Axis, Dimension, Slice};
+
+/// Tokens of a page.
+const PAGE_SIZE: usize = 64;
+
+/// A layer, its cache, and the hidden states of one sequence.
+pub(super) struct Trial<'a> {
+    device: &'a Device,
+    config: Config,
+    layer: Attention,
+    cache: Cache,
+    x: Tensor,
+    step: Step,
+}
+
+impl<'a> Trial<'a> {
+    /// Prepares `x` `[s, hidden]`.
+    pub fn new(
+        device: &'a Device,
+        config: &Config,
+        weights: &AttentionWeights,
+        x: ArrayView2<f32>,
+        dtype: DType,
+    ) -> Result<Self> {
+        let layer = Attention::from_weights(device, config, weights, dtype)?;
+        Error::check(x.nrows() > 0, "x", "0 tokens", "at least 1")?;
+        let cache = cache(device, config, x.nrows(), dtype, KvFormat::Elements)?;
+        let values: Vec<f32> = x.iter().copied().collect();
+        let x = device.upload_f32(&values, x.shape(), dtype)?;
+        let step = Step::chunk(&cache, 0, 0, x.shape()[0])?;
+        Ok(Self { device, config: config.clone(), layer, cache, x, step })
+    }
+
+    /// The same layer and sequence with an empty cache that also keeps fp8 records.
+    pub fn with_records(&self) -> Result<Self> {
+        let (tokens, dtype) = (self.tokens(), self.layer.dtype());
+        Ok(Self {
+            device: self.device,
+            config: self.config.clone(),
+            layer: self.layer.clone(),
+            cache: cache(self.device, &self.config, tokens, dtype, KvFormat::Fp8)?,
+            x: self.x.clone(),
+            step: self.step.clone(),
+        })
+    }
+
+    /// Tokens of the sequence.
+    pub fn tokens(&self) -> usize {
+        self.step.tokens()
+    }
+
+    /// Runs the sequence as a prompt.
+    pub fn run(&mut self, mode: Mode) -> Result<Trace> {
+        self.layer.step(&self.x, &self.step, &mut self.cache, mode, &mut Stages::new())
+    }
+
+    /// Runs the last token again, as a decoded one.
+    pub fn decode_last(&mut self, mode: Mode) -> Result<Trace> {
+        let last = self.tokens() - 1;
+        let x = self.x.narrow(0, last, 1)?; // [1, hidden]
+        let step = Step::chunk(&self.cache, 0, last, 1)?;
+        self.layer.step(&x, &step, &mut self.cache, mode, &mut Stages::new())
+    }
+
+    /// The keys `[s, index_topk]` that the kernels select.
+    pub fn selected(&mut self) -> Result<Array2<i32>> {
+        let trace = self.run(Mode::Sparse)?;
+        self.indices(&trace)
+    }
+
+    /// The keys `[n, index_topk]` that a step selected.
+    pub fn indices(&self, trace: &Trace) -> Result<Array2<i32>> {
+        let Some(indices) = &trace.indices else {
+            return Err(wrong("indices", "not there: the step did not select"));
+        };
+        let values = self.device.download_i32(indices)?;
+        let shape = (indices.shape()[0], indices.shape()[1]);
+        Array2::from_shape_vec(shape, values).map_err(|e| wrong("indices", &e.to_string()))
+    }
+
+    /// The latents that the cache holds: `[s, rank + rope]`.
+    pub fn latents(&self) -> Result<Array2<f32>> {
+        self.download(&self.cache.latents(&self.step)?)
+    }
+
+    /// The fp8 records that the cache holds, dequantised: `[s, rank + rope]`.
+    pub fn records(&self) -> Result<Array2<f32>> {
+        let Some((pages, record)) = self.cache.records(&self.step)? else {
+            return Err(wrong("records", "not there: the cache keeps none"));
+        };
+        let bytes = self.device.download(&pages)?;
+        let width = record.bytes();
+        let shape = (bytes.len() / width, width);
+        let records =
+            Array2::from_shape_vec(shape, bytes).map_err(|e| wrong("records", &e.to_string()))?;
+        let held = records.slice_axis(Axis(0), Slice::from(..self.tokens())); // [s, width]
+        let (kv_lora_rank, rope_dim) = (record.kv_lora_rank, record.rope_dim);
+        Ok(KvRecord { kv_lora_rank, rope_dim }.dequantise_kv(held))
+    }
+
+    /// A tensor of a known number of axes.
+    pub fn download<D: Dimension>(&self, tensor: &Tensor) -> Result<Array<f32, D>> {
+        let values = self.device.download_f32(tensor)?;
+        ArrayD::from_shape_vec(tensor.shape(), values)
+            .and_then(|array| array.into_dimensionality())
+            .map_err(|error| wrong("downloaded tensor", &error.to_string()))
+    }
+}
+
+fn cache(
+    device: &Device,
+    config: &Config,
+    max_seq: usize,
+    dtype: DType,
+    format: KvFormat,
+) -> Result<Cache> {
+    let size = CacheSize { requests: 1, max_seq, page_size: PAGE_SIZE };
+    Cache::new(device, config, size, dtype, format)
+}
+
+fn wrong(name: &'static str, value: &str) -> Error {
+    Error::Argument { name, value: value.into(), expected: "an array of the kernel's shape".into() }
+}
