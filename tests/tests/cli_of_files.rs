@@ -126,9 +126,11 @@ fn flags_that_would_be_ignored_are_refused() {
     let (folder, inputs) = folder("gemm");
     let error = run("gemm", &inputs, &folder.path().join("out"), &["--device", "cpu"]).unwrap_err();
     assert_eq!(error, "error: --device with --reference: it runs on no device\n");
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny");
     for flag in ["--tokens", "--seed"] {
-        let error = dsa(&["verify", "--checkpoint", "/nowhere", flag, "7"]).unwrap_err();
-        assert!(error.starts_with(&format!("error: {flag} with --checkpoint: ")), "{error}");
+        let error = dsa(&["verify", "--checkpoint", golden, flag, "7"]).unwrap_err();
+        let says = format!("error: {flag}: the text is that of {golden}/expected.safetensors\n");
+        assert_eq!(error, says);
     }
     for command in [&["doctor"][..], &["check", "gemm"], &["verify"]] {
         let error = dsa(&[command, &["--device", "cpu:7"]].concat()).unwrap_err();

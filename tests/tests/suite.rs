@@ -16,6 +16,7 @@ mod equivalence;
 mod equivalence_cache;
 mod harness;
 mod kept_cases;
+mod mutants;
 mod offline;
 mod properties;
 mod refusals;
