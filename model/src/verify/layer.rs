@@ -206,7 +206,8 @@ impl Comparison<'_> {
         format: KvFormat,
     ) {
         let name = format!("{what}: last token, relative error");
-        layer_check(&mut self.section, &name, got, want, self.layer_bound(format), |_| true);
+        let bound = self.layer_bound(format);
+        layer_check(&mut self.section, &name, got, want, bound, |_| true);
         let by_prefill = want + prefill.0 - prefill.1; // [1, hidden]
         let name = format!("{what}: last token against prefill");
         let bound = Bound::AtMost(DECODED.of(self.dtype, self.options_of(format)));
