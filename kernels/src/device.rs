@@ -255,7 +255,8 @@ impl Device {
 /// What a runtime's error says, in one line and at most 1,500 characters: its causes one after the other,
 /// without the backtraces that follow.
 fn causes(error: &str) -> String {
-    let is_frame = |line: &str| line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+    let is_frame =
+        |line: &str| line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
     let begins_trace = |line: &str| {
         line.starts_with("Backtrace")
             || line.starts_with("No backtrace")

@@ -108,7 +108,10 @@ pub const ALL: &[Kernel] = &[
             "sin: [positions, dim / 2] f32",
             "positions: [n] i32",
         ],
-        scalars: &["pairing: interleaved|half_split (interleaved)", "strided: false|true|aligned|wide (false)"],
+        scalars: &[
+            "pairing: interleaved|half_split (interleaved)",
+            "strided: false|true|aligned|wide (false)",
+        ],
         sizes: &["dim: at least 2, even", "positions: at least 1"],
         outputs: &["out: [n, heads, dim] as x"],
         scratch: "0",

@@ -102,7 +102,9 @@ fn run_help_lists_every_kernels_tensors_scalars_and_outputs() {
     let (text, ok) = dsa(&["run", "--help"]).unwrap();
     assert!(ok);
     for kernel in ALL {
-        for line in kernel.tensors.iter().chain(kernel.scalars).chain(kernel.sizes).chain(kernel.outputs) {
+        for line in
+            kernel.tensors.iter().chain(kernel.scalars).chain(kernel.sizes).chain(kernel.outputs)
+        {
             assert!(text.contains(line), "{}: {line:?} is missing", kernel.name);
         }
     }

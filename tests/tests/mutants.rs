@@ -19,6 +19,7 @@ use reader::{Outcome, Reader, environment};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod cases;
 mod mutator;
 mod reader;
 
@@ -45,19 +46,21 @@ fn refused(error: impl ToString) -> Outcome {
 
 #[test]
 fn no_case_file_does_harm_and_both_sides_take_the_same_ones() {
-    let saved = |kernel: &str| {
-        let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let saved = |case: &Case| {
         let path = folder.path().join("case");
-        sample(kernel).save(&path).unwrap();
+        case.save(&path).unwrap();
         fs::read(path).unwrap()
     };
-    let originals: Vec<Vec<u8>> = ALL.iter().map(|kernel| saved(kernel.name)).collect();
     all(Reader {
         name: "case.safetensors",
         beside: &|_| {},
         mutant: &|mutator: &mut Mutator| {
-            let of = mutator.rng.below(originals.len());
-            mutator.safetensors(&originals[of])
+            let case = sample(ALL[mutator.rng.below(ALL.len())].name);
+            match mutator.rng.below(3) {
+                0 => mutator.safetensors(&saved(&case)),
+                _ => saved(&cases::damaged(mutator, case)),
+            }
         },
         read: &|path| {
             let case = match Case::load(path) {

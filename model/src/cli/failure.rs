@@ -59,7 +59,11 @@ pub(super) fn check_environment(get: impl Fn(&str) -> Option<OsString>) -> anyho
     let device = |text: &str| Device::parse(text).is_ok();
     check("DSA_DEVICE", &device, "cpu, cuda, hip, cuda:N or hip:N")?;
     check("DSA_SEED", &|text| text.parse::<u64>().is_ok(), "an integer from 0 to 2^64 - 1")?;
-    check("DSA_CASES", &|text| text.parse::<u32>().is_ok_and(|cases| cases > 0), "an integer from 1 to 2^32 - 1")
+    check(
+        "DSA_CASES",
+        &|text| text.parse::<u32>().is_ok_and(|cases| cases > 0),
+        "an integer from 1 to 2^32 - 1",
+    )
 }
 
 #[cfg(test)]
@@ -68,9 +72,12 @@ mod tests {
 
     #[test]
     fn a_variable_that_means_nothing_is_refused_by_its_name() {
-        for (name, value) in
-            [("DSA_DEVICE", "tpu"), ("DSA_DEVICE", "cpu:7"), ("DSA_SEED", "abc"), ("DSA_CASES", "0")]
-        {
+        for (name, value) in [
+            ("DSA_DEVICE", "tpu"),
+            ("DSA_DEVICE", "cpu:7"),
+            ("DSA_SEED", "abc"),
+            ("DSA_CASES", "0"),
+        ] {
             let get = |asked: &str| (asked == name).then(|| value.into());
             let error = check_environment(get).unwrap_err();
             let (text, status) = report(&error);

@@ -53,7 +53,10 @@ impl Reader<'_> {
                         Err(RecvTimeoutError::Disconnected) => return,
                         Err(RecvTimeoutError::Timeout) => {
                             // Nothing can stop a thread that does not end but the end of the process.
-                            eprintln!("mutant {n} did not end in {MOST_TIME:?}: {}", path.display());
+                            eprintln!(
+                                "mutant {n} did not end in {MOST_TIME:?}: {}",
+                                path.display()
+                            );
                             std::process::exit(1);
                         }
                     }
