@@ -20,9 +20,9 @@ use dsa_kernels::DType;
 mod memory;
 mod text;
 
-pub use memory::MOST_OUTPUT_BYTES;
-use memory::expect_room;
-pub(crate) use memory::most_file_bytes;
+use memory::COPIES_OF_OUTPUTS;
+pub use memory::MOST_BYTES;
+pub(crate) use memory::{COPIES_OF_INPUTS, expect_room};
 use text::{Kind, Range, ScalarLine, TensorLine};
 
 /// More operations than this are not begun by a reference: hours of them, whatever the file's size.
@@ -115,7 +115,11 @@ pub(crate) fn check(kernel: &Kernel, case: &Case) -> Result<Sizes, CaseError> {
         let size = line.types(case).first().map_or(0, |dtype| dtype.size());
         bytes = bytes.saturating_add(elements.saturating_mul(size as u128));
     }
-    expect_room(bytes).map_err(|most| CaseError::TooLarge { kernel: kernel.name, bytes, most })?;
+    expect_room(bytes, COPIES_OF_OUTPUTS).map_err(|most| CaseError::TooLarge {
+        kernel: kernel.name,
+        bytes,
+        most,
+    })?;
     Ok(sizes)
 }
 

@@ -1,7 +1,7 @@
 //! Cases and outputs as safetensors files.
 
 use super::{Case, CaseError, HostTensor, Outputs};
-use crate::contract::most_file_bytes;
+use crate::contract::{COPIES_OF_INPUTS, expect_room};
 use dsa_files::{FileError, printable};
 use dsa_kernels::DType;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -44,8 +44,12 @@ impl Case {
     /// [`CaseError::Tensor`] for a type or a shape that no kernel takes.
     pub fn load(path: &Path) -> Result<Self, CaseError> {
         // The header first: a file of 20 GB that is none is refused by its first bytes.
-        check_header(path)?;
-        let bytes = dsa_files::read(path, most_file_bytes())?;
+        let size = check_header(path)?;
+        if let Err(most) = expect_room(size.into(), COPIES_OF_INPUTS) {
+            let why = "64 GiB, and a sixth of the memory that is free";
+            return Err(refused(path, &format!("{size} bytes, expected at most {most} ({why})")));
+        }
+        let bytes = dsa_files::read(path, size)?;
         let wrong = |error: safetensors::SafeTensorError| refused(path, &error.to_string());
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
         let file = SafeTensors::deserialize(&bytes).map_err(wrong)?;
@@ -89,10 +93,12 @@ fn refused(path: &Path, reason: &str) -> CaseError {
 }
 
 /// Refuses a file by its first bytes: what is no regular file, a header that is too long for a case or
-/// for the file, a name that is there twice (of which the parser would keep the last in silence).
-fn check_header(path: &Path) -> Result<(), CaseError> {
+/// for the file, a name that is there twice (of which the parser would keep the last in silence). Returns the
+/// file's size in bytes.
+fn check_header(path: &Path) -> Result<u64, CaseError> {
     let io = |error| FileError::io(path, error);
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
         return Err(refused(path, "not a regular file"));
     }
     let mut file = File::open(path).map_err(io)?.take(LENGTH_BYTES + MOST_HEADER_BYTES);
@@ -113,7 +119,7 @@ fn check_header(path: &Path) -> Result<(), CaseError> {
     };
     serde_json::from_slice::<Once>(header)
         .map_err(|error| refused(path, &format!("header: {error}")))?;
-    Ok(())
+    Ok(metadata.len())
 }
 
 /// A JSON object in which no name is there twice; nothing of it is kept.

@@ -1,17 +1,21 @@
 //! How much memory a run may ask for.
 
-/// No outputs of more bytes than this are made, on however large a machine: 64 GiB.
-pub const MOST_OUTPUT_BYTES: u64 = 1 << 36;
+/// No file of more bytes is read and no outputs of more are made, on however large a machine: 64 GiB.
+pub const MOST_BYTES: u64 = 1 << 36;
 
-/// A run holds its outputs up to four times: as it computes them, as bytes, as the file's bytes, and on a CPU
-/// device once more.
-const COPIES: u64 = 4;
+/// How often a run holds its outputs: as the reference's numbers or on a CPU device, as they come from
+/// there, as tensors, and as the file's bytes.
+pub(crate) const COPIES_OF_OUTPUTS: u64 = 4;
+/// How often it holds its inputs: as the file's bytes, as tensors, as strided rows, twice on the way to a CPU
+/// device and there; not always all at once.
+pub(crate) const COPIES_OF_INPUTS: u64 = 6;
 
-/// Whether a run may have so many bytes of outputs: at most [`MOST_OUTPUT_BYTES`], and no more than the
-/// free memory has room for, so that a file of 200 bytes cannot bring the process down. The error is how
-/// many there may be.
-pub(super) fn expect_room(bytes: u128) -> Result<(), u64> {
-    let mut most = (free_bytes() / COPIES).min(MOST_OUTPUT_BYTES);
+/// Whether a run may hold so many bytes so many times: at most [`MOST_BYTES`], and no more than the free
+/// memory has room for, so that a file of 200 bytes cannot bring the process down. The error is how many
+/// there may be.
+pub(crate) fn expect_room(bytes: u128, copies: u64) -> Result<(), u64> {
+    let mut most = (free_bytes() / copies).min(MOST_BYTES);
+    let has_room = |bytes| has_room(bytes, copies);
     match u64::try_from(bytes) {
         Ok(bytes) if bytes <= most && has_room(bytes) => Ok(()),
         _ => {
@@ -23,16 +27,10 @@ pub(super) fn expect_room(bytes: u128) -> Result<(), u64> {
     }
 }
 
-/// Bytes of a file that a case may be read from: it is held twice, as read and as tensors, and the tensors
-/// go to the device.
-pub(crate) fn most_file_bytes() -> u64 {
-    free_bytes() / COPIES
-}
-
-/// Whether the allocator would give room for a run with so many bytes of outputs: it knows limits of the
-/// process (`ulimit -v`) that the system's free memory does not show.
-fn has_room(bytes: u64) -> bool {
-    let room = bytes.checked_mul(COPIES).and_then(|bytes| usize::try_from(bytes).ok());
+/// Whether the allocator would give room for so many bytes so many times: it knows limits of the process
+/// (`ulimit -v`) that the system's free memory does not show.
+fn has_room(bytes: u64, copies: u64) -> bool {
+    let room = bytes.checked_mul(copies).and_then(|bytes| usize::try_from(bytes).ok());
     let reserve = |room| {
         let mut bytes = Vec::<u8>::new();
         let reserved = bytes.try_reserve_exact(room).is_ok();
