@@ -37,6 +37,16 @@ fn a_full_disk_is_one_line_and_no_success() {
 }
 
 #[test]
+fn outputs_go_to_the_standard_output_where_it_is_a_pipe() {
+    let kept =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/cases/sparse_mla_sink.safetensors");
+    let args = ["run", "sparse_mla", "--reference", "--inputs", kept, "--out", "/dev/stdout"];
+    let output = dsa(&args).output().unwrap();
+    assert_eq!(said(&output), (Some(0), String::new()));
+    assert!(output.stdout[8..].starts_with(b"{\"") && output.stdout.len() > 576, "{output:?}");
+}
+
+#[test]
 fn what_the_user_got_wrong_is_said_without_a_backtrace() {
     let variables = [("DSA_DEVICE", "tpu"), ("DSA_SEED", "abc"), ("DSA_CASES", "0")];
     for (name, value) in variables {
