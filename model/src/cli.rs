@@ -1,7 +1,7 @@
 //! The command line `dsa`, as a function, so that tests call it without another binary.
 
 use crate::config::Config;
-use crate::verify;
+use crate::verify::{self, TOKENS};
 use anyhow::bail;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -67,9 +67,10 @@ enum Command {
         /// A config.json; a small random layer if neither this nor a checkpoint is given.
         #[arg(long, conflicts_with = "checkpoint")]
         config: Option<PathBuf>,
-        /// Tokens of the random prompt.
-        #[arg(long, default_value_t = 192)]
-        tokens: usize,
+        /// Tokens of the random prompt, 192 if not given. Not with a checkpoint whose
+        /// `expected.safetensors` holds a text.
+        #[arg(long)]
+        tokens: Option<usize>,
         /// cpu, cuda, hip or with an index, cuda:1.
         #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
         device: Option<String>,
@@ -160,7 +161,7 @@ pub fn run(
                         Some(path) => Config::read(&path)?,
                         None => Config::scaled(32)?,
                     };
-                    verify::verify_random(&device, &config, tokens, seed)?
+                    verify::verify_random(&device, &config, tokens.unwrap_or(TOKENS), seed)?
                 }
             };
             writeln!(out, "{report}")?;

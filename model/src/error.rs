@@ -30,8 +30,10 @@ pub enum Error {
     },
 
     /// A field of the configuration is missing, of the wrong type or out of bounds.
-    #[error("configuration: {field} is {value}, expected {expected}")]
+    #[error("{}: {field} is {value}, expected {expected}", printable(what, 500))]
     Config {
+        /// The file, or "configuration" for one that came from no file.
+        what: String,
         /// The field, by its Hugging Face name; one inside another object is `object.field`.
         field: String,
         /// The offending value as JSON (cut when long), or `missing`.
@@ -111,6 +113,13 @@ pub enum Error {
         nearest: Option<String>,
     },
 
+    /// A tensor beside those that are read, which would decide something elsewhere.
+    #[error(
+        "tensor {} is read by nobody here; expected only the weights of the configuration",
+        self::name(.0)
+    )]
+    Unread(String),
+
     /// A tensor has another shape than the configuration says.
     #[error("tensor {} has shape {}, expected {expected:?}", self::name(name), shape(found))]
     Shape {
@@ -188,7 +197,8 @@ impl Error {
     ) -> Error {
         let field = printable(&field.into(), 80);
         let value = printable(&value.to_string(), 80);
-        Error::Config { field, value, expected: printable(&expected.into(), 300) }
+        let expected = printable(&expected.into(), 300);
+        Error::Config { what: "configuration".into(), field, value, expected }
     }
 }
 

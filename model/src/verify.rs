@@ -1,7 +1,7 @@
 //! Whether the layer computes what the reference does, and what sparse attention costs in accuracy.
 //!
 //! ```text
-//! let report = verify_checkpoint(&device, Path::new("checkpoint"), 192, 1)?;
+//! let report = verify_checkpoint(&device, Path::new("checkpoint"), None, 1)?;
 //! println!("{report}");
 //! assert!(report.passed());
 //! ```
@@ -59,6 +59,8 @@ pub fn verify(
     Ok(Report { settings: config.deciding(), sections: vec![section] })
 }
 
+/// Tokens of a random text where nobody says how many.
+pub const TOKENS: usize = 192;
 /// Most tokens of a sequence: the reference's time and memory grow with their square.
 const MAX_TOKENS: usize = 1 << 16;
 
@@ -86,15 +88,15 @@ pub fn verify_random(device: &Device, config: &Config, tokens: usize, seed: u64)
 /// i32 of one layer or more, `layerN.hidden` `[s, hidden]` of the layers before those), its text is
 /// taken, and in every layer that has a `topk` there, the reference and the kernels must select exactly
 /// those keys, a key after its query not counted. A file of this name that cannot be opened, or holds no
-/// keys, is an error. Otherwise the text is made up, of `tokens` ids drawn by `seed`, and the report says
-/// so.
+/// keys, is an error. Otherwise the text is made up, of `tokens` ids ([`TOKENS`] if that is `None`) drawn
+/// by `seed`, and the report says so.
 ///
 /// # Errors
-/// As [`verify`], and what [`Config::read`] and [`Checkpoint`](crate::weights::Checkpoint) refuse.
+/// [`Error::Argument`] for `tokens` beside a stored text; as [`verify`], and what [`Config::read`] and [`Checkpoint`](crate::weights::Checkpoint) refuse.
 pub fn verify_checkpoint(
     device: &Device,
     folder: &Path,
-    tokens: usize,
+    tokens: Option<usize>,
     seed: u64,
 ) -> Result<Report> {
     checkpoint::verify(device, folder, Text::Stored { tokens, seed })

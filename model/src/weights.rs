@@ -28,6 +28,8 @@ use crate::names::nearest;
 mod convert;
 mod file;
 mod index;
+#[cfg(test)]
+mod mutants;
 mod path;
 #[cfg(test)]
 mod tests;

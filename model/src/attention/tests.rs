@@ -119,6 +119,40 @@ fn an_interleaved_indexer_equals_the_reference() {
 }
 
 #[test]
+fn half_split_attention_and_scales_that_are_no_powers_equal_the_reference() {
+    let exact = config(7, AttentionOptions::EXACT);
+    let half = Config { rope_interleaved: false, ..exact.clone() };
+    let free = Config {
+        quantization: Some(crate::config::Quantization { ue8m0: false }),
+        ..config(7, AttentionOptions::OFFICIAL)
+    };
+    let powers = config(7, AttentionOptions::OFFICIAL);
+    for (changed, plain, what) in [(half, exact, "half split"), (free, powers, "free scales")] {
+        let case = Case::new(changed);
+        for mode in [Mode::Dense, Mode::Sparse] {
+            let got = case.chunks(&mut case.cache(SIZE, KvFormat::Elements), &[22, 1], mode);
+            case.assert_near(&got, &case.reference(mode), what);
+            let other = Case::new(plain.clone()).reference(mode);
+            let differs = worst_row(got.view(), other.view(), |_| true).unwrap().0;
+            assert!(differs > 0.02, "{what}: {differs:e}");
+        }
+    }
+}
+
+#[test]
+fn the_size_of_a_cache_counts_the_bytes_of_its_records() {
+    let device = Device::named("cpu").unwrap();
+    let size = |requests| CacheSize { requests, max_seq: 131_072, page_size: 64 };
+    // 52 requests of 128K tokens are 3.9e9 elements of 576, and 4.5e9 bytes of records.
+    let cache = Cache::new(&device, &Config::v32(), size(52), DType::Bf16, KvFormat::Fp8);
+    let error = cache.err().unwrap().to_string();
+    assert!(error.contains("656 bytes of the fp8 records"), "{error}");
+    let cache = Cache::new(&device, &Config::v32(), size(58), DType::Bf16, KvFormat::Elements);
+    let error = cache.err().unwrap().to_string();
+    assert!(error.contains("576 elements of the latent rows"), "{error}");
+}
+
+#[test]
 fn a_batch_of_contexts_of_different_lengths_equals_the_reference() {
     for (options, formats) in [
         (AttentionOptions::EXACT, &[KvFormat::Elements][..]),

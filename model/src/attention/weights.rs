@@ -2,22 +2,41 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::WeightPath;
+use crate::weights::{Dtype, WeightPath};
 use dsa_kernels::{DType, Device, Tensor};
 use dsa_reference::attention_layer::{AttentionWeights, IndexerWeights};
 use dsa_tests::generate::Rng;
 use ndarray::{Array, Array1, Array2, Dimension};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// The weights below `path` (`model.layers.N.self_attn`), in f32 as the reference takes them.
 ///
 /// # Errors
 /// As [`Checkpoint::f32`](crate::weights::Checkpoint::f32): a missing tensor, or one of another
-/// shape or type than the configuration says.
+/// shape or type than the configuration says. [`Error::Unread`] for another tensor there (a bias, a
+/// sink, a scale of a weight that is not quantised): the layer would compute without it.
 pub fn read_weights(config: &Config, path: &WeightPath) -> Result<AttentionWeights> {
-    let mut matrix = |name: &str, out, into| path.array2(name, [out, into]);
-    let mut vector = |name: &str, n| path.array1(name, n);
-    build(config, &mut matrix, &mut vector)
+    let read = RefCell::new(BTreeSet::new());
+    let mut matrix = |name: &str, out, into| {
+        if path.form(name)?.0 == Dtype::F8_E4M3 {
+            read.borrow_mut().insert(format!("{name}_scale_inv"));
+        }
+        read.borrow_mut().insert(name.to_string());
+        path.array2(name, [out, into])
+    };
+    let mut vector = |name: &str, n| {
+        read.borrow_mut().insert(name.to_string());
+        path.array1(name, n)
+    };
+    let weights = build(config, &mut matrix, &mut vector)?;
+    let read = read.into_inner();
+    let unread = path.names().find(|name| !read.contains(*name) && !FREE.contains(name));
+    unread.map_or(Ok(weights), |name| Err(Error::Unread(path.name(name))))
 }
+
+/// Tensors that decide nothing: a table of frequencies that old writers stored, which is computed.
+const FREE: [&str; 1] = ["rotary_emb.inv_freq"];
 
 /// Seeded weights: normal of variance 1 / in, so that activations keep their size; norms near 1.
 /// The same on every machine, for measuring and for tests.

@@ -21,9 +21,11 @@ impl Config {
     /// [`Error::File`], [`Error::Json`], [`Error::Config`].
     pub fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        Self::from_json(&read_text(&file, MAX_CONFIG_BYTES)?).map_err(|error| match error {
-            Error::Json { detail, .. } => Error::Json { what: file.display().to_string(), detail },
-            other => other,
+        Self::from_json(&read_text(&file, MAX_CONFIG_BYTES)?).map_err(|mut error| {
+            if let Error::Json { what, .. } | Error::Config { what, .. } = &mut error {
+                *what = file.display().to_string();
+            }
+            error
         })
     }
 

@@ -1,21 +1,28 @@
 //! Published values, every spelling, and hostile configurations.
 
-use super::demo::NAMES as DEMO_NAMES;
 use super::read::MAX_CONFIG_BYTES;
 use super::*;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
+const DEMO: &str = include_str!("../../../tests/data/configs/demo_671b.json");
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tiny");
+
+mod closed_set;
+
+/// V3.2's configuration with some fields replaced, as JSON.
+fn v32_with(changes: &[(&str, Value)]) -> Value {
+    let mut value: Value = serde_json::from_str(&Config::v32().to_json()).unwrap();
+    for (name, change) in changes {
+        value[*name] = change.clone();
+    }
+    value
+}
 
 /// V3.2's configuration with some fields replaced, as the reader sees it.
 fn changed(changes: &[(&str, Value)]) -> Result<Config> {
-    let mut value: Value = serde_json::from_str(&Config::v32().to_json()).unwrap();
-    for (name, change) in changes {
-        value[name] = change.clone();
-    }
-    Config::from_json(&value.to_string())
+    Config::from_json(&v32_with(changes).to_string())
 }
 
 #[test]
@@ -54,17 +61,9 @@ fn golden_tiny_is_read_with_the_newer_rope_spelling() {
 
 #[test]
 fn the_demo_file_is_the_same_model() {
-    let demo = r#"{"vocab_size": 129280, "dim": 7168, "inter_dim": 18432,
-        "moe_inter_dim": 2048, "n_layers": 61, "n_dense_layers": 3, "n_heads": 128,
-        "n_routed_experts": 256, "n_shared_experts": 1, "n_activated_experts": 8,
-        "n_expert_groups": 8, "n_limited_groups": 4, "route_scale": 2.5,
-        "score_func": "sigmoid", "q_lora_rank": 1536, "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "dtype": "fp8",
-        "scale_fmt": "ue8m0", "index_n_heads": 64, "index_head_dim": 128,
-        "index_topk": 2048}"#;
     let expected =
         Config { num_nextn_predict_layers: 0, max_position_embeddings: 16_384, ..Config::v32() };
-    assert_eq!(Config::from_json(demo).unwrap(), expected);
+    assert_eq!(Config::from_json(DEMO).unwrap(), expected);
     let error = Config::from_json(r#"{"dim": 64, "vocab_size": 9}"#).unwrap_err().to_string();
     assert!(error.contains("inter_dim") && error.contains("missing"), "{error}");
 }
@@ -197,10 +196,7 @@ proptest! {
         let mut map: Map<String, Value> =
             serde_json::from_str(&Config::v32().to_json()).unwrap();
         if demo {
-            for (theirs, ours) in DEMO_NAMES {
-                let value = map.remove(ours).unwrap();
-                map.insert(theirs.into(), value);
-            }
+            map = serde_json::from_str(DEMO).unwrap();
         }
         for (index, value) in changes {
             let name = index.get(&map.keys().cloned().collect::<Vec<_>>()).clone();

@@ -1,9 +1,9 @@
 //! A checkpoint's layers, and the keys that are stored beside it.
 
-use super::check_tokens;
 use super::layer::compare;
 use super::report::{Bound, Report, Section};
 use super::trial::Trial;
+use super::{TOKENS, check_tokens};
 use crate::attention::read_weights;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -24,8 +24,8 @@ const STORED: &str = "expected.safetensors";
 pub(super) enum Text<'a> {
     /// The stored one if there is one, or else a made-up one.
     Stored {
-        /// Length of the made-up one.
-        tokens: usize,
+        /// Length of the made-up one; of a stored one it must not be given.
+        tokens: Option<usize>,
         /// Seed of the made-up one.
         seed: u64,
     },
@@ -47,13 +47,17 @@ pub(super) fn verify(device: &Device, folder: &Path, text: Text) -> Result<Repor
             say("stored keys", "not looked for: the text was given".into());
             (ids.to_vec(), None)
         }
-        Text::Stored { .. } if is_there(&stored)? => {
+        Text::Stored { tokens, .. } if is_there(&stored)? => {
+            let got = tokens.map_or(String::new(), |tokens| tokens.to_string());
+            let expected = format!("none: the text is that of {STORED}");
+            Error::check(tokens.is_none(), "tokens", got, expected)?;
             let stored = Stored::open(Checkpoint::open_files(vec![stored])?, &config)?;
             say("text", format!("{} tokens of {STORED}", stored.ids.len()));
             say("stored keys", format!("{STORED}, layers {}", stored.layer_list()));
             (stored.ids.clone(), Some(stored))
         }
         Text::Stored { tokens, seed } => {
+            let tokens = tokens.unwrap_or(TOKENS);
             check_tokens("tokens", tokens)?;
             say("text", format!("{tokens} made-up tokens, seed {seed}"));
             say("stored keys", format!("none here: the folder has no {STORED}"));
@@ -121,10 +125,13 @@ impl Stored {
             keys.insert(layer, list);
         }
         let listed = file.names().filter(|name| name.ends_with(".topk")).count();
-        let expected =
-            format!("layer0.topk to layer{}.topk, at least one, and no other", layers - 1);
         let right = !keys.is_empty() && listed == keys.len();
         let got = format!("{listed} tensors .topk, of which {} are of layers", keys.len());
+        let last = layers - 1;
+        let expected = format!(
+            "layer0.topk to layer{last}.topk, at least one, and no other (to verify without stored \
+             keys, move the file away)"
+        );
         Error::check(right, STORED, got, expected)?;
         Ok(Self { file, ids, keys })
     }

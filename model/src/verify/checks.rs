@@ -32,7 +32,8 @@ pub(super) struct Selected<'a> {
 /// - `lse_of`: the attention to any keys `[n, k]`; with `of_all` the share of the attention they hold;
 /// - `bounds`: of the recall and of that share, each a mean of the tokens.
 ///
-/// If the kernels list a key that comes after its token, or one twice, the recall is NaN, which fails.
+/// A token must list as many keys as it sees, at most k, each once and none after itself. If the kernels'
+/// list is another, the recall is NaN, which fails.
 pub(super) fn selection(
     section: &mut Section,
     Selected { when, tokens, got, want, of_all }: Selected,
@@ -55,8 +56,9 @@ pub(super) fn selection(
     for (row, (got, want)) in got.axis_iter(Axis(0)).zip(want.axis_iter(Axis(0))).enumerate() {
         let (listed, expected) = (keys(got), keys(want));
         let count = got.iter().filter(|key| **key >= 0).count();
-        if count != listed.len() || listed.last().is_some_and(|key| *key as usize > token(row)) {
-            misplaced.get_or_insert(token(row));
+        let late = listed.last().is_some_and(|key| *key as usize > token(row));
+        if late || count != listed.len() || count != got.len().min(token(row) + 1) {
+            misplaced.get_or_insert((token(row), listed.len()));
         }
         let both = expected.intersection(&listed).count();
         recalls.push(both as f64 / count.max(expected.len()).max(1) as f64);
@@ -71,8 +73,11 @@ pub(super) fn selection(
         worst.map_or(String::new(), |(row, r)| format!("worst {r:.4}, token {}", token(row)));
     match misplaced {
         None => section.check(&name, mean, recall_bound, worst),
-        Some(token) => {
-            let worst = format!("token {token} lists a key after itself, or one twice");
+        Some((token, listed)) => {
+            let expected = want.ncols().min(token + 1);
+            let worst = format!(
+                "token {token} lists {listed} keys, expected {expected} up to itself, each once"
+            );
             section.check(&name, f64::NAN, recall_bound, worst);
         }
     }

@@ -33,13 +33,15 @@ pub fn token_recall(mean: f64, k: usize) -> f64 {
 }
 
 /// Share of the attention, mean of heads and tokens, that lies on keys which the reference selects and
-/// the kernels do not; at most. Only keys at the boundary of the selection swap, whose scores are the
-/// least of those selected, so they hold no more of the attention than as many others:
-/// 1 - [`RECALL`].
-pub const MASS: Threshold = Threshold { exact: 1e-3, lossy: 1e-2, bf16: 5e-2, bf16_lossy: 0.1 };
+/// the kernels do not; at most. If the attention did not follow the indexer at all, a share 1 - [`RECALL`]
+/// of the selected keys would hold at most as much of it. But only keys at the boundary of the selection
+/// swap, whose scores are the least of those selected: half of that. Measured with 16 keys of 50, 30 seeds:
+/// 0, 0, 3.4e-3, 6.8e-3.
+pub const MASS: Threshold = Threshold { exact: 5e-4, lossy: 5e-3, bf16: 2.5e-2, bf16_lossy: 5e-2 };
 
-/// [`MASS`] of one token alone, in which one pair of keys may swap whatever they hold.
-pub const TOKEN_MASS: Threshold = Threshold { exact: 0.2, lossy: 0.2, bf16: 0.3, bf16_lossy: 0.4 };
+/// [`MASS`] of one token alone, in which a pair of keys may swap whatever they hold. Measured with 16 keys
+/// of 50, where one key is a sixteenth: 0, 0, 1e-3, 2e-2.
+pub const TOKEN_MASS: Threshold = Threshold { exact: 0.1, lossy: 0.1, bf16: 0.2, bf16_lossy: 0.3 };
 
 /// Relative error `|a - b| / |b|` of a token's output, counted from its hidden state on, both sides
 /// attending to the keys that the kernels selected; at most.
@@ -56,7 +58,7 @@ pub const LAYER: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, b
 
 /// [`LAYER`] for the last token decoded, against the same token in the prompt, both by the kernels: the
 /// same steps on the same cache, so that only the last token's own latent can be rounded to another side;
-/// and dense attention is expanded in one and absorbed in the other. Measured: 3e-7, 2e-6, 5e-3, 2e-2.
+/// and dense attention is expanded in one and absorbed in the other. Measured: 1e-6, 5e-6, 5e-3, 2.4e-2.
 pub const DECODED: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 0.1 };
 
 /// Share of the kernel's tolerance that its largest error uses; at most.

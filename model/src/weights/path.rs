@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use ndarray::{Array1, Array2, ArrayD};
 
-use super::{Checkpoint, Tensor};
+use super::{Checkpoint, Dtype, Tensor};
 use crate::error::Result;
 
 impl Checkpoint {
@@ -35,6 +35,20 @@ impl<'a> WeightPath<'a> {
     /// Whether there is a tensor `leaf` here.
     pub fn contains(&self, leaf: &str) -> bool {
         self.checkpoint.contains(&self.name(leaf))
+    }
+
+    /// The names of all tensors below here, without the path to here.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        let before = if self.path.is_empty() { String::new() } else { format!("{}.", self.path) };
+        self.checkpoint.names().filter_map(move |name| name.strip_prefix(before.as_str()))
+    }
+
+    /// The element type and the shape of a tensor, which is not read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::form`].
+    pub fn form(&self, leaf: &str) -> Result<(Dtype, &'a [usize])> {
+        self.checkpoint.form(&self.name(leaf))
     }
 
     /// A tensor as stored.
