@@ -2,6 +2,7 @@
 
 use crate::args::Args;
 use crate::peaks::Ceilings;
+use crate::timed::{Call, Named, Timed, judge};
 use anyhow::{Context, bail};
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use dsa_figures::compare::{THRESHOLD, Verdict, compare};
@@ -20,9 +21,6 @@ use std::time::Duration;
 
 /// Samples of each measurement.
 pub const SAMPLES: usize = 10;
-
-/// One call of what is measured.
-pub type Call = Box<dyn Fn(&Device) -> dsa_kernels::Result<()> + Send + Sync>;
 
 /// One measurement.
 pub struct Spec {
@@ -44,6 +42,8 @@ pub struct Spec {
     pub gate: Case,
     /// One call.
     pub work: Call,
+    /// How rows of its outputs are judged afterwards.
+    pub timed: Timed,
 }
 
 /// A run of a bench.
@@ -141,8 +141,11 @@ impl Session {
             let passed = self.gate(&spec)?;
             let mut group =
                 criterion.benchmark_group(format!("{}/{}", spec.kernel, spec.stage.name()));
-            let samples = time(&mut group, &self.device, &spec)?;
+            let (samples, outputs) = time(&mut group, &self.device, &spec)?;
             group.finish();
+            let kernel = kernels::find(spec.kernel)?;
+            let passed =
+                judge(kernel, &self.device, &spec.timed, &outputs, self.args.seed, &passed)?;
             let peak = Some(self.ceilings.of(&spec.dtype));
             let work = Work { flop: spec.flop, bytes: spec.bytes, peak };
             let row = Row::new(what, passed, Timing::from_samples(samples)?, work, self.origin())?;
@@ -228,18 +231,27 @@ impl Session {
     }
 }
 
-/// Times one call with criterion on the device's own clock; returns seconds a call, sample by sample.
+/// Times one call with criterion on the device's own clock; returns seconds a call, sample by sample, and what
+/// the last call computed.
 fn time(
     group: &mut BenchmarkGroup<WallTime>,
     device: &Device,
     spec: &Spec,
-) -> anyhow::Result<Vec<f64>> {
+) -> anyhow::Result<(Vec<f64>, Named)> {
     let mut samples = Vec::new();
     let mut failed = None;
+    let mut outputs = Named::new();
     let name: Vec<String> = spec.shape.iter().map(|(name, n)| format!("{name}={n}")).collect();
     group.bench_function(format!("{} {}", spec.dtype, name.join(" ")), |bencher| {
         bencher.iter_custom(|calls| {
-            let timed = device.time(|| (0..calls).try_for_each(|_| (spec.work)(device)));
+            let timed = device.time(|| {
+                (0..calls).try_for_each(|_| {
+                    // Those of the call before go first, so that a call needs no more memory than it does.
+                    outputs.clear();
+                    outputs = (spec.work)(device)?;
+                    Ok(())
+                })
+            });
             match timed {
                 Ok(time) => {
                     samples.push(time.as_secs_f64() / calls as f64);
@@ -259,7 +271,7 @@ fn time(
         bail!("criterion took {} samples, expected {SAMPLES}", samples.len());
     }
     // The first calls were criterion's warm-up.
-    Ok(samples.split_off(samples.len() - SAMPLES))
+    Ok((samples.split_off(samples.len() - SAMPLES), outputs))
 }
 
 fn report(row: &Row) {

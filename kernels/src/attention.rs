@@ -27,11 +27,11 @@ pub struct Attention {
 
 impl Attention {
     /// Room for the outputs of `rows`, e.g. `[s, h]`, and `d_v` columns.
-    pub(crate) fn empty(device: &Device, rows: &[usize], d_v: usize, dtype: DType) -> Self {
-        let out = device.empty(&[rows, &[d_v]].concat(), dtype);
-        let lse = device.empty(rows, DType::F32);
-        let max_logits = device.empty(rows, DType::F32);
-        Self { out, lse, max_logits }
+    pub(crate) fn empty(device: &Device, rows: &[usize], d_v: usize, dtype: DType) -> Result<Self> {
+        let out = device.output("out", &[rows, &[d_v]].concat(), dtype)?;
+        let lse = device.output("lse", rows, DType::F32)?;
+        let max_logits = device.output("max_logits", rows, DType::F32)?;
+        Ok(Self { out, lse, max_logits })
     }
 }
 

@@ -12,6 +12,7 @@
 
 use crate::Result;
 use crate::device::Device;
+use crate::slots::{expect_slots, launches, slot_of};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
@@ -20,18 +21,18 @@ use cubecl::prelude::*;
 /// Vectors each unit of a GPU copies, and each core of a CPU in one program.
 const RUN: usize = 16;
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn copy_kernel(
     x: &[Vector<f32, Lanes>],
     out: &mut [Vector<f32, Lanes>],
-    vectors: u32,
+    vectors: usize,
     #[comptime] machine: Machine,
 ) {
     let first = program_id(machine) * comptime![RUN * machine.team] + unit_id(machine);
     #[unroll(machine.unrolled())]
     for step in 0..RUN {
         let i = first + step * comptime![machine.team];
-        if i < vectors as usize {
+        if i < vectors {
             out[i] = x[i];
         }
     }
@@ -57,48 +58,46 @@ pub fn copy(device: &Device, x: &Tensor, out: &Tensor) -> Result<()> {
     unsafe {
         copy_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(vectors.div_ceil(RUN * machine.team)),
+            machine.cube_count(vectors.div_ceil(RUN * machine.team))?,
             machine.cube_dim(),
+            device.addresses([x, out]),
             x.arg(LANES),
             out.arg(LANES),
-            vectors as u32,
+            vectors,
             machine,
         );
     }
     Ok(())
 }
 
-/// One program copies one head of one row.
-#[cube(launch_unchecked)]
+/// One program copies `together` heads of one row.
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn place_kernel<E: Numeric>(
-    x: &[E],
-    slots: &[i32],
-    out: &mut [E],
-    n: u32,
-    heads: u32,
-    rows: u32,
-    dim: u32,
-    x_row: u32,
-    x_head: u32,
-    out_row: u32,
-    out_head: u32,
+    x: &View<E>,       // [n, h, d]
+    slots: &[i32],     // [n]
+    out: &mut View<E>, // [rows, h, d]
+    together: usize,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
+    let (n, heads, dim) = (x.shape(0), x.shape(1), x.shape(2));
+    let parts = heads.div_ceil(together);
     let program = program_id(machine);
-    if program >= n as usize * heads as usize {
+    if program >= n * parts {
         terminate!();
     }
-    let row = program / heads as usize;
-    let head = program % heads as usize;
-    let slot = slots[row];
-    if slot >= 0 && slot < rows as i32 {
-        let from = row * x_row as usize + head * x_head as usize;
-        let to = slot as usize * out_row as usize + head * out_head as usize;
-        for step in 0..(dim as usize).div_ceil(comptime![machine.team]) {
-            let i = step * comptime![machine.team] + unit_id(machine);
-            if i < dim as usize {
-                out[to + i] = x[from + i];
+    let (row, part) = divided(program, parts);
+    let (slot, placed) = slot_of(slots, row, n, out.shape(0), machine);
+    if placed {
+        let first = part * together;
+        for head in first..min(first + together, heads) {
+            let from = row * x.stride(0) + head * x.stride(1);
+            let to = slot * out.stride(0) + head * out.stride(1);
+            for step in 0..dim.div_ceil(comptime![machine.team]) {
+                let i = step * comptime![machine.team] + unit_id(machine);
+                if i < dim {
+                    out.data[to + i] = x.data[from + i];
+                }
             }
         }
     }
@@ -107,7 +106,7 @@ fn place_kernel<E: Numeric>(
 /// Puts rows in their places: `out[slots[t], h] = x[t, h]`.
 ///
 /// - `x`: `[n, h, d]` of any float type, last stride 1; with one head, it goes to every head of `out`;
-/// - `slots`: `[n]` i32; a slot out of range is not written;
+/// - `slots`: `[n]` i32; a slot out of range is not written, and of several rows with one slot the last is;
 /// - `out`: `[rows, h, d]` of the type of x, last stride 1.
 pub fn place_rows(device: &Device, x: &Tensor, slots: &Tensor, out: &Tensor) -> Result<()> {
     x.expect_rank("x", &["n", "h", "d"])?;
@@ -121,34 +120,33 @@ pub fn place_rows(device: &Device, x: &Tensor, slots: &Tensor, out: &Tensor) -> 
     if x.shape()[1] != 1 {
         x.expect_shape("x", &[("n", n), ("h", heads), ("d", dim)])?;
     }
-    slots.expect_shape("slots", &[("n", n)])?;
-    slots.expect_dtype("slots", &[DType::I32])?;
-    slots.expect_contiguous("slots")?;
+    expect_slots(slots, n, out, rows)?;
     if n * heads * dim == 0 {
         return Ok(());
     }
     let machine = device.machine(64);
-    let x_head = if x.shape()[1] == 1 { 0 } else { x.strides()[1] };
-    // SAFETY: n, h and d are those of x (or its one head), slots are compared with the rows of out.
-    unsafe {
-        place_kernel::launch_unchecked(
-            device.client(),
-            machine.cube_count(n * heads),
-            machine.cube_dim(),
-            x.arg(1),
-            slots.arg(1),
-            out.arg(1),
-            n as u32,
-            heads as u32,
-            rows as u32,
-            dim as u32,
-            x.strides()[0] as u32,
-            x_head as u32,
-            out.strides()[0] as u32,
-            out.strides()[1] as u32,
-            machine,
-            x.dtype().elem(),
-        );
+    let x = if x.shape()[1] == 1 { x.broadcast(1, heads)? } else { x.clone() };
+    for rows in launches(n) {
+        // Each program looks for a later row with its slot, so there are no more of them than keep the
+        // device busy.
+        let together = heads.div_ceil((8 * device.cores()).div_ceil(rows.len()));
+        let programs = rows.len() * heads.div_ceil(together);
+        let (x, slots) = (x.rows(rows.clone())?, slots.rows(rows)?);
+        // SAFETY: n, h and d are those of x, slots are compared with the rows of out.
+        unsafe {
+            place_kernel::launch_unchecked(
+                device.client(),
+                machine.cube_count(programs)?,
+                machine.cube_dim(),
+                device.addresses([&x, out]),
+                x.view(1),
+                slots.arg(1),
+                out.view(1),
+                together,
+                machine,
+                x.dtype().elem(),
+            );
+        }
     }
     Ok(())
 }

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! [`dense_mha`] is the expanded form of prefill (192/128 a head), [`dense_mla`] the absorbed form of decode
-//! (576/512, one key for all heads). Conventions for rows without a key as in
-//! [`sparse_attention`](crate::sparse_attention).
+//! (576/512, one key for all heads). Conventions for rows without a key, and for scores and values that are no
+//! numbers, as in [`sparse_attention`](crate::sparse_attention): what a query does not see does not reach it, not
+//! even a NaN in a tile that other queries see.
 //!
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 //!
@@ -37,47 +38,32 @@ struct Tiling {
     out_cols: usize,
 }
 
-/// The sizes of a launch: counts, and elements from a token and a head to the next.
-#[derive(CubeType, CubeLaunch)]
-struct Sizes {
-    s: u32,
-    s_kv: u32,
-    heads: u32,
-    q_row: u32,
-    q_head: u32,
-    k_row: u32,
-    k_head: u32,
-    v_row: u32,
-    v_head: u32,
-}
-
 /// One program attends with one head of `tiling.queries` tokens over the union of their ranges.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
-    q: &[Vector<E, N>],
-    k: &[Vector<E, N>],
-    v: &[Vector<E, N>],
-    ks: &[i32],
-    ke: &[i32],
-    out: &mut [Vector<E, P>],
-    lse: &mut [f32],
-    max_logits: &mut [f32],
-    sizes: Sizes,
+    q: &View<Vector<E, N>>,       // [s, h, d_qk]
+    k: &View<Vector<E, N>>,       // [s_kv, h, d_qk]
+    v: &View<Vector<E, N>>,       // [s_kv, h, d_v]
+    ks: &[i32],                   // [s]
+    ke: &[i32],                   // [s]
+    out: &mut View<Vector<E, P>>, // [s, h, d_v]
+    lse: &mut [f32],              // [s, h]
+    max_logits: &mut [f32],       // [s, h]
     softmax_scale: f32,
     #[comptime] tiling: Tiling,
     #[comptime] machine: Machine,
     #[define(E, S)] _types: [ElemType; 2],
 ) {
-    let (s, heads) = (sizes.s as usize, sizes.heads as usize);
+    let (s, heads) = (q.shape(0), q.shape(1));
     let query_tiles = s.div_ceil(tiling.queries);
     let program = program_id(machine);
     if program >= heads * query_tiles {
         terminate!();
     }
-    let head = program / query_tiles;
+    let (head, nth) = divided(program, query_tiles);
     // The last queries have the most keys: they start first.
-    let t0 = (query_tiles - 1 - program % query_tiles) * tiling.queries;
-    let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), sizes.s_kv as i32);
+    let t0 = (query_tiles - 1 - nth) * tiling.queries;
+    let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), k.shape(0) as i32);
 
     let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
     let out_share = comptime![Share::new(machine, tiling.queries, tiling.out_cols)];
@@ -86,61 +72,70 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
     let count = seen.end as usize;
-    let (k_start, v_start) = (head * sizes.k_head as usize, head * sizes.v_head as usize);
-    let kv_tiles = HeadTiles::<E, N, S>::new(
-        k,
-        v,
-        Strided { start: k_start, stride: sizes.k_row as usize, count },
-        Strided { start: v_start, stride: sizes.v_row as usize, count },
-        seen.start as usize,
-        Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
-        Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
-        d_qk,
-        d_v,
-    );
-    let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
 
-    let q_start = t0 * sizes.q_row as usize + head * sizes.q_head as usize;
-    let q_rows = Strided { start: q_start, stride: sizes.q_row as usize, count: s - t0 };
-    load_rows::<E, N, S, Strided>(&mut q_tile, q, &q_rows, 0usize, d_qk);
+    let q_rows = q.rows(0, t0, head * q.stride(1));
+    load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, d_qk);
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
     let tiles = ((seen.end - seen.start) as usize).div_ceil(keys);
-    kv_tiles.start(tiles);
-    for n in 0..tiles {
-        kv_tiles.await_tile(n);
-        scores.clear();
-        let k_tile = kv_tiles.source.k_ring.tile(n);
-        kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile);
-        finish_product::<W>(&mut scores, 0usize);
-        // Most tiles are seen by all of the queries.
-        let n0 = seen.start + (n * keys) as i32;
-        if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
-            mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
-        }
-        softmax.step::<W>(&mut scores, &mut acc);
-        multiply_fragment_nn::<S, W>(
-            &mut acc,
-            &scores,
-            &mut p_tile,
-            &kv_tiles.source.v_ring.tile(n),
+    let mut passes = Passes::new(machine);
+    let mut pass = 0u32.runtime();
+    let mut last = 0u32.runtime();
+    while pass <= last {
+        let head = asked_anew(head, machine);
+        let kv_tiles = HeadTiles::<E, N, S>::new(
+            &k.data,
+            &v.data,
+            Strided { start: head * k.stride(1), stride: k.stride(0), count },
+            Strided { start: head * v.stride(1), stride: v.stride(0), count },
+            asked_anew(seen.start as usize, machine),
+            Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
+            Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
+            d_qk,
+            d_v,
         );
-    }
-    softmax.finish();
+        let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
+        softmax.clear();
+        acc.clear();
+        kv_tiles.start(tiles);
+        for n in 0..tiles {
+            kv_tiles.await_tile(n);
+            scores.clear();
+            let k_tile = kv_tiles.source.k_ring.tile(n);
+            kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile);
+            finish_product::<W>(&mut scores, 0usize);
+            // Most tiles are seen by all of the queries.
+            let n0 = seen.start + (n * keys) as i32;
+            if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
+                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
+            }
+            softmax.step::<W>(&mut scores, &mut acc);
+            let mut v_tile = kv_tiles.source.v_ring.tile(n);
+            if pass > 0 {
+                replace_values::<S>(&mut v_tile, pass);
+            }
+            multiply_fragment_nn::<S, W>(&mut acc, &scores, &mut p_tile, &v_tile);
+        }
+        softmax.finish();
 
-    #[unroll(out_share.unrolled())]
-    for slot in 0..comptime![out_share.slots()] {
-        let t = t0 + row_of(slot, out_share);
-        if t < s {
-            let row = t * heads + head;
-            let scale = softmax.normaliser(slot);
-            store_row::<E, P, W>(&acc, slot, scale, out, row * d_v, d_v);
-            if lane_of(out_share) == 0 {
-                lse[row] = softmax.lse(slot);
-                max_logits[row] = softmax.max_logit(slot);
+        #[unroll(out_share.unrolled())]
+        for slot in 0..comptime![out_share.slots()] {
+            let t = asked_anew(t0, machine) + row_of(slot, out_share);
+            if t < s {
+                let row = t * heads + head;
+                let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
+                passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
+                if lane_of(out_share) == 0 {
+                    lse[row] = softmax.lse(slot);
+                    max_logits[row] = softmax.max_logit(slot);
+                }
             }
         }
+        if pass == 0 {
+            last = passes.last();
+        }
+        pass += 1;
     }
 }
 
@@ -314,7 +309,7 @@ pub fn dense_mha(
         range.expect_dtype(name, &[DType::I32])?;
         range.expect_contiguous(name)?;
     }
-    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype());
+    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype())?;
     if s == 0 {
         return Ok(whole);
     }
@@ -334,30 +329,20 @@ pub fn dense_mha(
     unsafe {
         mha_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(heads * s.div_ceil(tiling.queries)),
+            machine.cube_count(heads * s.div_ceil(tiling.queries))?,
             machine.cube_dim(),
+            device.addresses([q, k, v, &whole.out]),
             width,
             out_width,
             machine.cell_width(),
-            q.arg(width),
-            k.arg(width),
-            v.arg(width),
+            q.view(width),
+            k.view(width),
+            v.view(width),
             ks.arg(1),
             ke.arg(1),
-            whole.out.arg(out_width),
+            whole.out.view(out_width),
             whole.lse.arg(1),
             whole.max_logits.arg(1),
-            SizesLaunch::new(
-                s as u32,
-                s_kv as u32,
-                heads as u32,
-                q.strides()[0] as u32,
-                q.strides()[1] as u32,
-                k.strides()[0] as u32,
-                k.strides()[1] as u32,
-                v.strides()[0] as u32,
-                v.strides()[1] as u32,
-            ),
             softmax_scale,
             tiling,
             machine,

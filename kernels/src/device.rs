@@ -2,9 +2,10 @@
 
 use crate::Result;
 use crate::error::KernelError;
-use crate::tensor::{DType, Tensor, elements};
+use crate::tensor::{DType, Tensor, elements, expect_indexable};
 use crate::tile::{Machine, MatrixUnit, WARPGROUP};
 use cubecl::client::Client;
+use cubecl::execution::{StreamMode, StreamModeOverride};
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
 use cubecl::std::throughput::measure_peak_throughput;
@@ -32,12 +33,17 @@ impl std::fmt::Display for DeviceKind {
     }
 }
 
+/// Elements that kernels address in 32 bits. Less than 2^32 by more than the last step of a team goes beyond
+/// the end of a tensor before it is compared with the end.
+const NARROW: usize = (1 << 32) - (1 << 20);
+
 /// An open device.
 #[derive(Clone)]
 pub struct Device {
     kind: DeviceKind,
     name: String,
     client: Client,
+    wide: bool,
 }
 
 impl Device {
@@ -94,7 +100,24 @@ impl Device {
     /// The device that `client` reaches, whose launches are those of `kind`.
     pub(crate) fn from_client(kind: DeviceKind, client: Client) -> Self {
         let name = client.properties().identity.name.clone();
-        Self { kind, name, client }
+        Self { kind, name, client, wide: false }
+    }
+
+    /// The same device, on which every kernel computes its addresses in 64 bits, whether or not its tensors
+    /// need it. Results are the same; it shows what wide addresses cost.
+    pub fn wide(&self) -> Self {
+        Self { wide: true, ..self.clone() }
+    }
+
+    /// How wide the addresses are that a launch on `tensors` computes: 64 bits where one of them has more
+    /// elements than 32 bits count, and otherwise 32, which take fewer registers. What a kernel reads as
+    /// bytes is named as such ([`Tensor::reinterpret`]).
+    pub(crate) fn addresses<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = &'a Tensor>,
+    ) -> AddressType {
+        let far = tensors.into_iter().any(|tensor| tensor.reach() > NARROW);
+        if self.wide || far { AddressType::U64 } else { AddressType::U32 }
     }
 
     /// The runtime.
@@ -191,9 +214,32 @@ impl Device {
     }
 
     /// A new tensor with arbitrary content, for a kernel to write.
-    pub fn empty(&self, shape: &[usize], dtype: DType) -> Tensor {
-        let len = shape.iter().product::<usize>().max(1);
-        Tensor::contiguous(self.client.empty(len * dtype.size()), shape, dtype)
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] if kernels could not index it, or the device has no memory of this size.
+    pub fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.output("tensor", shape, dtype)
+    }
+
+    /// [`Device::empty`] for the output `tensor` of a launcher, which an error names.
+    pub(crate) fn output(
+        &self,
+        tensor: &'static str,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor> {
+        expect_indexable(tensor, shape)?;
+        let most = self.client.properties().memory.max_page_size;
+        // A tensor without elements still needs a buffer to bind.
+        let bytes = elements(shape).and_then(|n| n.max(1).checked_mul(dtype.size()));
+        match bytes.filter(|bytes| *bytes as u64 <= most) {
+            Some(bytes) => Ok(Tensor::contiguous(self.client.empty(bytes), shape, dtype)),
+            None => {
+                let expected =
+                    format!("{dtype} of at most {most} bytes, what the device allocates");
+                Err(KernelError::Shape { tensor, got: shape.to_vec(), expected })
+            }
+        }
     }
 
     /// The bytes of a contiguous tensor. Waits for the kernels that write it, and reports if one of
@@ -206,8 +252,12 @@ impl Device {
                 expected: "contiguous".to_string(),
             });
         }
-        let bytes = self.client.read_one(tensor.handle().clone()).map_err(|e| self.failed(e))?;
-        Ok(bytes[..tensor.len() * tensor.dtype().size()].to_vec())
+        let len = tensor.len() * tensor.dtype().size();
+        // Of a view, what lies behind it in its buffer stays where it is.
+        let handle = tensor.handle().clone();
+        let behind = handle.size_in_used().saturating_sub(len.max(1) as u64);
+        let bytes = self.client.read_one(handle.offset_end(behind)).map_err(|e| self.failed(e))?;
+        Ok(bytes[..len].to_vec())
     }
 
     /// The elements of a contiguous tensor, widened to f32.
@@ -224,6 +274,15 @@ impl Device {
     /// Waits until everything launched so far is done.
     pub fn sync(&self) -> Result<()> {
         pollster::block_on(self.client.sync()).map_err(|e| self.failed(e))
+    }
+
+    /// Compiles the kernels that `work` launches from this thread, on all cores at once, and discards the
+    /// launches: what `work` reads back is arbitrary. A kernel that does not compile says so when it is launched.
+    pub fn compile_ahead(&self, work: impl FnOnce()) {
+        let discarded = StreamModeOverride::new(StreamMode::Discard, &self.client);
+        work();
+        drop(discarded);
+        self.client.compile_queued();
     }
 
     /// Device time that the kernels launched by `work` take.

@@ -4,6 +4,9 @@
 //! out[t, h] = weights[t, h] · q_scale[t, h] · factor        (factor = H^-1/2 · D^-1/2)
 //! ```
 //!
+//! The product of two of them may leave f32's range where that of all three does not: they are multiplied in an
+//! order in which it cannot.
+//!
 //! DeepSeek-V3.2-Exp's inference code, `Indexer.forward`; DeepGEMM's contract for `weights`.
 //!
 //! Cost: bound by memory, three f32 a weight.
@@ -19,18 +22,22 @@ use cubecl::prelude::*;
 
 /// Multiplies the head weights by the fp8 scales of their queries and a constant:
 /// `w[t, h] · q_scale[t, h] · factor`, `factor = H^-1/2 · D^-1/2`.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn fold_scales_kernel(
-    weights: &[f32],
-    q_scale: &[f32],
-    out: &mut [f32],
-    n: u32,
+    weights: &View<f32>, // [s, H]
+    q_scale: &[f32],     // [s, H]
+    out: &mut [f32],     // [s, H]
     factor: f32,
     #[comptime] machine: Machine,
 ) {
     let i = program_id(machine) * comptime![machine.team] + unit_id(machine);
-    if i < n as usize {
-        out[i] = weights[i] * q_scale[i] * factor;
+    if i < weights.shape(0) * weights.shape(1) {
+        let (weight, scale) = (weights.data[i], q_scale[i]);
+        let larger = select(weight.abs() > scale.abs(), weight, scale);
+        let smaller = select(weight.abs() > scale.abs(), scale, weight);
+        // A factor that shrinks first meets the larger, one that grows the smaller.
+        let shrinks = factor.abs() <= 1.0f32;
+        out[i] = select(shrinks, larger, smaller) * factor * select(shrinks, smaller, larger);
     }
 }
 
@@ -55,18 +62,18 @@ pub fn fold_scales(
         tensor.expect_dtype(name, &[DType::F32])?;
         tensor.expect_contiguous(name)?;
     }
-    let out = device.empty(&[s, h], DType::F32);
+    let out = device.output("out", &[s, h], DType::F32)?;
     let machine = machine(device);
     // SAFETY: the three buffers hold s · h elements each, and the kernel stops at that number.
     unsafe {
         fold_scales_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count((s * h).div_ceil(machine.team)),
+            machine.cube_count((s * h).div_ceil(machine.team))?,
             machine.cube_dim(),
-            weights.arg(1),
+            device.addresses([weights, q_scale, &out]),
+            weights.view(1),
             q_scale.arg(1),
             out.arg(1),
-            (s * h) as u32,
             factor,
             machine,
         );

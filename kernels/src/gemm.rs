@@ -27,7 +27,7 @@ struct Tiling {
 }
 
 /// One program computes one `tiling.m x tiling.n` tile of `out`.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     x: &View<Vector<E, N>>,       // [b, m, k]
     w: &View<Vector<E, N>>,       // [b, n, k]
@@ -42,9 +42,8 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     if program >= x.shape(0) * tiles_m * tiles_n {
         terminate!();
     }
-    let b = program / (tiles_m * tiles_n);
-    let m0 = program / tiles_n % tiles_m * tiling.m;
-    let n0 = program % tiles_n * tiling.n;
+    let (b, tile_m, tile_n) = unravel(program, tiles_m, tiles_n);
+    let (m0, n0) = (tile_m * tiling.m, tile_n * tiling.n);
 
     let share = comptime![Share::new(machine, tiling.m, tiling.n)];
     let x_shape = comptime![TileShape::new(machine, tiling.m, tiling.k)];
@@ -163,7 +162,7 @@ pub fn gemm(device: &Device, x: &Tensor, w: &Tensor, out_dtype: DType) -> Result
     w.expect_rank("w", &["b", "n", "k"])?;
     // Before the output is made: without elements in x and w its size would be anybody's number.
     expect_k(x)?;
-    let out = device.empty(&[b, m, w.shape()[1]], out_dtype);
+    let out = device.output("out", &[b, m, w.shape()[1]], out_dtype)?;
     gemm_into(device, x, w, &out)?;
     Ok(out)
 }
@@ -205,8 +204,9 @@ pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Resul
     unsafe {
         gemm_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(programs),
+            machine.cube_count(programs)?,
             machine.cube_dim(),
+            device.addresses([x, w, out]),
             width,
             out_width,
             machine.cell_width(),

@@ -7,6 +7,9 @@
 //! Applied to queries and keys alike it leaves their products unchanged and spreads outliers before the
 //! rounding to fp8 (DeepSeek-V3.2-Exp demo, `rotate_activation`).
 //!
+//! The sums of a row that comes near the end of f32's range would leave it, although `y` does not: such a row
+//! is rotated divided by n, which is exact.
+//!
 //! Cost: `n log2 n` additions a row; bound by memory.
 //!
 //! Budget (sm_90a): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
@@ -19,31 +22,45 @@ use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+/// The magnitude up to which the sum of a row's 1024 numbers, at most, is in f32's range.
+const LARGE: f32 = (1u128 << 117) as f32;
+
 /// One program rotates one row: log2(n) stages of butterflies on pairs `half` apart.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn hadamard_kernel<E: Numeric>(
-    x: &[E],
-    out: &mut [E],
-    rows: u32,
-    x_row: u32,
+    x: &View<E>,       // [rows, n]
+    out: &mut View<E>, // [rows, n]
     #[comptime] n: usize,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
     let row = program_id(machine);
-    if row >= rows as usize {
+    if row >= x.shape(0) {
         terminate!();
     }
     let team = comptime![machine.team];
     let unit = unit_id(machine);
     let mut values = team_memory::<f32>(n, 16usize, machine);
+    let mut top = 0.0f32.runtime();
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            values[i] = f32::cast_from(x[row * x_row as usize + i]);
+            let value = f32::cast_from(x.data[row * x.stride(0) + i]);
+            values[i] = value;
+            top = max(top, value.abs());
         }
     }
-    sync_team(machine);
+    // After it the team sees the values, too.
+    let large = max_team(top, machine) > LARGE;
+    if large {
+        for step in 0..comptime![n.div_ceil(team)] {
+            let i = step * team + unit;
+            if i < n {
+                values[i] *= comptime![1.0 / n as f32];
+            }
+        }
+        sync_team(machine);
+    }
     #[unroll]
     for stage in 0..comptime![n.ilog2()] {
         let half = comptime![1usize << stage];
@@ -60,10 +77,11 @@ fn hadamard_kernel<E: Numeric>(
         sync_team(machine);
     }
     let scale = comptime![1.0 / (n as f32).sqrt()];
+    let scale = select(large, comptime![scale * n as f32], scale);
     for step in 0..comptime![n.div_ceil(team)] {
         let i = step * team + unit;
         if i < n {
-            out[row * n + i] = round_to::<E>(values[i] * scale, machine);
+            out.data[row * n + i] = round_to::<E>(values[i] * scale, machine);
         }
     }
 }
@@ -89,19 +107,18 @@ pub fn hadamard(device: &Device, x: &Tensor) -> Result<Tensor> {
             expected: "rows of a power of two up to 1024".to_string(),
         });
     }
-    let out = device.empty(&[rows, n], x.dtype());
+    let out = device.output("out", &[rows, n], x.dtype())?;
     if rows > 0 {
         let machine = machine(device);
         // SAFETY: the kernel reads and writes n elements of each of `rows` rows.
         unsafe {
             hadamard_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows),
+                machine.cube_count(rows)?,
                 machine.cube_dim(),
-                x.arg(1),
-                out.arg(1),
-                rows as u32,
-                x.strides()[0] as u32,
+                device.addresses([x, &out]),
+                x.view(1),
+                out.view(1),
                 n,
                 machine,
                 x.dtype().elem(),

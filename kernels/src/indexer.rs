@@ -60,8 +60,10 @@ fn score<W: Size>(
 struct Tiling {
     /// Query rows in a tile.
     queries: usize,
-    /// Heads a query, padded with weightless ones to whole cells.
+    /// Heads a query, padded to whole cells of every unit with ones that do not count.
     heads: usize,
+    /// Whether there are any such.
+    padded: bool,
     /// Keys in a tile.
     keys: usize,
     /// Tiles of keys in memory: the next are loaded while one is worked on.
@@ -79,7 +81,7 @@ struct Tiling {
 }
 
 /// One program scores `tiling.queries` rows of one request against `span` keys, tile by tile.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     q: &View<Vector<E, N>>, // [requests, rows, H, D]
     keys: &Keys<E, N, B>,   // [s_kv, D] with a scale each, in rows or in pages
@@ -127,7 +129,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         // Looked up while the product runs.
         let own = lanes.of_tile(&k_tiles.source, k_tiles.source.first_of(n), tiling.dim);
         finish_product(&mut dots, 0usize);
-        let sums = sum_heads(&dots, &weights, tiling, share);
+        let sums = sum_heads(&dots, &weights, queries.heads, tiling, share);
         #[unroll(share.unrolled())]
         for i in 0..own.scale.len() {
             let sum = lanes.sum(&sums, i);
@@ -166,12 +168,13 @@ impl Span {
     }
 }
 
-/// `Σ_h w[t, h] · relu(q[t, h] · k)` over this unit's columns, for each of its keys and each query of the tile:
-/// entry `slot · queries + t`.
+/// `Σ_h w[t, h] · relu(q[t, h] · k)` over this unit's columns of the first `heads` of each query, for each of its
+/// keys and each query of the tile: entry `slot · queries + t`.
 #[cube]
 fn sum_heads<W: Size>(
     dots: &Fragment<W>,
     weights: &Array<Vector<f32, W>>,
+    heads: usize,
     #[comptime] tiling: Tiling,
     #[comptime] share: Share,
 ) -> Array<f32> {
@@ -184,8 +187,19 @@ fn sum_heads<W: Size>(
             let mut sum = Vector::<f32, W>::new(0.0f32);
             #[unroll(share.unrolled())]
             for cell in 0..cells {
+                let h = col_of(cell, share);
                 let cell = comptime![t * cells] + cell;
-                sum += score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+                let mut share_of_head =
+                    score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+                if comptime![tiling.padded] {
+                    // Chosen, not multiplied by 0: a key's infinity times the padding is NaN.
+                    #[unroll]
+                    for i in 0..W::value() {
+                        let counts = h + i < heads;
+                        share_of_head.insert(i, select(counts, share_of_head.extract(i), 0.0f32));
+                    }
+                }
+                sum += share_of_head;
             }
             sums[slot * tiling.queries + t] = sum_cell(sum);
         }
@@ -193,7 +207,7 @@ fn sum_heads<W: Size>(
     sums
 }
 
-/// The weights of this unit's columns of the products; a padded head weighs nothing.
+/// The weights of this unit's columns of the products.
 #[cube]
 fn head_weights<W: Size>(
     weights: &View<f32>,
@@ -252,7 +266,7 @@ pub fn indexer_logits(
 ) -> Result<Tensor> {
     let bound = LOGITS.check([q, k, k_scale, weights, ks, ke], Bound::default())?;
     let [s, s_kv] = bound.sizes(["s", "s_kv"]);
-    let logits = device.empty(&[s, s_kv], DType::F32);
+    let logits = device.output("logits", &[s, s_kv], DType::F32)?;
     let keys = KeySource {
         k,
         scale: k_scale,
@@ -318,7 +332,7 @@ pub fn indexer_logits_paged(
             expected: format!("at most the {max_pages} pages of the block table"),
         });
     }
-    let logits = device.empty(&[b * next_n, max_context], DType::F32);
+    let logits = device.output("logits", &[b * next_n, max_context], DType::F32)?;
     let codes = cache.reinterpret(DType::E4m3);
     let keys = KeySource {
         k: &codes,
@@ -392,8 +406,9 @@ fn launch(
     unsafe {
         indexer_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(programs),
+            machine.cube_count(programs)?,
             machine.cube_dim(),
+            device.addresses([q, keys.k, &keys.scale.reinterpret(DType::U8), weights, logits]),
             width,
             scale_width,
             machine.cell_width(),
@@ -430,7 +445,7 @@ impl Tiling {
     ) -> Self {
         if machine.is_wgmma() {
             // A 64 x 128 product: 64 keys against two queries of 64 heads, or as many as fit.
-            let heads = heads.next_multiple_of(8);
+            let (heads, padded) = (heads.next_multiple_of(8), !heads.is_multiple_of(8));
             // A power of two, so that the lanes of a row can share out its logits.
             let queries = (128 / heads).max(1).ilog2().min(rows.next_power_of_two().ilog2());
             let queries = 1 << queries;
@@ -440,6 +455,7 @@ impl Tiling {
             return Self {
                 queries,
                 heads,
+                padded,
                 keys,
                 stages,
                 key_stride,
@@ -451,8 +467,9 @@ impl Tiling {
         }
         let keys = 32;
         let lanes = Share::new(machine, keys, LANES).lanes();
+        let padded = !heads.is_multiple_of(LANES * lanes);
         let heads = heads.next_multiple_of(LANES * lanes);
         let (queries, stages, tile_dim) = (1, 1, dim);
-        Self { queries, heads, keys, stages, key_stride, dim, tile_dim, paged, score_fn }
+        Self { queries, heads, padded, keys, stages, key_stride, dim, tile_dim, paged, score_fn }
     }
 }

@@ -39,21 +39,21 @@ pub(crate) enum RowFormat {
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct Pages {
     /// Rows that there are.
-    pub count: u32,
+    pub count: usize,
     /// From a row to the next of its page.
-    pub stride: u32,
+    pub stride: usize,
     /// Rows of a page.
-    pub page_size: u32,
+    pub page_size: usize,
     /// From a page to the next.
-    pub page_stride: u32,
+    pub page_stride: usize,
 }
 
 #[cube]
 impl Pages {
     /// Where row `slot` begins.
     pub fn start(&self, slot: usize) -> usize {
-        let page_size = self.page_size as usize;
-        slot / page_size * self.page_stride as usize + slot % page_size * self.stride as usize
+        let (page, row) = divided(slot, self.page_size);
+        page * self.page_stride + row * self.stride
     }
 }
 
@@ -165,17 +165,18 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         }
     }
 
-    /// What is added to this unit's columns of the scores of the `n`-th tile: 0, or -inf for what is no key.
-    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<f32, W>> {
+    /// Which of this unit's columns of the scores of the `n`-th tile are keys: all bits, or none
+    /// ([`Fragment::keep_columns`]).
+    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<u32, W>> {
         let first = self.first + n * comptime![self.ring.shape.rows];
-        let mut mask = Array::<Vector<f32, W>>::new(comptime![share.run()]);
+        let mut mask = Array::<Vector<u32, W>>::new(comptime![share.run()]);
         #[unroll(share.unrolled())]
         for cell in 0..comptime![share.run()] {
-            let mut value = Vector::<f32, W>::new(0.0f32);
+            let mut value = Vector::<u32, W>::new(0u32);
             #[unroll]
             for i in 0..W::value() {
                 let row = self.row_of_key(first + col_of(cell, share) + i);
-                value.insert(i, select(row >= 0, 0.0f32, f32::NEG_INFINITY));
+                value.insert(i, select(row >= 0, u32::MAX, 0u32));
             }
             mask[cell] = value;
         }
@@ -254,12 +255,7 @@ impl KeyRows {
         KeyCacheLaunch::new(
             elements.arg(width),
             self.buffer.reinterpret(DType::U8).arg(bytes),
-            PagesLaunch::new(
-                self.count as u32,
-                self.stride as u32,
-                self.page_size as u32,
-                self.page_stride as u32,
-            ),
+            PagesLaunch::new(self.count, self.stride, self.page_size, self.page_stride),
             self.format,
         )
     }
@@ -313,6 +309,7 @@ impl KeyRows {
         cache.expect_shape("cache", &[("n_pages", n_pages), ("page_size * record", bytes)])?;
         cache.expect_dtype("cache", &[DType::U8])?;
         cache.expect_rows("cache")?;
+        cache.expect_numbered("cache", n_pages * page_size)?;
         Ok(Self {
             buffer: cache.clone(),
             format: RowFormat::Record { kv_lora_rank: record.kv_lora_rank },

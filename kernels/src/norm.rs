@@ -8,6 +8,9 @@
 //! In f32, rounded once to the type of x (DeepSeek-V3.2-Exp demo). The indexer's `k_norm` is a LayerNorm
 //! with a bias, not an RMSNorm.
 //!
+//! The square of a number leaves the range of f32 long before the number does: a row whose squares do is taken
+//! times a power of two, which leaves the result as it is. Any finite row is normalised.
+//!
 //! Cost: about 4 FLOP and one read and write an element; bound by memory.
 //!
 //! Budget (sm_90a): at most 32 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
@@ -20,39 +23,34 @@ use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// One program normalises one row. `bias`: read only by LayerNorm.
-#[cube(launch_unchecked)]
-fn norm_kernel<E: Numeric>(
+/// What a row whose squares are too large, or too small, is taken times.
+const DOWN: f32 = 1.0 / UP;
+/// See [`DOWN`]: 2^100. Its square is out of range, so nothing is multiplied by that.
+const UP: f32 = (1u128 << 100) as f32;
+/// The mean square from which on no square that counts is lost.
+const LEAST: f32 = DOWN;
+
+/// Of the `cols` elements of `x` from `at` on, times `by`: their mean, 0 unless they are `centred`, and the mean
+/// square of what is left without it.
+#[cube]
+fn moments<E: Numeric>(
     x: &[E],
-    weight: &[f32],
-    bias: &[f32],
-    out: &mut [E],
-    rows: u32,
-    cols: u32,
-    x_row: u32,
-    out_row: u32,
-    eps: f32,
+    at: usize,
+    cols: usize,
+    by: f32,
     #[comptime] centred: bool,
     #[comptime] machine: Machine,
-    #[define(E)] _elem: ElemType,
-) {
-    let row = program_id(machine);
-    if row >= rows as usize {
-        terminate!();
-    }
-    let cols = cols as usize;
+) -> (f32, f32) {
     let team = comptime![machine.team];
     let unit = unit_id(machine);
-    let at = row * x_row as usize;
     let steps = cols.div_ceil(team);
-
     let mut mean = 0.0f32.runtime();
     if comptime![centred] {
         let mut sum = 0.0f32.runtime();
         for step in 0..steps {
             let i = step * team + unit;
             if i < cols {
-                sum += f32::cast_from(x[at + i]);
+                sum += f32::cast_from(x[at + i]) * by;
             }
         }
         mean = sum_team(sum, machine) / cols as f32;
@@ -61,20 +59,57 @@ fn norm_kernel<E: Numeric>(
     for step in 0..steps {
         let i = step * team + unit;
         if i < cols {
-            let d = f32::cast_from(x[at + i]) - mean;
+            let d = f32::cast_from(x[at + i]) * by - mean;
             squares += d * d;
         }
     }
-    let variance = sum_team(squares, machine) / cols as f32;
-    let scale = 1.0f32 / (variance + eps).sqrt();
-    for step in 0..steps {
+    (mean, sum_team(squares, machine) / cols as f32)
+}
+
+/// One program normalises one row. `bias`: read only by LayerNorm.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn norm_kernel<E: Numeric>(
+    x: &View<E>,       // [rows, cols]
+    weight: &[f32],    // [cols]
+    bias: &[f32],      // [cols]
+    out: &mut View<E>, // [rows, cols]
+    eps: f32,
+    #[comptime] centred: bool,
+    #[comptime] machine: Machine,
+    #[define(E)] _elem: ElemType,
+) {
+    let row = program_id(machine);
+    if row >= x.shape(0) {
+        terminate!();
+    }
+    let cols = x.shape(1);
+    let team = comptime![machine.team];
+    let unit = unit_id(machine);
+    let (at, to) = (row * x.stride(0), row * out.stride(0));
+
+    let mut by = 1.0f32.runtime();
+    let (mut mean, mut square) = moments(&x.data, at, cols, by, centred, machine);
+    let total = square + eps;
+    // Deviations from a mean beyond 1 are nothing or not small.
+    let small = total < LEAST && mean.abs() <= 1.0f32;
+    if small || total.is_nan() || total.is_inf() {
+        by = select(small, UP, DOWN);
+        let scaled = moments(&x.data, at, cols, by, centred, machine);
+        mean = scaled.0;
+        square = scaled.1;
+    }
+    let scale = 1.0f32 / (square + eps * by * by).sqrt();
+    for step in 0..cols.div_ceil(team) {
         let i = step * team + unit;
         if i < cols {
-            let mut y = (f32::cast_from(x[at + i]) - mean) * scale * weight[i];
-            if comptime![centred] {
-                y += bias[i];
-            }
-            out[row * out_row as usize + i] = round_to::<E>(y, machine);
+            let y = (f32::cast_from(x.data[at + i]) * by - mean) * scale;
+            let y = if comptime![centred] {
+                // The product alone may be out of range where the sum is not.
+                fma(y, weight[i], bias[i])
+            } else {
+                y * weight[i]
+            };
+            out.data[to + i] = round_to::<E>(y, machine);
         }
     }
 }
@@ -90,7 +125,7 @@ pub fn machine(device: &Device) -> Machine {
 /// - `weight`: `[cols]` f32;
 /// - returns `[rows, cols]` of the type of x.
 pub fn rms_norm(device: &Device, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.output("out", x.shape(), x.dtype())?;
     norm(device, x, weight, None, &out, eps)?;
     Ok(out)
 }
@@ -114,7 +149,7 @@ pub fn layer_norm(
     bias: &Tensor,
     eps: f32,
 ) -> Result<Tensor> {
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.output("out", x.shape(), x.dtype())?;
     norm(device, x, weight, Some(bias), &out, eps)?;
     Ok(out)
 }
@@ -151,16 +186,13 @@ fn norm(
     unsafe {
         norm_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows),
+            machine.cube_count(rows)?,
             machine.cube_dim(),
-            x.arg(1),
+            device.addresses([x, out]),
+            x.view(1),
             weight.arg(1),
             bias.unwrap_or(weight).arg(1),
-            out.arg(1),
-            rows as u32,
-            cols as u32,
-            x.strides()[0] as u32,
-            out.strides()[0] as u32,
+            out.view(1),
             eps,
             bias.is_some(),
             machine,

@@ -95,7 +95,7 @@ pub fn multiply_in_place(
     unsafe {
         peak_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(programs),
+            machine.cube_count(programs)?,
             machine.cube_dim(),
             width,
             1,

@@ -16,6 +16,8 @@
 //! Budget (gfx950): at most 24 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::Device;
+use crate::keys::{Pages, PagesLaunch};
+use crate::slots::{expect_slots, launches, slot_of};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
@@ -65,12 +67,14 @@ fn block_scale(amax: f32, #[comptime] fmt: ScaleFmt, #[comptime] floor: Floor) -
     }
 }
 
-/// The e4m3 code of `x / scale`. NaN stays NaN: the comparisons of the clamp let it pass.
+/// The e4m3 code of `x / scale`. NaN stays NaN, of the one code on every device: their own conversions differ in
+/// its sign, and a cache must not.
 #[cube]
 fn quantise(x: f32, scale: f32) -> e4m3 {
     let y = x / scale;
     let y = select(y > E4M3_MAX, E4M3_MAX, y);
-    e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y))
+    let code = e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y));
+    e4m3::reinterpret(select(y.is_nan(), 0x7fu8, u8::reinterpret(code)))
 }
 
 /// The largest magnitude of `x[at .. at + n]`, NaN left out.
@@ -100,47 +104,44 @@ struct Block {
     scale: f32,
 }
 
-/// Block `program` of `x`, whose rows of `cols` are `x_row` apart.
+/// Block `program` of `x`.
 #[cube]
 fn block_of<E: Numeric>(
-    x: &[E],
+    x: &View<E>,
     program: usize,
-    cols: usize,
-    x_row: usize,
     #[comptime] fmt: ScaleFmt,
     #[comptime] machine: Machine,
 ) -> Block {
+    let cols = x.shape(1);
     let blocks = cols.div_ceil(BLOCK);
-    let (row, first) = (program / blocks, program % blocks * BLOCK);
+    let (row, nth) = divided(program, blocks);
+    let first = nth * BLOCK;
     let n = min(cols - first, BLOCK);
-    let at = row * x_row + first;
-    let scale = block_scale(amax::<E>(x, at, n, machine), fmt, Floor::Amax);
+    let at = row * x.stride(0) + first;
+    let scale = block_scale(amax(&x.data, at, n, machine), fmt, Floor::Amax);
     Block { row, first, n, at, scale }
 }
 
 /// One program quantises one block of one row.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn act_quant_kernel<E: Numeric>(
-    x: &[E],
-    codes: &mut [e4m3],
-    scales: &mut [f32],
-    rows: u32,
-    cols: u32,
-    x_row: u32,
+    x: &View<E>,            // [rows, cols]
+    codes: &mut View<e4m3>, // [rows, cols]
+    scales: &mut [f32],     // [rows, ceil(cols / 128)]
     #[comptime] fmt: ScaleFmt,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
     let program = program_id(machine);
-    if program >= rows as usize * (cols as usize).div_ceil(BLOCK) {
+    if program >= x.shape(0) * x.shape(1).div_ceil(BLOCK) {
         terminate!();
     }
-    let block = block_of::<E>(x, program, cols as usize, x_row as usize, fmt, machine);
+    let block = block_of(x, program, fmt, machine);
+    let to = block.row * codes.stride(0) + block.first;
     for step in 0..block.n.div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
         if i < block.n {
-            let code = quantise(f32::cast_from(x[block.at + i]), block.scale);
-            codes[block.row * cols as usize + block.first + i] = code;
+            codes.data[to + i] = quantise(f32::cast_from(x.data[block.at + i]), block.scale);
         }
     }
     if unit_id(machine) == 0 {
@@ -149,73 +150,58 @@ fn act_quant_kernel<E: Numeric>(
 }
 
 /// One program quantises one block of one row and writes what the codes stand for.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn round_trip_kernel<E: Numeric>(
-    x: &[E],
-    out: &mut [E],
-    rows: u32,
-    cols: u32,
-    x_row: u32,
-    out_row: u32,
+    x: &View<E>,       // [rows, cols]
+    out: &mut View<E>, // [rows, cols]
     #[comptime] fmt: ScaleFmt,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
     let program = program_id(machine);
-    if program >= rows as usize * (cols as usize).div_ceil(BLOCK) {
+    if program >= x.shape(0) * x.shape(1).div_ceil(BLOCK) {
         terminate!();
     }
-    let block = block_of::<E>(x, program, cols as usize, x_row as usize, fmt, machine);
+    let block = block_of(x, program, fmt, machine);
+    let to = block.row * out.stride(0) + block.first;
     for step in 0..block.n.div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
         if i < block.n {
-            let code = quantise(f32::cast_from(x[block.at + i]), block.scale);
-            let value = f32::cast_from(code) * block.scale;
-            out[block.row * out_row as usize + block.first + i] = round_to::<E>(value, machine);
+            let code = quantise(f32::cast_from(x.data[block.at + i]), block.scale);
+            out.data[to + i] = round_to::<E>(f32::cast_from(code) * block.scale, machine);
         }
     }
 }
 
 /// One program writes one token's 656-byte record (for kv_lora_rank 512 and rope 64): the codes of the
 /// latent, one f32 scale a block, the rope part in bf16.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn store_kv_kernel<E: Numeric>(
-    c: &[E],
-    k_pe: &[E],
-    slots: &[i32],
-    cache: &mut [u8],
-    tokens: u32,
-    kv_lora_rank: u32,
-    rope_dim: u32,
-    c_row: u32,
-    pe_row: u32,
-    page_size: u32,
-    page_stride: u32,
-    record: u32,
-    n_slots: u32,
+    c: &View<E>,      // [n, kv_lora_rank]
+    k_pe: &View<E>,   // [n, rope_dim]
+    slots: &[i32],    // [n]
+    cache: &mut [u8], // pages of records
+    pages: &Pages,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
-    let rank = kv_lora_rank as usize;
+    let (n, rank, rope_dim) = (c.shape(0), c.shape(1), k_pe.shape(1));
     let blocks = rank.div_ceil(BLOCK);
     let token = program_id(machine);
-    if token >= tokens as usize {
+    if token >= n {
         terminate!();
     }
-    let slot = slots[token];
-    let stored = slot >= 0 && slot < n_slots as i32;
-    let slot = select(stored, slot, 0i32) as usize;
-    let at = slot / page_size as usize * page_stride as usize
-        + slot % page_size as usize * record as usize;
+    let (slot, stored) = slot_of(slots, token, n, pages.count, machine);
+    let at = pages.start(slot);
     for block in 0..blocks {
         let first = block * BLOCK;
         let n = min(rank - first, BLOCK);
-        let from = token * c_row as usize + first;
-        let scale = block_scale(amax::<E>(c, from, n, machine), ScaleFmt::Ue8m0, Floor::Scale);
+        let from = token * c.stride(0) + first;
+        let scale = block_scale(amax(&c.data, from, n, machine), ScaleFmt::Ue8m0, Floor::Scale);
         for step in 0..n.div_ceil(comptime![machine.team]) {
             let i = step * comptime![machine.team] + unit_id(machine);
             if stored && i < n {
-                let code = quantise(f32::cast_from(c[from + i]), scale);
+                let code = quantise(f32::cast_from(c.data[from + i]), scale);
                 cache[at + first + i] = u8::reinterpret(code);
             }
         }
@@ -223,11 +209,11 @@ fn store_kv_kernel<E: Numeric>(
             write_f32(cache, at + rank + 4 * block, scale);
         }
     }
-    for step in 0..(rope_dim as usize).div_ceil(comptime![machine.team]) {
+    for step in 0..rope_dim.div_ceil(comptime![machine.team]) {
         let i = step * comptime![machine.team] + unit_id(machine);
-        if stored && i < rope_dim as usize {
+        if stored && i < rope_dim {
             // In integers on every device: their own conversions differ in the last bit, and a cache must not.
-            let bits = bf16_bits(f32::cast_from(k_pe[token * pe_row as usize + i]));
+            let bits = bf16_bits(f32::cast_from(k_pe.data[token * k_pe.stride(0) + i]));
             let to = at + rank + 4 * blocks + 2 * i;
             cache[to] = u8::cast_from(bits & 0xffu32);
             cache[to + 1] = u8::cast_from(bits >> 8);
@@ -236,36 +222,33 @@ fn store_kv_kernel<E: Numeric>(
 }
 
 /// One program writes one token's index key: codes in the first part of its page, scale in the second.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn store_index_key_kernel(
-    codes: &[u8],
-    scales: &[f32],
-    slots: &[i32],
-    cache: &mut [u8],
-    tokens: u32,
-    dim: u32,
-    page_size: u32,
-    page_stride: u32,
-    n_slots: u32,
+    codes: &View<u8>, // [n, D]
+    scales: &[f32],   // [n]
+    slots: &[i32],    // [n]
+    cache: &mut [u8], // pages of D codes for each token, then an f32 for each
+    pages: &Pages,
     #[comptime] machine: Machine,
 ) {
-    let dim = dim as usize;
+    let (n, dim) = (codes.shape(0), codes.shape(1));
     let token = program_id(machine);
-    if token >= tokens as usize {
+    if token >= n {
         terminate!();
     }
-    let slot = slots[token];
-    if slot >= 0 && slot < n_slots as i32 {
-        let page = slot as usize / page_size as usize * page_stride as usize;
-        let in_page = slot as usize % page_size as usize;
+    let (slot, stored) = slot_of(slots, token, n, pages.count, machine);
+    if stored {
+        let at = pages.start(slot);
         for step in 0..dim.div_ceil(comptime![machine.team]) {
             let i = step * comptime![machine.team] + unit_id(machine);
             if i < dim {
-                cache[page + in_page * dim + i] = codes[token * dim + i];
+                cache[at + i] = codes.data[token * codes.stride(0) + i];
             }
         }
         if unit_id(machine) == 0 {
-            write_f32(cache, page + page_size as usize * dim + 4 * in_page, scales[token]);
+            let (page, row) = divided(slot, pages.page_size);
+            let codes_end = page * pages.page_stride + pages.page_size * dim;
+            write_f32(cache, codes_end + 4 * row, scales[token]);
         }
     }
 }
@@ -292,22 +275,20 @@ pub struct Quantised {
 pub fn act_quant(device: &Device, x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
     let (rows, cols) = rows_and_cols("x", x)?;
     let blocks = cols.div_ceil(BLOCK);
-    let codes = device.empty(&[rows, cols], DType::E4m3);
-    let scale = device.empty(&[rows, blocks], DType::F32);
+    let codes = device.output("codes", &[rows, cols], DType::E4m3)?;
+    let scale = device.output("scale", &[rows, blocks], DType::F32)?;
     if rows * cols > 0 {
         let machine = machine(device);
         // SAFETY: every access is below rows and cols, which are the shapes of all three tensors.
         unsafe {
             act_quant_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows * blocks),
+                machine.cube_count(rows * blocks)?,
                 machine.cube_dim(),
-                x.arg(1),
-                codes.arg(1),
+                device.addresses([x, &codes]),
+                x.view(1),
+                codes.view(1),
                 scale.arg(1),
-                rows as u32,
-                cols as u32,
-                x.strides()[0] as u32,
                 fmt,
                 machine,
                 x.dtype().elem(),
@@ -335,14 +316,11 @@ pub fn round_trip(device: &Device, x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> R
     unsafe {
         round_trip_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows * cols.div_ceil(BLOCK)),
+            machine.cube_count(rows * cols.div_ceil(BLOCK))?,
             machine.cube_dim(),
-            x.arg(1),
-            out.arg(1),
-            rows as u32,
-            cols as u32,
-            x.strides()[0] as u32,
-            out.strides()[0] as u32,
+            device.addresses([x, out]),
+            x.view(1),
+            out.view(1),
             fmt,
             machine,
             x.dtype().elem(),
@@ -370,7 +348,8 @@ impl KvRecord {
 /// Writes tokens into the paged fp8 cache.
 ///
 /// - `c`: `[n, kv_lora_rank]`, `k_pe`: `[n, rope_dim]`, one float type, last stride 1;
-/// - `slots`: `[n]` i32, `page · page_size + offset`; a slot out of range is not written;
+/// - `slots`: `[n]` i32, `page · page_size + offset`; a slot out of range is not written, and of several rows
+///   with one slot the last is;
 /// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1.
 pub fn store_kv(
     device: &Device,
@@ -385,34 +364,31 @@ pub fn store_kv(
     k_pe.expect_shape("k_pe", &[("n", n), ("rope_dim", rope_dim)])?;
     k_pe.expect_dtype("k_pe", &[c.dtype()])?;
     let record = KvRecord { kv_lora_rank, rope_dim };
-    let n_pages = expect_cache(cache, slots, n, page_size, record.bytes())?;
+    expect_cache(cache, slots, n, page_size, record.bytes())?;
     if n == 0 {
         return Ok(());
     }
     let machine = machine(device);
-    // SAFETY: rows and columns are those of c and k_pe; slots are compared with the number of slots of
-    // the cache before anything is written.
-    unsafe {
-        store_kv_kernel::launch_unchecked(
-            device.client(),
-            machine.cube_count(n),
-            machine.cube_dim(),
-            c.arg(1),
-            k_pe.arg(1),
-            slots.arg(1),
-            cache.arg(1),
-            n as u32,
-            kv_lora_rank as u32,
-            rope_dim as u32,
-            c.strides()[0] as u32,
-            k_pe.strides()[0] as u32,
-            page_size as u32,
-            cache.strides()[0] as u32,
-            record.bytes() as u32,
-            (n_pages * page_size) as u32,
-            machine,
-            c.dtype().elem(),
-        );
+    for rows in launches(n) {
+        let (c, k_pe) = (c.rows(rows.clone())?, k_pe.rows(rows.clone())?);
+        let slots = slots.rows(rows.clone())?;
+        // SAFETY: rows and columns are those of c and k_pe; slots are compared with the number of slots of
+        // the cache before anything is written.
+        unsafe {
+            store_kv_kernel::launch_unchecked(
+                device.client(),
+                machine.cube_count(rows.len())?,
+                machine.cube_dim(),
+                device.addresses([&c, &k_pe, cache]),
+                c.view(1),
+                k_pe.view(1),
+                slots.arg(1),
+                cache.arg(1),
+                pages(cache, page_size, record.bytes()),
+                machine,
+                c.dtype().elem(),
+            );
+        }
     }
     Ok(())
 }
@@ -420,7 +396,7 @@ pub fn store_kv(
 /// Writes index keys into their paged cache.
 ///
 /// - `keys`: of [`act_quant`] on `[n, D]` with D <= 128;
-/// - `slots`: `[n]` i32; a slot out of range is not written;
+/// - `slots`: `[n]` i32; a slot out of range is not written, and of several rows with one slot the last is;
 /// - `cache`: `[n_pages, page_size · (D + 4)]` u8, last stride 1.
 pub fn store_index_keys(
     device: &Device,
@@ -436,30 +412,37 @@ pub fn store_index_keys(
     keys.scale.expect_shape("scale", &[("n", n), ("1: D is at most 128", 1)])?;
     keys.scale.expect_dtype("scale", &[DType::F32])?;
     keys.scale.expect_contiguous("scale")?;
-    let n_pages = expect_cache(cache, slots, n, page_size, dim + 4)?;
+    expect_cache(cache, slots, n, page_size, dim + 4)?;
     if n == 0 {
         return Ok(());
     }
     let machine = machine(device);
-    // SAFETY: codes hold n · dim elements, scales n; slots are compared with the number of slots.
-    unsafe {
-        store_index_key_kernel::launch_unchecked(
-            device.client(),
-            machine.cube_count(n),
-            machine.cube_dim(),
-            keys.codes.reinterpret(DType::U8).arg(1),
-            keys.scale.arg(1),
-            slots.arg(1),
-            cache.arg(1),
-            n as u32,
-            dim as u32,
-            page_size as u32,
-            cache.strides()[0] as u32,
-            (n_pages * page_size) as u32,
-            machine,
-        );
+    let codes = keys.codes.reinterpret(DType::U8);
+    for rows in launches(n) {
+        let (codes, scale) = (codes.rows(rows.clone())?, keys.scale.rows(rows.clone())?);
+        let slots = slots.rows(rows.clone())?;
+        // SAFETY: codes hold n · dim elements, scales n; slots are compared with the number of slots.
+        unsafe {
+            store_index_key_kernel::launch_unchecked(
+                device.client(),
+                machine.cube_count(rows.len())?,
+                machine.cube_dim(),
+                device.addresses([&codes, cache]),
+                codes.view(1),
+                scale.arg(1),
+                slots.arg(1),
+                cache.arg(1),
+                pages(cache, page_size, dim),
+                machine,
+            );
+        }
     }
     Ok(())
+}
+
+/// How rows of which `stride` bytes come one after the other lie in the pages of `cache`.
+fn pages(cache: &Tensor, page_size: usize, stride: usize) -> PagesLaunch {
+    PagesLaunch::new(cache.shape()[0] * page_size, stride, page_size, cache.strides()[0])
 }
 
 /// The rows and columns of a tensor of floats.
@@ -479,22 +462,19 @@ pub(crate) fn expect_page_size(page_size: usize) -> Result<()> {
     Err(KernelError::Value { name: "page_size", got: page_size.to_string(), expected })
 }
 
-/// Checks a cache of pages of `page_size` records and the slots to be written; returns its pages.
+/// Checks a cache of pages of `page_size` records and the slots to be written.
 fn expect_cache(
     cache: &Tensor,
     slots: &Tensor,
     n: usize,
     page_size: usize,
     record: usize,
-) -> Result<usize> {
+) -> Result<()> {
     expect_page_size(page_size)?;
-    slots.expect_shape("slots", &[("n", n)])?;
-    slots.expect_dtype("slots", &[DType::I32])?;
-    slots.expect_contiguous("slots")?;
     cache.expect_rank("cache", &["n_pages", "page bytes"])?;
     let n_pages = cache.shape()[0];
     cache.expect_shape("cache", &[("n_pages", n_pages), ("page bytes", page_size * record)])?;
     cache.expect_dtype("cache", &[DType::U8])?;
     cache.expect_rows("cache")?;
-    Ok(n_pages)
+    expect_slots(slots, n, cache, n_pages * page_size)
 }

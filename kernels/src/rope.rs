@@ -30,32 +30,29 @@ pub enum Pairing {
 }
 
 /// One program rotates one head of one row.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn rope_kernel<E: Numeric>(
-    x: &[E],
-    cos: &[f32],
-    sin: &[f32],
-    positions: &[i32],
-    out: &mut [E],
-    rows: u32,
-    heads: u32,
-    table: u32,
-    x_row: u32,
-    x_head: u32,
-    out_row: u32,
-    out_head: u32,
+    x: &View<E>,       // [n, heads, dim]
+    cos: &View<f32>,   // [positions, dim/2]
+    sin: &[f32],       // [positions, dim/2]
+    positions: &[i32], // [n]
+    out: &mut View<E>, // [n, heads, dim]
     #[comptime] dim: usize,
     #[comptime] pairing: Pairing,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
+    let heads = x.shape(1);
     let program = program_id(machine);
-    if program >= rows as usize * heads as usize {
+    if program >= x.shape(0) * heads {
         terminate!();
     }
-    let row = program / heads as usize;
-    let head = program % heads as usize;
-    let position = clamp(positions[row], 0i32, table as i32 - 1) as usize;
+    let (row, head) = divided(program, heads);
+    let from = row * x.stride(0) + head * x.stride(1);
+    let to = row * out.stride(0) + head * out.stride(1);
+    let position = positions[row];
+    let known = position >= 0 && position < cos.shape(0) as i32;
+    let position = select(known, position, 0i32) as usize;
     let pairs = comptime![dim / 2];
     for step in 0..comptime![pairs.div_ceil(machine.team)] {
         let i = step * comptime![machine.team] + unit_id(machine);
@@ -65,16 +62,23 @@ fn rope_kernel<E: Numeric>(
             } else {
                 (i, i + pairs)
             };
-            let from = row * x_row as usize + head * x_head as usize;
-            let to = row * out_row as usize + head * out_head as usize;
-            let c = cos[position * pairs + i];
-            let s = sin[position * pairs + i];
-            let xa = f32::cast_from(x[from + a]);
-            let xb = f32::cast_from(x[from + b]);
-            out[to + a] = round_to::<E>(xa * c - xb * s, machine);
-            out[to + b] = round_to::<E>(xa * s + xb * c, machine);
+            let c = select(known, cos.data[position * pairs + i], f32::NAN);
+            let s = select(known, sin[position * pairs + i], f32::NAN);
+            let xa = f32::cast_from(x.data[from + a]);
+            let xb = f32::cast_from(x.data[from + b]);
+            out.data[to + a] = round_to::<E>(sum_of_products(xa, c, -xb, s), machine);
+            out.data[to + b] = round_to::<E>(sum_of_products(xa, s, xb, c), machine);
         }
     }
+}
+
+/// `a · c + b · d`, of which a product may be out of f32's range where the sum is not, if a table's numbers are
+/// above 1 (YaRN's attention factor): then it is the sum of smaller ones.
+#[cube]
+fn sum_of_products(a: f32, c: f32, b: f32, d: f32) -> f32 {
+    let sum = a * c + b * d;
+    let halves = (a * 0.0078125f32) * c + (b * 0.0078125f32) * d;
+    select(sum.is_inf() || sum.is_nan(), halves * 128.0f32, sum)
 }
 
 /// How these kernels run on `device`.
@@ -86,7 +90,7 @@ pub fn machine(device: &Device) -> Machine {
 ///
 /// - `x`, `out`: `[n, heads, dim]` of one float type, last stride 1, dim even;
 /// - `cos`, `sin`: `[positions, dim/2]` f32, contiguous;
-/// - `positions`: `[n]` i32, the row's line of the tables (clamped to them).
+/// - `positions`: `[n]` i32, the row's line of the tables; a row whose line they do not have becomes NaN.
 pub fn rope(
     device: &Device,
     x: &Tensor,
@@ -131,25 +135,19 @@ pub fn rope(
         return Ok(());
     }
     let machine = machine(device);
-    // SAFETY: rows, heads and dim are those of x and out; positions are clamped to the tables; a pair is
+    // SAFETY: rows, heads and dim are those of x and out; positions are compared with the tables' lines; a pair is
     // read whole before it is written, so x and out may be the same.
     unsafe {
         rope_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows * heads),
+            machine.cube_count(rows * heads)?,
             machine.cube_dim(),
-            x.arg(1),
-            cos.arg(1),
+            device.addresses([x, cos, out]),
+            x.view(1),
+            cos.view(1),
             sin.arg(1),
             positions.arg(1),
-            out.arg(1),
-            rows as u32,
-            heads as u32,
-            table as u32,
-            x.strides()[0] as u32,
-            x.strides()[1] as u32,
-            out.strides()[0] as u32,
-            out.strides()[1] as u32,
+            out.view(1),
             dim,
             pairing,
             machine,

@@ -13,6 +13,11 @@
 //! An index that is negative or >= the number of rows is no key: nothing of its row is read. A row
 //! without a key gives out 0, lse +inf, max_logits -inf (FlashMLA's convention); lse is natural.
 //!
+//! A score is an f32: one of -inf is no key, whatever its value; one of NaN or +inf makes its whole row NaN, and
+//! max_logits what it is. `q · kv` is summed before it is scaled, so the sum of its terms' magnitudes must be in
+//! range, too. A program whose outputs hold a NaN that no score explains reads its keys three times more
+//! ([`Passes`]).
+//!
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 //!
 //! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
@@ -46,7 +51,7 @@ struct Tiling {
 }
 
 /// One program attends with `tiling.heads` heads of one token over one split of its keys.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, W: Size>(
     q: &View<Vector<E, N>>,       // [s, h, d_qk]
     rows: &KeyCache<E, N, B>, // what a key's row is: [s_kv, d_qk], pages of them, or fp8 records
@@ -71,8 +76,9 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     // Splits get whole tiles, the first ones a tile more.
     let (start, end) = lists.of(t);
     let all_tiles = (end - start).div_ceil(tiling.keys);
-    let first_tile = all_tiles * split / splits;
-    let tiles = all_tiles * (split + 1) / splits - first_tile;
+    let (each, more) = divided(all_tiles, splits);
+    let first_tile = split * each + min(split, more);
+    let tiles = each + select(split < more, 1usize, 0usize);
     let j0 = start + first_tile * tiling.keys;
     let end = min(j0 + tiles * tiling.keys, end);
 
@@ -96,36 +102,50 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
     let mut acc = Fragment::<W>::zeroed(out_share);
     let mut scores = Fragment::<W>::zeroed(score_share);
-    kv_tiles.start(tiles);
-    for n in 0..tiles {
-        kv_tiles.await_tile(n);
-        let kv_tile = kv_tiles.source.ring.tile(n);
-        scores.clear();
-        kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
-        let mask = kv_tiles.source.mask(n, score_share);
-        finish_product(&mut scores, 0usize);
-        scores.add_to_rows(&mask);
-        softmax.step(&mut scores, &mut acc);
-        multiply_fragment_nn(&mut acc, &scores, &mut p_tile, &kv_tile);
-    }
-    softmax.finish();
-
-    #[unroll(out_share.unrolled())]
-    for slot in 0..comptime![out_share.slots()] {
-        let head = h0 + row_of(slot, out_share);
-        if head < heads {
-            let row = (split * tokens + t) * heads + head;
-            let mut scale = softmax.normaliser(slot);
-            if comptime![tiling.has_sink] {
-                scale *= sink_factor(softmax.lse(slot), sink[head], machine);
+    let mut passes = Passes::new(machine);
+    let mut pass = 0u32.runtime();
+    let mut last = 0u32.runtime();
+    while pass <= last {
+        softmax.clear();
+        acc.clear();
+        kv_tiles.start(tiles);
+        for n in 0..tiles {
+            kv_tiles.await_tile(n);
+            let mut kv_tile = kv_tiles.source.ring.tile(n);
+            scores.clear();
+            kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
+            let mask = kv_tiles.source.mask(n, score_share);
+            finish_product(&mut scores, 0usize);
+            scores.keep_columns(&mask);
+            softmax.step(&mut scores, &mut acc);
+            if pass > 0 {
+                replace_values(&mut kv_tile, pass);
             }
-            let d_v = comptime![tiling.d_v];
-            store_row(&acc, slot, scale, &mut out.data, row * d_v, d_v);
-            if lane_of(out_share) == 0 {
-                lse[row] = softmax.lse(slot);
-                max_logits[row] = softmax.max_logit(slot);
+            multiply_fragment_nn(&mut acc, &scores, &mut p_tile, &kv_tile);
+        }
+        softmax.finish();
+
+        #[unroll(out_share.unrolled())]
+        for slot in 0..comptime![out_share.slots()] {
+            let head = asked_anew(h0, machine) + row_of(slot, out_share);
+            if head < heads {
+                let row = (split * tokens + t) * heads + head;
+                let mut scale = softmax.normaliser(slot);
+                if comptime![tiling.has_sink] {
+                    scale *= sink_factor(softmax.lse(slot), sink[head], machine);
+                }
+                let (known, d_v) = (softmax.is_known(slot), comptime![tiling.d_v]);
+                passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
+                if lane_of(out_share) == 0 {
+                    lse[row] = softmax.lse(slot);
+                    max_logits[row] = softmax.max_logit(slot);
+                }
             }
         }
+        if pass == 0 {
+            last = passes.last();
+        }
+        pass += 1;
     }
 }
 
@@ -240,7 +260,7 @@ fn attend(
         let expected = format!("at most d_qk={d_qk}");
         return Err(KernelError::Value { name: "d_v", got: args.d_v.to_string(), expected });
     }
-    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype());
+    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype())?;
     if s == 0 {
         return Ok(whole);
     }
@@ -263,7 +283,7 @@ fn attend(
     tiling.has_sink &= splits == 1;
     let part = match splits {
         1 => whole.clone(),
-        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32),
+        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32)?,
     };
     let sink = args.attn_sink.as_ref().unwrap_or(&whole.lse);
     let elements = match rows.format {
@@ -280,8 +300,9 @@ fn attend(
     unsafe {
         attend_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(programs * splits),
+            machine.cube_count(programs * splits)?,
             machine.cube_dim(),
+            device.addresses([q, &rows.buffer, &lists.indices, &part.out]),
             width,
             rows.record_width(),
             out_width,

@@ -109,6 +109,22 @@ pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis))
 }
 
+/// Rows of a tensor, and elements of a row, that an i32 can number: indices, slots, positions and ranges are.
+const MOST_NUMBERED: usize = i32::MAX as usize;
+
+/// Refuses a tensor of `shape` whose rows, or their elements, are more than an i32 numbers. This is the only
+/// limit of a tensor: its elements as a whole are addressed in 32 or 64 bits, as they need it
+/// ([`Device::addresses`](crate::Device::addresses)).
+pub(crate) fn expect_indexable(tensor: &'static str, shape: &[usize]) -> Result<()> {
+    let (cols, rows) = shape.split_last().map_or((1, &[][..]), |(cols, rows)| (*cols, rows));
+    let numbered = |n: usize| n <= MOST_NUMBERED;
+    if numbered(cols) && elements(rows).is_some_and(numbered) && elements(shape).is_some() {
+        return Ok(());
+    }
+    let expected = "fewer than 2^31 rows of fewer than 2^31 elements".to_string();
+    Err(KernelError::Shape { tensor, got: shape.to_vec(), expected })
+}
+
 /// A strided view of device memory.
 #[derive(Clone, Debug)]
 pub struct Tensor {
@@ -123,6 +139,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// `shape` is one that [`elements`] counts.
     pub(crate) fn contiguous(handle: Handle, shape: &[usize], dtype: DType) -> Self {
         let mut strides = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
@@ -269,22 +286,31 @@ impl Tensor {
     /// Refuses a tensor whose type is not among `types`.
     pub(crate) fn expect_dtype(&self, tensor: &'static str, types: &[DType]) -> Result<()> {
         if types.contains(&self.dtype) {
-            return self.expect_indexable(tensor);
+            return expect_indexable(tensor, &self.shape);
         }
         let names: Vec<_> = types.iter().map(DType::to_string).collect();
         let expected = names.join(" or ");
         Err(KernelError::DType { tensor, got: self.dtype.to_string(), expected })
     }
 
-    /// Refuses a tensor that kernels, which count in 32 bits, could not index.
-    fn expect_indexable(&self, tensor: &'static str) -> Result<()> {
-        let most = u32::MAX as usize;
-        let rows = self.shape.iter().rev().skip(1).product::<usize>();
-        if self.extent <= most && rows <= i32::MAX as usize {
+    /// Refuses a tensor of `n` rows, of a kind that its shape does not show, that an i32 does not number.
+    pub(crate) fn expect_numbered(&self, tensor: &'static str, n: usize) -> Result<()> {
+        if n <= MOST_NUMBERED {
             return Ok(());
         }
-        let expected = "fewer than 2^32 elements in fewer than 2^31 rows".to_string();
+        let expected = format!("fewer than 2^31 slots, not {n}");
         Err(KernelError::Shape { tensor, got: self.shape.clone(), expected })
+    }
+
+    /// Rows `rows` of the first axis, which the tensor has; the same memory.
+    pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        self.narrow(0, rows.start, rows.len())
+    }
+
+    /// The largest offset that a kernel computes to address this tensor, in elements. An axis may have a
+    /// stride of 0: then a kernel counts more elements than the buffer has.
+    pub(crate) fn reach(&self) -> usize {
+        self.extent.max(self.len())
     }
 
     /// Refuses a tensor whose shape is not `expected`, given as axis names and sizes.

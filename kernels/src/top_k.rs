@@ -112,49 +112,49 @@ fn ordered_key(logit: f32) -> u32 {
 
 /// Writes the best columns of each row. One program a row, which reads the lists of its `pieces` if they
 /// hold these, and the row itself otherwise.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn choose_kernel<N: Size>(
-    logits: &[Vector<f32, N>],
-    starts: &[i32],
-    ends: &[i32],
-    places: &[u64],
-    counts: &[u32],
-    indices: &mut [i32],
-    rows: u32,
-    length: u32,
-    logits_row: u32,
-    topk: u32,
+    logits: &View<Vector<f32, N>>, // [rows, length]
+    starts: &[i32],                // [rows]
+    ends: &[i32],                  // [rows]
+    places: &[u64],                // [rows, pieces, capacity]
+    counts: &[u32],                // [rows, pieces]
+    indices: &mut View<i32>,       // [rows, topk]
     pieces: u32,
     capacity: u32,
     #[comptime] policy: Policy,
     #[comptime] machine: Machine,
 ) {
     let row = program_id(machine);
-    if row >= rows as usize {
+    if row >= logits.shape(0) {
         terminate!();
     }
-    let base = row * logits_row as usize;
-    let range = range_of(starts, ends, row, length);
+    let base = row * logits.stride(0);
+    // Columns are numbers of 32 bits, as in their places.
+    let topk = indices.shape(1) as u32;
+    let range = range_of(starts, ends, row, logits.shape(1) as u32);
     let (start, end) = (range.start, range.end);
     let wanted = min(budget(end - start, topk, policy), end - start);
-    let out = row * topk as usize;
+    let out = row * indices.stride(0);
     let mut written = 0u32.runtime();
     if wanted > 0 {
         let mut tools = Tools::new(machine);
         let list = row * pieces as usize;
         let sifted = Sifted::new(places, counts, list, pieces, capacity, machine);
         if sifted.hold(wanted) {
-            written = write_best::<Sifted>(&sifted, start, end, wanted, indices, out, &mut tools);
+            let to = &mut indices.data;
+            written = write_best::<Sifted>(&sifted, start, end, wanted, to, out, &mut tools);
         } else {
-            let whole = Row::new(logits, base, start, end, 0u32, 1u32, 1u32, policy, machine);
-            written = write_best::<Row<N>>(&whole, start, end, wanted, indices, out, &mut tools);
+            let whole = Row::new(&logits.data, base, start, end, 0u32, 1u32, 1u32, policy, machine);
+            let to = &mut indices.data;
+            written = write_best::<Row<N>>(&whole, start, end, wanted, to, out, &mut tools);
         }
     }
     let team = comptime![machine.team as u32];
     for step in 0..(topk - written).div_ceil(team) {
         let at = written + step * team + unit_id(machine) as u32;
         if at < topk {
-            indices[out + at as usize] = -1;
+            indices.data[out + at as usize] = -1;
         }
     }
 }
@@ -231,32 +231,29 @@ pub fn top_k_in_pieces(
             expected: format!("at most {MOST_PIECES}"),
         });
     }
-    let indices = device.empty(&[rows, topk], DType::I32);
+    let indices = device.output("indices", &[rows, topk], DType::I32)?;
     if rows == 0 {
         return Ok(indices);
     }
     let machine = machine(device);
     let width = if logits.in_whole_vectors(4) { 4 } else { 1 };
-    let lists = sift(device, logits, ks, ke, topk, width, pieces, policy, machine);
+    let lists = sift(device, logits, ks, ke, topk, width, pieces, policy, machine)?;
     // SAFETY: the kernel reads columns below `length` of rows below `rows`, or others of the same vectors,
     // all of which the buffer holds, and no list beyond `capacity`; it clamps the ranges, and writes `topk`
     // indices a row.
     unsafe {
         choose_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows),
+            machine.cube_count(rows)?,
             machine.cube_dim(),
+            device.addresses([logits, &lists.places, &indices]),
             width,
-            logits.arg(width),
+            logits.view(width),
             ks.arg(1),
             ke.arg(1),
             lists.places.arg(2),
             lists.counts.arg(1),
-            indices.arg(1),
-            rows as u32,
-            length as u32,
-            logits.strides()[0] as u32,
-            topk as u32,
+            indices.view(1),
             lists.pieces as u32,
             lists.capacity as u32,
             policy,
@@ -267,19 +264,18 @@ pub fn top_k_in_pieces(
 }
 
 /// `out[t, j] = indices[t, j] + first[t]`, what is negative left alone.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn shift_kernel(
-    indices: &[i32],
-    first: &[i32],
-    out: &mut [i32],
-    n: u32,
-    topk: u32,
+    indices: &View<i32>, // [n, topk]
+    first: &[i32],       // [n]
+    out: &mut [i32],     // [n, topk]
     #[comptime] machine: Machine,
 ) {
     let i = program_id(machine) * comptime![machine.team] + unit_id(machine);
-    if i < n as usize {
-        let index = indices[i];
-        out[i] = select(index >= 0, index + first[i / topk as usize], index);
+    let topk = indices.shape(1);
+    if i < indices.shape(0) * topk {
+        let index = indices.data[i];
+        out[i] = select(index >= 0, index + first[i / topk], index);
     }
 }
 
@@ -295,19 +291,18 @@ pub fn shift_indices(device: &Device, indices: &Tensor, first: &Tensor) -> Resul
         tensor.expect_dtype(name, &[DType::I32])?;
         tensor.expect_contiguous(name)?;
     }
-    let out = device.empty(&[n, topk], DType::I32);
+    let out = device.output("out", &[n, topk], DType::I32)?;
     let machine = device.machine(256);
     // SAFETY: both index tensors hold n · topk elements, where the kernel stops.
     unsafe {
         shift_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count((n * topk).div_ceil(machine.team)),
+            machine.cube_count((n * topk).div_ceil(machine.team))?,
             machine.cube_dim(),
-            indices.arg(1),
+            device.addresses([indices, &out]),
+            indices.view(1),
             first.arg(1),
             out.arg(1),
-            (n * topk) as u32,
-            topk as u32,
             machine,
         );
     }
@@ -323,8 +318,8 @@ mod tests {
     /// What a row that is sifted is compiled to on `target`: [`sift`]'s kernel, then [`choose_kernel`].
     fn compiled(target: Target) -> Vec<Arc<Artefact>> {
         let work = |device: &Device| {
-            let logits = device.empty(&[1, 1 << 17], DType::F32);
-            let (ks, ke) = (device.empty(&[1], DType::I32), device.empty(&[1], DType::I32));
+            let logits = device.empty(&[1, 1 << 17], DType::F32)?;
+            let (ks, ke) = (device.empty(&[1], DType::I32)?, device.empty(&[1], DType::I32)?);
             top_k(device, &logits, &ks, &ke, 2048, Policy::Fixed).map(|_| ())
         };
         let artefacts = Offline::open(target).unwrap().compile(work).unwrap();

@@ -12,6 +12,7 @@
 //! Budget (sm_90a): at most 64 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 56 registers a unit, 2 KB of shared memory, no spills; vector arithmetic.
 
+use crate::Result;
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
@@ -38,16 +39,13 @@ fn wanted_of_sample(wanted: u32, sampled: u32, len: u32) -> u32 {
 /// Lists the columns of each row that may be among its best. Program `(row, piece)` lists those of its piece:
 /// `places[row, piece, ..]`, in no particular order, and how many in `counts[row, piece]`, which is more than
 /// `capacity` if not all found room.
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, address_type = "dynamic")]
 fn sift_kernel<N: Size>(
-    logits: &[Vector<f32, N>],
-    starts: &[i32],
-    ends: &[i32],
-    places: &mut [u64],
-    counts: &mut [u32],
-    rows: u32,
-    length: u32,
-    logits_row: u32,
+    logits: &View<Vector<f32, N>>, // [rows, length]
+    starts: &[i32],                // [rows]
+    ends: &[i32],                  // [rows]
+    places: &mut [u64],            // [rows, pieces, capacity]
+    counts: &mut [u32],            // [rows, pieces]
     topk: u32,
     pieces: u32,
     capacity: u32,
@@ -55,25 +53,26 @@ fn sift_kernel<N: Size>(
     #[comptime] machine: Machine,
 ) {
     let program = program_id(machine);
-    if program >= rows as usize * pieces as usize {
+    if program >= logits.shape(0) * pieces as usize {
         terminate!();
     }
-    let row = program / pieces as usize;
-    let piece = (program % pieces as usize) as u32;
-    let base = row * logits_row as usize;
-    let range = range_of(starts, ends, row, length);
+    let (row, piece) = divided(program, pieces as usize);
+    let piece = piece as u32;
+    let base = row * logits.stride(0);
+    // Columns are numbers of 32 bits, as in their places.
+    let range = range_of(starts, ends, row, logits.shape(1) as u32);
     let (start, end) = (range.start, range.end);
     let wanted = budget(end - start, topk, policy);
 
     // Every `every`-th vector is sampled; odd, so that no period of the row hides from it.
     let every = (end - start).div_ceil(SAMPLE) | 1u32;
-    let sample = Row::new(logits, base, start, end, every / 2, every, 1u32, policy, machine);
+    let sample = Row::new(&logits.data, base, start, end, every / 2, every, 1u32, policy, machine);
     let wanted = wanted_of_sample(wanted, (end - start) / every, end - start);
     let mut histogram = Histogram::new(machine);
     let least = rank_of(last_place::<Row<N>>(&sample, start, end, wanted, &mut histogram));
 
     let mut cursor = Cursor::new(machine);
-    let own = Row::new(logits, base, start, end, piece, pieces, GRAIN, policy, machine);
+    let own = Row::new(&logits.data, base, start, end, piece, pieces, GRAIN, policy, machine);
     let list = program * capacity as usize;
     let steps = own.steps(start, end);
     for step in steps.first..steps.end {
@@ -114,7 +113,7 @@ pub(crate) fn pieces(device: &Device, rows: usize, length: usize) -> usize {
 
 /// What sifting left of each row: a list of columns for each piece of it. Nothing for 0 pieces.
 pub(crate) struct Lists {
-    /// `[rows, pieces, capacity]` numbers of 64 bits: columns with their ranks, in no particular order.
+    /// `[rows, pieces · capacity]` numbers of 64 bits: columns with their ranks, in no particular order.
     pub(crate) places: Tensor,
     /// `[rows, pieces]` u32: columns that belong in each list, more than `capacity` if not all found room.
     pub(crate) counts: Tensor,
@@ -136,14 +135,14 @@ pub(crate) fn sift(
     pieces: usize,
     policy: Policy,
     machine: Machine,
-) -> Lists {
+) -> Result<Lists> {
     let (rows, length) = (logits.shape()[0], logits.shape()[1]);
     // Sifting is meant to leave some 1.5 k columns; more than 2^16 would take as long as the row itself.
     let capacity = (2 * topk).clamp(8192, 1 << 16).min(length.max(1));
     // A place is as long as two of the buffer's elements. No buffer is empty, even if nothing is sifted.
     let room = if pieces > 0 { capacity } else { 1 };
-    let places = device.empty(&[rows, pieces.max(1), room, 2], DType::I32);
-    let counts = device.empty(&[rows, pieces.max(1)], DType::I32);
+    let places = device.output("places", &[rows, 2 * pieces.max(1) * room], DType::I32)?;
+    let counts = device.output("counts", &[rows, pieces.max(1)], DType::I32)?;
     if pieces > 0 {
         // SAFETY: the kernel reads columns below `length` of rows below `rows`, or others of the same
         // vectors, all of which the buffer holds; it clamps the ranges, and compares with `capacity`
@@ -151,17 +150,15 @@ pub(crate) fn sift(
         unsafe {
             sift_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows * pieces),
+                machine.cube_count(rows * pieces)?,
                 machine.cube_dim(),
+                device.addresses([logits, &places]),
                 width,
-                logits.arg(width),
+                logits.view(width),
                 ks.arg(1),
                 ke.arg(1),
                 places.arg(2),
                 counts.arg(1),
-                rows as u32,
-                length as u32,
-                logits.strides()[0] as u32,
                 topk as u32,
                 pieces as u32,
                 capacity as u32,
@@ -170,5 +167,5 @@ pub(crate) fn sift(
             );
         }
     }
-    Lists { places, counts, pieces, capacity }
+    Ok(Lists { places, counts, pieces, capacity })
 }

@@ -251,7 +251,7 @@ impl Attention {
         turn(&q_pe, &q.narrow(2, q.shape()[2] - rope_dim, rope_dim)?)?;
 
         let kv_a = linear(device, x, &self.kv_a_proj_with_mqa, self.dtype)?; // [n, rank + rope]
-        let kv = device.empty(&[n, rank + rope_dim], self.dtype); // [n, rank + rope]
+        let kv = device.empty(&[n, rank + rope_dim], self.dtype)?; // [n, rank + rope]
         let latent = kv.narrow(1, 0, rank)?; // [n, rank]
         rms_norm_into(device, &kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
         if c.attention_options.kv_fp8 {

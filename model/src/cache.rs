@@ -91,15 +91,15 @@ impl Cache {
         let record = KvRecord { kv_lora_rank: rank, rope_dim };
         let dim = config.index_head_dim;
         let index_keys = if config.attention_options.index_fp8 {
-            IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8))
+            IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
         } else {
             let n = rows.max(requests.max(max_seq) * config.index_n_heads);
             let ones = device.upload_f32(&vec![1.0; n], &[n], DType::F32)?;
-            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype), ones }
+            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype)?, ones }
         };
         let records = match format {
             KvFormat::Elements => None,
-            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)),
+            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)?),
         };
         let table: Vec<i32> = (0..pages as i32).collect();
         let (cos, sin) = config.reference_config().cos_sin(max_seq); // [max_seq, rope/2] each
@@ -108,7 +108,7 @@ impl Cache {
             device.upload_f32(&values, &[max_seq, rope_dim / 2], DType::F32)
         };
         Ok(Self {
-            latent: device.empty(&[rows, rank + rope_dim], dtype),
+            latent: device.empty(&[rows, rank + rope_dim], dtype)?,
             block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
             cos_sin: (angles(cos)?, angles(sin)?),
             lengths: vec![(0, 0); requests],

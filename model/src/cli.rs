@@ -2,18 +2,17 @@
 
 use crate::config::Config;
 use crate::verify::{self, TOKENS};
-use anyhow::bail;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dsa_kernels::{Device, DeviceKind, KernelError};
-use dsa_tests::gate::{DEFAULT_SEED, gate};
+use dsa_tests::gate::DEFAULT_SEED;
 use dsa_tests::kernels::{ALL, Kernel};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
+mod check;
 mod compiled;
 mod failure;
 mod run;
@@ -36,21 +35,10 @@ enum Command {
         #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
         device: Option<String>,
     },
-    /// Runs a kernel's gate: random cases against the reference; then says what the kernel compiles to
+    /// Runs a kernel's gate: what fell before, DeepSeek-V3.2's and GLM-5's dimensions and random ones, against
+    /// the reference; then says what the kernel compiles to
     /// for an H200 and an MI350, neither of which need be here. The heart of the edit loop.
-    Check {
-        /// Kernels, or source files (`indexer`, `top_k`, `quant`, ...); all if none is named.
-        kernels: Vec<String>,
-        /// cpu, cuda, hip or with an index, cuda:1.
-        #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
-        device: Option<String>,
-        /// Cases of each kernel.
-        #[arg(long, env = "DSA_CASES", default_value_t = 32)]
-        cases: u32,
-        /// Seed of the cases.
-        #[arg(long, env = "DSA_SEED", default_value_t = DEFAULT_SEED)]
-        seed: u64,
-    },
+    Check(check::Check),
     /// Runs one kernel on tensors read from a safetensors file and writes its outputs.
     #[command(after_long_help = kernels_help())]
     Run(run::Run),
@@ -130,9 +118,7 @@ pub fn run(
     };
     match cli.command {
         Command::Doctor { device } => doctor(out, device.as_deref()),
-        Command::Check { kernels, device, cases, seed } => {
-            check(out, &kernels, &open(device.as_deref())?, cases, seed)
-        }
+        Command::Check(check) => check::check(out, &check),
         Command::Run(run) => {
             if run.reference && written("device") {
                 return Err(Usage::new("--device with --reference: it runs on no device"));
@@ -181,48 +167,6 @@ fn open(name: Option<&str>) -> anyhow::Result<Device> {
         Some(name) => Device::named(name)?,
         None => Device::best()?,
     })
-}
-
-fn check(
-    out: &mut dyn Write,
-    names: &[String],
-    device: &Device,
-    cases: u32,
-    seed: u64,
-) -> anyhow::Result<ExitCode> {
-    let mut chosen = Vec::new();
-    for name in names {
-        let file =
-            format!("{}.rs", name.trim_end_matches(".rs").rsplit('/').next().unwrap_or(name));
-        let found: Vec<_> = ALL.iter().filter(|k| k.name == name || k.file == file).collect();
-        if found.is_empty() {
-            let known: Vec<_> = ALL.iter().map(|k| k.name).collect();
-            bail!("no kernel or source file {name:?}; kernels: {}", known.join(", "));
-        }
-        chosen.extend(found);
-    }
-    if names.is_empty() {
-        chosen.extend(ALL);
-    }
-    let mut failed = 0;
-    for kernel in chosen {
-        let start = Instant::now();
-        match gate(kernel, device, cases, seed) {
-            Ok(report) => {
-                writeln!(out, "PASS {report}\n  on {} in {:.1?}", device.kind(), start.elapsed())?;
-                out.flush()?;
-                if !compiled::table(out, kernel)? {
-                    failed += 1;
-                }
-            }
-            Err(failure) => {
-                failed += 1;
-                writeln!(out, "FAIL {failure}")?;
-            }
-        }
-        out.flush()?;
-    }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn doctor(out: &mut dyn Write, chosen: Option<&str>) -> anyhow::Result<ExitCode> {

@@ -7,7 +7,7 @@
 //! Source: multi-head latent attention of DeepSeek-V2; edge conventions as in
 //! [`sparse_attention`](crate::sparse_attention).
 use crate::error::{Result, check_shape, check_value};
-use crate::math::{attend, dot, key_range};
+use crate::math::{attend, key_range, score};
 use crate::sparse_attention::{Attention, check_scale, row};
 use ndarray::{ArrayView2, ArrayView3, Axis, Slice};
 
@@ -17,7 +17,7 @@ use ndarray::{ArrayView2, ArrayView3, Axis, Slice};
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the arrays do not fit together;
-/// [`Error::Value`](crate::Error::Value) if `softmax_scale` is negative or not finite.
+/// [`Error::Value`](crate::Error::Value) if `softmax_scale` is not positive and finite.
 pub fn dense_mha(
     q: ArrayView3<f32>,
     k: ArrayView3<f32>,
@@ -39,8 +39,7 @@ pub fn dense_mha(
         let keys = key_range(ks[t], ke[t], s_kv);
         for head in 0..h {
             let q = row(&q, t, head); // [d_qk]
-            let score = |n: usize| tau * dot(q, row(&k, n, head));
-            let scores: Vec<f64> = keys.clone().map(score).collect(); // [keys]
+            let scores: Vec<f64> = keys.clone().map(|n| score(tau, q, row(&k, n, head))).collect(); // [keys]
             let value = |j: usize| row(&v, keys.start + j, head); // [d_v]
             let mut out = a.out.index_axis_mut(Axis(0), t);
             let out = out.index_axis_mut(Axis(0), head); // [d_v]
@@ -79,8 +78,7 @@ pub fn dense_mla(
         let keys = key_range(ks[t], ke[t], s_kv);
         for head in 0..h {
             let q = row(&q, t, head); // [d_qk]
-            let score = |n: usize| tau * dot(q, kv.row(n));
-            let scores: Vec<f64> = keys.clone().map(score).collect(); // [keys]
+            let scores: Vec<f64> = keys.clone().map(|n| score(tau, q, kv.row(n))).collect(); // [keys]
             let value = |j: usize| v.index_axis_move(Axis(0), keys.start + j); // [d_v]
             let mut out = a.out.index_axis_mut(Axis(0), t);
             let out = out.index_axis_mut(Axis(0), head); // [d_v]
@@ -116,7 +114,7 @@ pub fn dense_masked(
     for t in 0..s {
         let score = |n: usize, head| match mask[(t, n)] {
             f32::NEG_INFINITY => f64::NEG_INFINITY,
-            m => tau * dot(row(&q, t, head), kv.row(n)) + f64::from(m),
+            m => score(tau, row(&q, t, head), kv.row(n)) + f64::from(m),
         };
         for head in 0..h {
             let scores: Vec<f64> = (0..s_kv).map(|n| score(n, head)).collect(); // [s_kv]

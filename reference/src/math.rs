@@ -21,6 +21,13 @@ pub(crate) fn dot(a: ArrayView1<f32>, b: ArrayView1<f32>) -> f64 {
     sums.iter().sum()
 }
 
+/// A scaled score `τ · ⟨q, k⟩`, an f32 as everybody keeps it: beyond the range it is an infinity. (Its precision is
+/// left alone.)
+pub(crate) fn score(tau: f64, q: ArrayView1<f32>, k: ArrayView1<f32>) -> f64 {
+    let score = tau * dot(q, k);
+    if (score as f32).is_infinite() { f64::INFINITY.copysign(score) } else { score }
+}
+
 /// The keys `[ks, ke)` that exist, as a range of row numbers; empty where `ke <= ks`.
 pub(crate) fn key_range(ks: i32, ke: i32, s_kv: usize) -> Range<usize> {
     let start = usize::try_from(ks).unwrap_or(0).min(s_kv);
@@ -64,7 +71,7 @@ pub(crate) fn softmax(scores: &[f64]) -> Softmax {
 ///
 /// `sink` is one more logit that takes weight and has no value:
 /// `out *= e^lse / (e^lse + e^sink)`, written `1 / (1 + e^(sink − lse))`; −inf is no sink.
-/// The value of a key with score −inf is not read.
+/// The value of a key with score −inf is not read, and with a sink of +inf none is: out is 0.
 pub(crate) fn attend<'a>(
     scores: &[f64],
     value: impl Fn(usize) -> ArrayView1<'a, f32>,
@@ -87,7 +94,7 @@ pub(crate) fn attend<'a>(
     }
     let kept = 1.0 / (1.0 + (sink - lse).exp());
     for (out, o) in out.iter_mut().zip(o) {
-        *out = (o * kept) as f32;
+        *out = if kept == 0.0 { 0.0 } else { (o * kept) as f32 };
     }
     (lse as f32, max as f32)
 }

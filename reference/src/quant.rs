@@ -125,10 +125,10 @@ fn amax(x: ArrayView2<f32>, row: usize, columns: std::ops::Range<usize>) -> f32 
     x.iter().fold(0.0, |amax, x| x.abs().max(amax)) // f32::max passes over NaN
 }
 
-/// e4m3 of `x / s`. The sign of a NaN is that of `x`, on every machine.
+/// e4m3 of `x / s`. A NaN is 0x7f, whatever its sign: machines differ in it.
 fn encode_scaled(x: f32, s: f32) -> u8 {
     let scaled = (x / s).clamp(-E4M3_MAX, E4M3_MAX);
-    e4m3_encode(if scaled.is_nan() { f32::NAN.copysign(x) } else { scaled })
+    if scaled.is_nan() { 0x7f } else { e4m3_encode(scaled) }
 }
 
 /// 2^e for a normal e.

@@ -12,7 +12,7 @@
 //! Source: the DeepSeek-V3.2 paper; arguments, sink and edge conventions of FlashMLA's
 //! `flash_mla_sparse_fwd`, the logarithm natural.
 use crate::error::{Result, check_shape, check_value};
-use crate::math::{attend, dot, key};
+use crate::math::{attend, key, score};
 use crate::quant::KvRecord;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis, Slice};
 use std::collections::HashSet;
@@ -49,7 +49,7 @@ impl Attention {
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the arrays do not fit together or `d_v > d_qk`;
-/// [`Error::Value`](crate::Error::Value) if `softmax_scale` is negative or not finite.
+/// [`Error::Value`](crate::Error::Value) if `softmax_scale` is not positive and finite.
 #[allow(clippy::too_many_arguments)]
 pub fn sparse_mla(
     q: ArrayView3<f32>,
@@ -82,7 +82,7 @@ pub fn sparse_mla(
             listed.iter().take(length).filter_map(|&index| key(index, s_kv)).collect();
         for head in 0..h {
             let q = row(&q, t, head); // [d_qk]
-            let scores: Vec<f64> = keys.iter().map(|&n| tau * dot(q, kv.row(n))).collect();
+            let scores: Vec<f64> = keys.iter().map(|&n| score(tau, q, kv.row(n))).collect();
             let value = |j: usize| v.index_axis_move(Axis(0), keys[j]); // [d_v]
             let sink = attn_sink.map_or(f64::NEG_INFINITY, |sink| f64::from(sink[head]));
             let mut out = a.out.index_axis_mut(Axis(0), t);
@@ -184,8 +184,8 @@ pub(crate) fn row<'a>(x: &ArrayView3<'a, f32>, t: usize, head: usize) -> ArrayVi
     x.index_axis_move(Axis(0), t).index_axis_move(Axis(0), head)
 }
 
-/// Refuses a scale that is negative, NaN or infinite.
+/// Refuses a scale that is not positive, NaN or infinite.
 pub(crate) fn check_scale(softmax_scale: f32) -> Result<()> {
-    let ok = softmax_scale.is_finite() && softmax_scale >= 0.0;
-    check_value("softmax_scale", softmax_scale, "a finite number that is not negative", ok)
+    let ok = softmax_scale.is_finite() && softmax_scale > 0.0;
+    check_value("softmax_scale", softmax_scale, "a finite positive number", ok)
 }

@@ -1,18 +1,29 @@
 //! The gate: a kernel against its reference on generated cases.
+//!
+//! Cases come in *forms*: what decides how a kernel is compiled is drawn once, and [`INPUTS`] inputs follow for
+//! it, since compiling takes most of a case's time. The first form, and one in four, has a model's dimensions
+//! with few tokens; the others have any. A case that falls is shrunk and saved.
 
 use crate::case::{Case, Outputs};
 use crate::compare::{Closeness, compare_on};
-use crate::generate::strategy;
+use crate::generate::{Form, Model};
 use crate::kernels::Kernel;
 use dsa_kernels::Device;
 use dsa_kernels::tile::MatrixUnit;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
-use sha2::{Digest, Sha256};
-use std::cell::RefCell;
-use std::path::PathBuf;
+use plan::{Plan, Planned};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The seed used if `DSA_SEED` is not set.
-pub const DEFAULT_SEED: u64 = 33377335;
+mod failure;
+mod plan;
+mod saved;
+mod seed;
+
+pub use failure::GateFailure;
+pub use saved::{Replayed, failures_folder, keep, regressions, replay};
+pub use seed::{DEFAULT_CASES, DEFAULT_SEED, Setting, cases, new_seed, seed};
+
+/// Inputs of one form: cases that one compilation carries.
+pub const INPUTS: u32 = 4;
 
 /// What a kernel's passing says.
 #[derive(Clone, Debug)]
@@ -21,8 +32,14 @@ pub struct GateReport {
     pub kernel: &'static str,
     /// Cases run.
     pub cases: u32,
+    /// Forms that they are of: compilations, at least.
+    pub forms: usize,
+    /// Cases that have a model's dimensions.
+    pub of_models: Vec<(Model, u32)>,
     /// Seed of the cases.
     pub seed: u64,
+    /// Code paths of the device that ran, and those that there are; none where no device was asked.
+    pub paths: (Vec<&'static str>, usize),
     /// For each output the closest call.
     pub worst: Vec<Closeness>,
     /// The case of each of them, by its short form.
@@ -34,11 +51,33 @@ impl GateReport {
     pub fn worst_error(&self) -> f64 {
         self.worst.iter().map(|c| c.worst).fold(0.0, f64::max)
     }
+
+    fn add(&mut self, close: Vec<Closeness>, case: &Case) {
+        self.cases += 1;
+        for c in close {
+            match self.worst.iter().position(|w| w.output == c.output) {
+                Some(at) if self.worst[at].worst >= c.worst => {}
+                Some(at) => (self.worst[at], self.worst_case[at]) = (c, format!("{case:?}")),
+                None => {
+                    self.worst.push(c);
+                    self.worst_case.push(format!("{case:?}"));
+                }
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for GateReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {} cases passed (seed {})", self.kernel, self.cases, self.seed)?;
+        write!(f, "\n  {} forms", self.forms)?;
+        for (model, cases) in &self.of_models {
+            write!(f, "; {cases} cases at {model}'s dimensions")?;
+        }
+        let (ran, all) = (self.paths.0.len(), self.paths.1);
+        if all > 0 {
+            write!(f, "; code paths of this device: {ran} of {all}")?;
+        }
         for (c, case) in self.worst.iter().zip(&self.worst_case) {
             write!(
                 f,
@@ -50,50 +89,57 @@ impl std::fmt::Display for GateReport {
     }
 }
 
-/// What a kernel's failing says.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{kernel} fell on {device} (seed {seed}; replay all with DSA_SEED={seed})\n  case: {case}\n  \
-     {reason}\n  saved to {file}\n  kernel:    dsa run {kernel} --inputs {file} --device {device} \
-     --out kernel.safetensors\n  reference: dsa run {kernel} --inputs {file} --reference --out \
-     reference.safetensors"
-)]
-pub struct GateFailure {
-    /// The kernel.
-    pub kernel: &'static str,
-    /// The device it ran on.
-    pub device: String,
-    /// Seed of the cases.
-    pub seed: u64,
-    /// The smallest failing case found.
-    pub case: String,
-    /// How it failed.
-    pub reason: String,
-    /// The case, as a file for `dsa run`.
-    pub file: String,
-}
-
-/// The seed of this run: `DSA_SEED`, or the default.
-pub fn seed() -> u64 {
-    std::env::var("DSA_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(DEFAULT_SEED)
-}
-
 /// A way of computing a kernel's outputs: the kernel itself, or in the harness's own tests a cheat.
 pub type Run<'a> = dyn Fn(&Case) -> Result<Outputs, crate::CaseError> + 'a;
 
 /// Runs `kernel` on `device` against its reference on `cases` generated cases.
+///
+/// # Errors
+/// [`GateFailure`] with the smallest case found, saved, that falls; or if `cases` is 0, or as many as
+/// [`DEFAULT_CASES`] and some code of the kernel on this device was in none of them.
 pub fn gate(
     kernel: &'static Kernel,
     device: &Device,
     cases: u32,
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
-    let unit = (kernel.machine)(device).matrix;
-    let run = |case: &Case| kernel.run(device, case);
-    gate_with(kernel, &run, &device.kind().to_string(), unit, cases, seed)
+    Gate {
+        kernel,
+        run: &|case: &Case| kernel.run(device, case),
+        device: Some(device),
+        named: device.kind().to_string(),
+        unit: (kernel.machine)(device).matrix,
+        seed,
+    }
+    .judge(cases, true)
+}
+
+/// [`gate`] that ends with the first case that falls, which is neither shrunk nor saved: for kernels that are
+/// known to fall.
+///
+/// # Errors
+/// As [`gate`].
+pub fn gate_once(
+    kernel: &'static Kernel,
+    device: &Device,
+    cases: u32,
+    seed: u64,
+) -> Result<GateReport, Box<GateFailure>> {
+    Gate {
+        kernel,
+        run: &|case: &Case| kernel.run(device, case),
+        device: Some(device),
+        named: device.kind().to_string(),
+        unit: (kernel.machine)(device).matrix,
+        seed,
+    }
+    .judge(cases, false)
 }
 
 /// [`gate`] of any way of computing the outputs, by the tolerances of plain arithmetic.
+///
+/// # Errors
+/// As [`gate`].
 pub fn gate_of(
     kernel: &'static Kernel,
     run: &Run,
@@ -101,50 +147,115 @@ pub fn gate_of(
     cases: u32,
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
-    gate_with(kernel, run, device, MatrixUnit::Plain, cases, seed)
+    let named = device.to_string();
+    Gate { kernel, run, device: None, named, unit: MatrixUnit::Plain, seed }.judge(cases, true)
 }
 
-fn gate_with(
+/// One kernel before the gate.
+struct Gate<'a> {
     kernel: &'static Kernel,
-    run: &Run,
-    device: &str,
+    run: &'a Run<'a>,
+    /// The device it runs on, if it is the kernel itself that runs.
+    device: Option<&'a Device>,
+    named: String,
     unit: MatrixUnit,
-    cases: u32,
     seed: u64,
-) -> Result<GateReport, Box<GateFailure>> {
-    let mut bytes = [0u8; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let worst: RefCell<Vec<(Closeness, String)>> = RefCell::new(Vec::new());
-    let result = TestRunner::new_with_rng(config, rng).run(&strategy(kernel.name), |case| {
-        let close = judge_on(unit, kernel, run, &case).map_err(TestCaseError::fail)?;
-        let mut worst = worst.borrow_mut();
-        for c in close {
-            match worst.iter_mut().find(|(w, _)| w.output == c.output) {
-                Some((w, _)) if w.worst >= c.worst => {}
-                Some(entry) => *entry = (c, format!("{case:?}")),
-                None => worst.push((c, format!("{case:?}"))),
+}
+
+impl Gate<'_> {
+    fn judge(&self, cases: u32, shrunk: bool) -> Result<GateReport, Box<GateFailure>> {
+        if cases == 0 {
+            return Err(self.refused("0 cases: nothing would be checked".to_string()));
+        }
+        let plan = Plan::draw(self.kernel, self.device, cases, self.seed)
+            .map_err(|reason| self.refused(reason))?;
+        let mut report = GateReport {
+            kernel: self.kernel.name,
+            cases: 0,
+            forms: plan.forms.len(),
+            of_models: plan.of_models(),
+            seed: self.seed,
+            paths: (plan.ran.clone(), plan.all.len()),
+            worst: vec![],
+            worst_case: vec![],
+        };
+        // The first form alone, so that what falls there falls at once; then as many as the cores compile.
+        let (mut done, mut batch) = (0, 1);
+        while done < plan.forms.len() {
+            let forms = &plan.forms[done..plan.forms.len().min(done + batch)];
+            self.compile(forms);
+            for planned in forms {
+                for (nth, seed) in planned.seeds.iter().enumerate() {
+                    let case = planned.form.case(*seed);
+                    match self.verdict(&case) {
+                        Ok(close) => report.add(close, &case),
+                        Err(reason) if shrunk => {
+                            return Err(self.fallen(self.shrink(&plan, planned, nth, reason), true));
+                        }
+                        Err(reason) => return Err(self.fallen((case, reason), false)),
+                    }
+                }
             }
+            done += forms.len();
+            batch = 2 * std::thread::available_parallelism().map_or(1, usize::from);
         }
-        Ok(())
-    });
-    let fallen = |case: String, reason: String, file: String| {
-        let (kernel, device) = (kernel.name, device.to_string());
+        let missing: Vec<_> = plan.all.iter().filter(|path| !plan.ran.contains(path)).collect();
+        if cases >= DEFAULT_CASES && !missing.is_empty() {
+            let reason = format!("no case ran the code paths {missing:?} of this device");
+            return Err(self.refused(reason));
+        }
+        Ok(report)
+    }
+
+    /// Compiles what the forms need, on all cores at once. What does not compile is said where it is run.
+    fn compile(&self, forms: &[Planned]) {
+        if let (Some(device), [_, _, ..]) = (self.device, forms) {
+            device.compile_ahead(|| {
+                for planned in forms {
+                    let case = planned.form.case(planned.seeds[0]);
+                    let _ = catch_unwind(AssertUnwindSafe(|| (self.run)(&case)));
+                }
+            });
+        }
+    }
+
+    /// How close the outputs of `case` are, or why they do not pass; a panic is a reason.
+    fn verdict(&self, case: &Case) -> Result<Vec<Closeness>, String> {
+        catch_unwind(AssertUnwindSafe(|| judge_on(self.unit, self.kernel, self.run, case)))
+            .unwrap_or_else(|panic| {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied());
+                Err(format!("it panicked: {}", text.unwrap_or("no message")))
+            })
+    }
+
+    /// The smallest case found that falls, from input `nth` of `planned` on, and why it does.
+    fn shrink(&self, plan: &Plan, planned: &Planned, nth: usize, reason: String) -> (Case, String) {
+        // A form that is compiled is tried with more than the inputs that fell.
+        let mut seeds = planned.seeds.clone();
+        seeds.swap(0, nth);
+        let falls = |form: &Form| {
+            seeds.iter().find_map(|seed| {
+                let case = form.case(*seed);
+                self.verdict(&case).err().map(|reason| (case, reason))
+            })
+        };
+        plan.smallest(planned, falls).unwrap_or_else(|| (planned.form.case(seeds[0]), reason))
+    }
+
+    fn fallen(&self, (case, reason): (Case, String), save: bool) -> Box<GateFailure> {
+        let file = if save { saved::save(&case) } else { "(not saved)".to_string() };
+        let (kernel, device) = (self.kernel.name, self.named.clone());
+        let case = format!("{case:?}");
+        Box::new(GateFailure { kernel, device, seed: self.seed, case, reason, file })
+    }
+
+    fn refused(&self, reason: String) -> Box<GateFailure> {
+        let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
+        let (case, file) = ("none".to_string(), "nowhere".to_string());
         Box::new(GateFailure { kernel, device, seed, case, reason, file })
-    };
-    match result {
-        Ok(()) => {
-            let (worst, worst_case) = worst.into_inner().into_iter().unzip();
-            Ok(GateReport { kernel: kernel.name, cases, seed, worst, worst_case })
-        }
-        Err(TestError::Fail(reason, case)) => {
-            let file = save_failure(&case);
-            Err(fallen(format!("{case:?}"), reason.to_string(), file))
-        }
-        Err(TestError::Abort(reason)) => {
-            Err(fallen("none".to_string(), reason.to_string(), "nowhere".to_string()))
-        }
     }
 }
 
@@ -164,22 +275,4 @@ pub fn judge_on(
     let got = run(case).map_err(|e| e.to_string())?;
     let expected = kernel.reference(case).map_err(|e| e.to_string())?;
     compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
-}
-
-/// Writes a failing case where `dsa run` can read it; returns the path, or why there is none.
-fn save_failure(case: &Case) -> String {
-    let mut hash = Sha256::new();
-    for (name, tensor) in &case.tensors {
-        hash.update(name);
-        hash.update(&tensor.bytes);
-    }
-    hash.update(format!("{:?}", case.scalars));
-    let digest: String = hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect();
-    let folder = std::env::var_os("DSA_FAILURES")
-        .map_or_else(|| std::env::temp_dir().join("dsa-failures"), PathBuf::from);
-    let path = folder.join(format!("{}-{digest}.safetensors", case.kernel));
-    match case.save(&path) {
-        Ok(()) => path.display().to_string(),
-        Err(error) => format!("(not saved: {error})"),
-    }
 }

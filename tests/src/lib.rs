@@ -1,7 +1,7 @@
 //! What a kernel must satisfy, as data: cases that can be saved and replayed ([`case`]), every kernel
 //! and its reference under one name ([`kernels`]), generators of hard inputs ([`generate`]), the table
-//! of tolerances ([`tolerance`]), the comparison ([`compare`]) and the gate that puts them together
-//! ([`gate`]); the code they compile to for devices that are not here ([`offline`], [`production`]). The tests,
+//! of tolerances ([`tolerance`]), the comparison ([`compare`]), the code that a case runs ([`paths`]) and the
+//! gate that puts them together ([`gate`]); the code they compile to for devices that are not here ([`offline`], [`production`]). The tests,
 //! `dsa check`, `dsa run` and the benches all pass through here.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod gate;
 pub mod generate;
 pub mod kernels;
 pub mod offline;
+pub mod paths;
 pub mod production;
 pub mod tolerance;
 

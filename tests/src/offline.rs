@@ -3,8 +3,8 @@
 use crate::case::{Case, CaseError};
 use crate::kernels::Kernel;
 use crate::production::production;
-use dsa_kernels::KernelError;
 use dsa_kernels::offline::{Artefact, Offline, Target};
+use dsa_kernels::{Device, KernelError};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A compiled kernel and the case whose launch compiled it.
@@ -36,10 +36,26 @@ pub fn device(target: Target) -> Result<Arc<Offline>, KernelError> {
 /// # Errors
 /// [`CaseError::Kernel`] if one of them does not compile.
 pub fn compile(kernel: &Kernel, target: Target) -> Result<Vec<Compiled>, CaseError> {
+    compile_as(kernel, target, Device::clone)
+}
+
+/// [`compile`] with addresses of 64 bits.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_wide(kernel: &Kernel, target: Target) -> Result<Vec<Compiled>, CaseError> {
+    compile_as(kernel, target, Device::wide)
+}
+
+fn compile_as(
+    kernel: &Kernel,
+    target: Target,
+    form: impl Fn(&Device) -> Device,
+) -> Result<Vec<Compiled>, CaseError> {
     let device = device(target)?;
     let mut all: Vec<Compiled> = Vec::new();
     for case in production(kernel.name)? {
-        let artefacts = device.compile(|device| kernel.run(device, &case).map(|_| ()))?;
+        let artefacts = device.compile(|device| kernel.run(&form(device), &case).map(|_| ()))?;
         for artefact in artefacts {
             if !all.iter().any(|other| Arc::ptr_eq(&other.artefact, &artefact)) {
                 all.push(Compiled { case: label(kernel, &case), artefact });

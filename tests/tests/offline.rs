@@ -33,7 +33,7 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
     }
     // The probe of bandwidth is a kernel that the list does not name.
     let copied = device(target).unwrap().compile(|device| {
-        let (x, out) = (device.empty(&[64, 64], DType::F32), device.empty(&[64, 64], DType::F32));
+        let (x, out) = (device.empty(&[64, 64], DType::F32)?, device.empty(&[64, 64], DType::F32)?);
         dsa_kernels::copy::copy(device, &x, &out).map_err(CaseError::from)
     });
     copied.unwrap().into_iter().for_each(&mut add);
@@ -42,7 +42,7 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
         let of = |rows, cols, dtype| device.empty(&[rows, cols], dtype);
         for dtype in [DType::E4m3, DType::Bf16, DType::F16] {
             let k = peak::peak_k(dtype);
-            let (x, w, out) = (of(128, k, dtype), of(256, k, dtype), of(128, 256, DType::F32));
+            let (x, w, out) = (of(128, k, dtype)?, of(256, k, dtype)?, of(128, 256, DType::F32)?);
             peak::multiply_in_place(device, &x, &w, &out, 1, 1)?;
         }
         Ok::<_, CaseError>(())

@@ -1,20 +1,46 @@
 //! Each kernel against the reference on random cases.
 
-use dsa_kernels::Device;
-use dsa_tests::gate::{gate, seed};
-use dsa_tests::kernels::find;
+use crate::support::device;
+use dsa_tests::gate::{cases, gate, regressions, replay, seed};
+use dsa_tests::kernels::{ALL, find};
+use std::io::Write;
+use std::sync::Once;
 
-/// Cases of each kernel; `DSA_CASES` overrides it.
-fn cases() -> u32 {
-    std::env::var("DSA_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64)
+/// Prints the seed once: on the stream itself, since the harness keeps what a passing test prints.
+fn say_seed(cases: u32, seed: u64) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let _ = writeln!(
+            std::io::stderr(),
+            "properties: seed {seed}, {cases} cases a kernel (DSA_SEED, DSA_CASES)"
+        );
+    });
 }
 
 fn holds(kernel: &str) {
-    let device = Device::best().unwrap();
-    match gate(find(kernel).unwrap(), &device, cases(), seed()) {
+    let (cases, seed) = (cases().unwrap(), seed().unwrap());
+    say_seed(cases, seed);
+    match gate(find(kernel).unwrap(), &device(), cases, seed) {
         Ok(report) => println!("{report}"),
         Err(failure) => panic!("{failure}"),
     }
+}
+
+#[test]
+fn what_fell_once_and_was_kept_falls_no_more() {
+    let mut files = std::fs::read_dir(regressions())
+        .unwrap()
+        .filter(|entry| {
+            entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "safetensors")
+        })
+        .count();
+    for kernel in ALL {
+        let replayed = replay(kernel, &device(), &regressions()).unwrap();
+        assert!(replayed.fallen.is_empty(), "{:?}", replayed.fallen);
+        assert!(replayed.unread.is_empty(), "{:?}", replayed.unread);
+        files -= replayed.cases;
+    }
+    assert_eq!(files, 0, "cases that are of no kernel");
 }
 
 macro_rules! properties {
@@ -24,7 +50,7 @@ macro_rules! properties {
         #[test]
         fn every_kernel_has_a_property() {
             let tested = [$(stringify!($kernel)),*];
-            for kernel in dsa_tests::kernels::ALL {
+            for kernel in ALL {
                 assert!(tested.contains(&kernel.name), "{} has no property test", kernel.name);
             }
         }

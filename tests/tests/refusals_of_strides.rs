@@ -20,6 +20,10 @@ fn turned(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     device.upload(&bytes, &stored, dtype).unwrap().transpose(axis - 1, axis).unwrap()
 }
 
+fn empty(device: &Device, shape: &[usize], dtype: DType) -> Tensor {
+    device.empty(shape, dtype).unwrap()
+}
+
 /// `result` is a refusal of the strides of `tensor`.
 #[track_caller]
 fn refused<T>(tensor: &str, result: Result<T, KernelError>) {
@@ -32,8 +36,8 @@ fn refused<T>(tensor: &str, result: Result<T, KernelError>) {
 #[test]
 fn row_kernels_refuse_gaps_within_rows() {
     let device = &device();
-    let (x, x_turned) = (device.empty(&[3, 8], F32), turned(device, F32, &[3, 8]));
-    let weight = device.empty(&[8], F32);
+    let (x, x_turned) = (empty(device, &[3, 8], F32), turned(device, F32, &[3, 8]));
+    let weight = empty(device, &[8], F32);
     refused("x", quant::act_quant(device, &x_turned, ScaleFmt::Plain));
     refused("x", hadamard::hadamard(device, &x_turned));
     refused("x", norm::rms_norm(device, &x_turned, &weight, 1e-6));
@@ -50,7 +54,7 @@ fn row_kernels_refuse_gaps_within_rows() {
 #[test]
 fn products_refuse_gaps_within_rows() {
     let device = &device();
-    let (x, w) = (device.empty(&[1, 3, 8], F32), device.empty(&[1, 4, 8], F32));
+    let (x, w) = (empty(device, &[1, 3, 8], F32), empty(device, &[1, 4, 8], F32));
     refused("x", gemm::gemm(device, &turned(device, F32, &[1, 3, 8]), &w, F32));
     refused("w", gemm::gemm(device, &x, &turned(device, F32, &[1, 4, 8]), F32));
     refused("out", gemm::gemm_into(device, &x, &w, &turned(device, F32, &[1, 3, 4])));
@@ -59,11 +63,11 @@ fn products_refuse_gaps_within_rows() {
 #[test]
 fn rotations_refuse_gaps_within_rows() {
     let device = &device();
-    let positions = device.empty(&[3], DType::I32);
+    let positions = empty(device, &[3], DType::I32);
     let rotate = |x: &Tensor, cos: &Tensor, sin: &Tensor, out: &Tensor| {
         rope::rope(device, x, cos, sin, &positions, out, Pairing::HalfSplit)
     };
-    let (x, table) = (device.empty(&[3, 2, 8], F32), device.empty(&[5, 4], F32));
+    let (x, table) = (empty(device, &[3, 2, 8], F32), empty(device, &[5, 4], F32));
     let (x_turned, table_turned) = (turned(device, F32, &[3, 2, 8]), turned(device, F32, &[5, 4]));
     refused("x", rotate(&x_turned, &table, &table, &x));
     refused("out", rotate(&x, &table, &table, &x_turned));
@@ -74,12 +78,12 @@ fn rotations_refuse_gaps_within_rows() {
 #[test]
 fn indexers_refuse_gaps_within_rows() {
     let device = &device();
-    let (range, scale) = (device.empty(&[3], DType::I32), device.empty(&[9], F32));
+    let (range, scale) = (empty(device, &[3], DType::I32), empty(device, &[9], F32));
     let index = |q: &Tensor, k: &Tensor, w: &Tensor| {
         indexer::indexer_logits(device, q, k, &scale, w, &range, &range, ScoreFn::ReluWeighted)
     };
     let (q, k, w) =
-        (device.empty(&[3, 4, 8], F32), device.empty(&[9, 8], F32), device.empty(&[3, 4], F32));
+        (empty(device, &[3, 4, 8], F32), empty(device, &[9, 8], F32), empty(device, &[3, 4], F32));
     refused("q", index(&turned(device, F32, &[3, 4, 8]), &k, &w));
     refused("k", index(&q, &turned(device, F32, &[9, 8]), &w));
     refused("weights", index(&q, &k, &turned(device, F32, &[3, 4])));
@@ -89,8 +93,8 @@ fn indexers_refuse_gaps_within_rows() {
         indexer::indexer_logits_paged(device, q, cache, 2, w, &range, table, 4, score)
     };
     let q_shape = [3, 1, 4, 8];
-    let (q, cache) = (device.empty(&q_shape, DType::E4m3), device.empty(&[6, 24], DType::U8));
-    let table = device.empty(&[3, 2], DType::I32);
+    let (q, cache) = (empty(device, &q_shape, DType::E4m3), empty(device, &[6, 24], DType::U8));
+    let table = empty(device, &[3, 2], DType::I32);
     refused("q", paged(&turned(device, DType::E4m3, &q_shape), &cache, &w, &table));
     refused("cache", paged(&q, &turned(device, DType::U8, &[6, 24]), &w, &table));
     refused("weights", paged(&q, &cache, &turned(device, F32, &[3, 4]), &table));
@@ -100,7 +104,7 @@ fn indexers_refuse_gaps_within_rows() {
 #[test]
 fn selection_refuses_gaps_within_rows() {
     let device = &device();
-    let (logits, range) = (turned(device, F32, &[3, 8]), device.empty(&[3], DType::I32));
+    let (logits, range) = (turned(device, F32, &[3, 8]), empty(device, &[3], DType::I32));
     let policy = dsa_kernels::top_k::Policy::Fixed;
     refused("logits", dsa_kernels::top_k::top_k(device, &logits, &range, &range, 4, policy));
 }
@@ -109,9 +113,9 @@ fn selection_refuses_gaps_within_rows() {
 fn attention_refuses_gaps_within_rows() {
     let device = &device();
     let args = AttentionArgs { softmax_scale: 1.0, d_v: 4, ..Default::default() };
-    let (q, kv) = (device.empty(&[3, 4, 8], F32), device.empty(&[9, 8], F32));
+    let (q, kv) = (empty(device, &[3, 4, 8], F32), empty(device, &[9, 8], F32));
     let (q_turned, kv_turned) = (turned(device, F32, &[3, 4, 8]), turned(device, F32, &[9, 8]));
-    let (list, range) = (device.empty(&[3, 5], DType::I32), device.empty(&[3], DType::I32));
+    let (list, range) = (empty(device, &[3, 5], DType::I32), empty(device, &[3], DType::I32));
     let list_turned = turned(device, DType::I32, &[3, 5]);
     refused("q", sparse_mla(device, &q_turned, &kv, &list, &args));
     refused("kv", sparse_mla(device, &q, &kv_turned, &list, &args));
@@ -121,7 +125,7 @@ fn attention_refuses_gaps_within_rows() {
 
     let dense =
         |k: &Tensor, v: &Tensor| dense_attention::dense_mha(device, &q, k, v, &range, &range, 1.0);
-    let k = device.empty(&[9, 4, 8], F32);
+    let k = empty(device, &[9, 4, 8], F32);
     refused("k", dense(&turned(device, F32, &[9, 4, 8]), &k));
     refused("v", dense(&k, &turned(device, F32, &[9, 4, 8])));
 
@@ -134,9 +138,9 @@ fn attention_refuses_gaps_within_rows() {
 fn caches_refuse_gaps_within_rows() {
     let device = &device();
     let record = KvRecord { kv_lora_rank: 4, rope_dim: 4 };
-    let (c, slots) = (device.empty(&[3, 4], F32), device.empty(&[3], DType::I32));
+    let (c, slots) = (empty(device, &[3, 4], F32), empty(device, &[3], DType::I32));
     let c_turned = turned(device, F32, &[3, 4]);
-    let cache = device.empty(&[2, 3 * record.bytes()], DType::U8);
+    let cache = empty(device, &[2, 3 * record.bytes()], DType::U8);
     let cache_turned = turned(device, DType::U8, &[2, 3 * record.bytes()]);
     refused("c", quant::store_kv(device, &c_turned, &c, &slots, &cache, 3));
     refused("k_pe", quant::store_kv(device, &c, &c_turned, &slots, &cache, 3));
@@ -146,18 +150,18 @@ fn caches_refuse_gaps_within_rows() {
 #[test]
 fn index_keys_that_act_quant_did_not_make_are_refused_by_name() {
     let device = &device();
-    let cache = device.empty(&[2, 3 * 12], DType::U8);
-    let slots = device.empty(&[5], DType::I32);
+    let cache = empty(device, &[2, 3 * 12], DType::U8);
+    let slots = empty(device, &[5], DType::I32);
     let store = |codes: Tensor, scale: Tensor| {
         let keys = Quantised { codes, scale };
         quant::store_index_keys(device, &keys, &slots, &cache, 3).unwrap_err().to_string()
     };
-    let codes = || device.empty(&[5, 8], DType::E4m3);
-    let scale = || device.empty(&[5, 1], DType::F32);
-    assert!(store(device.empty(&[5, 8], DType::F32), scale()).starts_with("codes holds f32"));
+    let codes = || empty(device, &[5, 8], DType::E4m3);
+    let scale = || empty(device, &[5, 1], DType::F32);
+    assert!(store(empty(device, &[5, 8], DType::F32), scale()).starts_with("codes holds f32"));
     assert!(store(turned(device, DType::E4m3, &[5, 8]), scale()).starts_with("codes has strides"));
-    assert!(store(codes(), device.empty(&[5, 1], DType::Bf16)).starts_with("scale holds bf16"));
-    assert!(store(codes(), device.empty(&[5, 2], DType::F32)).starts_with("scale has shape"));
-    let gaps = device.empty(&[5, 2], DType::F32).narrow(1, 0, 1).unwrap();
+    assert!(store(codes(), empty(device, &[5, 1], DType::Bf16)).starts_with("scale holds bf16"));
+    assert!(store(codes(), empty(device, &[5, 2], DType::F32)).starts_with("scale has shape"));
+    let gaps = empty(device, &[5, 2], DType::F32).narrow(1, 0, 1).unwrap();
     assert!(store(codes(), gaps).starts_with("scale has strides"));
 }

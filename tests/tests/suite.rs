@@ -26,3 +26,4 @@ mod refusals_of_strides;
 mod replay;
 mod samples;
 mod support;
+mod wide;

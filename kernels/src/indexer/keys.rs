@@ -174,10 +174,9 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         let mut position = key;
         let mut exists = key < self.end;
         if comptime![self.all.paged] {
-            let page_size = self.all.pages.page_size as usize;
-            position = key % page_size;
-            let entry =
-                self.all.block_table.data[self.table + select(exists, key / page_size, 0usize)];
+            let (nth, row) = divided(key, self.all.pages.page_size);
+            position = row;
+            let entry = self.all.block_table.data[self.table + select(exists, nth, 0usize)];
             exists = exists && entry >= 0 && entry < self.all.pages.count as i32;
             page = select(exists, entry, 0i32) as usize;
         }
@@ -191,8 +190,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         let (page, position, exists) = self.locate(key);
         let mut at = select(exists, position, 0usize) * 4;
         if comptime![self.all.paged] {
-            at += page * self.all.pages.page_stride as usize
-                + self.all.pages.page_size as usize * dim;
+            at += page * self.all.pages.page_stride + self.all.pages.page_size * dim;
         }
         (read_f32(&self.all.scale, at), exists)
     }
@@ -204,9 +202,9 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B
         let (page, position, exists) = self.locate(i);
         let stride = match comptime![self.all.stride] {
             Some(stride) => stride.runtime(),
-            None => self.all.pages.stride as usize,
+            None => self.all.pages.stride,
         };
-        (page * self.all.pages.page_stride as usize + position * stride, exists)
+        (page * self.all.pages.page_stride + position * stride, exists)
     }
 }
 
@@ -252,12 +250,7 @@ impl KeySource<'_> {
             self.k.arg(width),
             self.scale.reinterpret(crate::DType::U8).arg(scale_width),
             self.block_table.view(1),
-            PagesLaunch::new(
-                self.pages as u32,
-                self.row as u32,
-                self.page_size as u32,
-                self.page_stride as u32,
-            ),
+            PagesLaunch::new(self.pages, self.row, self.page_size, self.page_stride),
             self.paged,
             (self.row == dim).then_some(dim),
         )

@@ -37,7 +37,8 @@ impl Budget {
             got,
             expected: format!("a line in kernels/src/{file}, as {}", Self::default().line(target)),
         };
-        let source = crate::source(file).ok_or_else(|| missing("no such file".to_string()))?;
+        let source =
+            crate::source::text(file).ok_or_else(|| missing("no such file".to_string()))?;
         let start = format!("//! Budget ({target}): ");
         let mut lines = source.lines().filter_map(|line| line.strip_prefix(&start));
         let sentence = lines.next().ok_or_else(|| missing("nothing".to_string()))?;

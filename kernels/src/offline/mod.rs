@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn launch(device: &Device, kb: usize) {
-        let out = device.empty(&[64], crate::DType::F32);
+        let out = device.empty(&[64], crate::DType::F32).expect("an output");
         let (count, dim) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(64));
         greedy::launch(device.client(), count, dim, out.arg(1), kb);
     }

@@ -186,14 +186,14 @@ pub fn scatter_sums(
     sum
 }
 
-/// The maximum of `value` over the lanes that hold cells of the same row.
+/// The maximum of `value` over the lanes that hold cells of the same row; NaN if one is.
 #[cube]
 pub fn max_lanes(value: f32, #[comptime] share: Share) -> f32 {
     let mut top = value;
     let steps = comptime![share.lanes().ilog2()];
     #[unroll]
     for step in 0..steps {
-        top = max(top, plane_shuffle_xor(top, comptime![1u32 << step]));
+        top = max_nan(top, plane_shuffle_xor(top, comptime![1u32 << step]));
     }
     top
 }
@@ -209,13 +209,13 @@ pub fn sum_cell<W: Size>(cell: Vector<f32, W>) -> f32 {
     sum
 }
 
-/// The maximum of the columns of one cell.
+/// The maximum of the columns of one cell; NaN if one is.
 #[cube]
 pub fn max_cell<W: Size>(cell: Vector<f32, W>) -> f32 {
     let mut top = cell.extract(0usize);
     #[unroll]
     for i in 1..W::value() {
-        top = max(top, cell.extract(i));
+        top = max_nan(top, cell.extract(i));
     }
     top
 }
@@ -261,15 +261,18 @@ impl<W: Size> Fragment<W> {
         self.cells[cell_index(slot, cell, share)] = value;
     }
 
-    /// Adds to each row the values of this unit's columns, one of each cell.
-    pub fn add_to_rows(&mut self, values: &Array<Vector<f32, W>>) {
+    /// Sets to -inf, whatever they hold, the columns of which `keep`, one entry for each of this unit's cells, has
+    /// no bit; of the others it has all. Choosing by bits is one instruction, and no padding is added to.
+    pub fn keep_columns(&mut self, keep: &Array<Vector<u32, W>>) {
         let share = comptime![self.share];
+        let none = Vector::<u32, W>::new(NEG_INFINITY_BITS);
         #[unroll(share.unrolled())]
         for cell in 0..comptime![share.run()] {
             #[unroll(share.unrolled())]
             for slot in 0..comptime![share.slots()] {
-                let sum = self.get(slot, cell) + values[cell];
-                self.set(slot, cell, sum);
+                let bits = Vector::<u32, W>::reinterpret(self.get(slot, cell));
+                let kept = ((bits ^ none) & keep[cell]) ^ none;
+                self.set(slot, cell, Vector::<f32, W>::reinterpret(kept));
             }
         }
     }
@@ -285,8 +288,12 @@ impl<W: Size> Fragment<W> {
     }
 }
 
+/// The bits of an f32 of -inf.
+const NEG_INFINITY_BITS: u32 = 0xff80_0000;
+
 /// Writes the first `cols` columns of this unit's `slot`-th row of `fragment`, times `scale` and rounded to
-/// `O`, to `out` from element `at` on. `P` is 1, or what [`store_width`] says.
+/// `O`, to `out` from element `at` on; zeros, whatever the row holds, if `scale` is 0. `P` is 1, or what
+/// [`store_width`] says. Returns whether a NaN is among them.
 #[cube]
 pub fn store_row<O: Numeric, P: Size, W: Size>(
     fragment: &Fragment<W>,
@@ -295,7 +302,8 @@ pub fn store_row<O: Numeric, P: Size, W: Size>(
     out: &mut [Vector<O, P>],
     at: usize,
     cols: usize,
-) {
+) -> bool {
+    let mut nan = false.runtime();
     let share = comptime![fragment.share];
     let machine = comptime![share.machine];
     let width = P::value();
@@ -316,13 +324,16 @@ pub fn store_row<O: Numeric, P: Size, W: Size>(
                 for i in 0..width {
                     let cell = group * cells + comptime![if cells > 1 { i } else { 0 }];
                     let column = comptime![if cells > 1 { 0 } else { v * width + i }];
-                    let value = fragment.get(slot, cell).extract(column);
-                    values.insert(i, round_to::<O>(value * scale, machine));
+                    let value = fragment.get(slot, cell).extract(column) * scale;
+                    let value = select(scale == 0.0f32, 0.0f32, value);
+                    nan = nan || value.is_nan();
+                    values.insert(i, round_to::<O>(value, machine));
                 }
                 out[(at + col) / width] = values;
             }
         }
     }
+    nan
 }
 
 /// How many elements of an output [`store_row`] writes together if every row begins at a multiple of so many and

@@ -1,5 +1,6 @@
 //! What a kernel is compiled for: the comptime value every body is parametrised by.
 
+use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::ir::types::ArrayType;
 use cubecl::prelude::*;
@@ -67,8 +68,19 @@ impl Machine {
     }
 
     /// The cubes that `programs` programs take.
-    pub fn cube_count(&self, programs: usize) -> CubeCount {
-        CubeCount::Static(programs.div_ceil(self.teams).max(1) as u32, 1, 1)
+    ///
+    /// # Errors
+    /// [`KernelError::Value`] for more programs than a GPU starts, 2^31 - 1.
+    pub fn cube_count(&self, programs: usize) -> Result<CubeCount> {
+        if programs > i32::MAX as usize {
+            let expected = "fewer than 2^31: take fewer rows at a time".to_string();
+            return Err(KernelError::Value {
+                name: "programs",
+                got: programs.to_string(),
+                expected,
+            });
+        }
+        Ok(CubeCount::Static(programs.div_ceil(self.teams).max(1) as u32, 1, 1))
     }
 
     /// The units of a cube.
@@ -117,6 +129,13 @@ pub fn unit_id(#[comptime] machine: Machine) -> usize {
     if comptime![machine.team == 1] { 0usize.runtime() } else { UNIT_POS as usize }
 }
 
+/// `x`, the same in every unit of the team and below 2^32, asked anew wherever this is called: what is computed of
+/// it in a loop stays there, where the compiler would otherwise compute it before and keep it all the while.
+#[cube]
+pub fn asked_anew(x: usize, #[comptime] machine: Machine) -> usize {
+    if comptime![machine.plane > 1] { plane_broadcast(x as u32, 0u32) as usize } else { x }
+}
+
 /// Waits until every unit of the team is here and sees what the others wrote to team memory, with
 /// ordinary stores too where a matrix unit reads it through another path.
 #[cube]
@@ -156,8 +175,21 @@ pub fn team_memory<E: CubePrimitive>(
     })
 }
 
-/// `i` as `(a, b, c)`, where there are `nb` of b and `nc` of c: `i = (a · nb + b) · nc + c`.
+/// `i` as `(a, b)`, where there are `nb` of b: `i = a · nb + b`.
+///
+/// Both count programs, rows, tiles or slots, of which there are fewer than 2^31 however wide addresses are. So
+/// they are divided in 32 bits: a division of 64 is a call on a GPU, and with a call in a kernel its warpgroup
+/// products wait for each other.
+#[cube]
+pub fn divided(i: usize, nb: usize) -> (usize, usize) {
+    let (i, nb) = (i as u32, nb as u32);
+    ((i / nb) as usize, (i % nb) as usize)
+}
+
+/// `i` as `(a, b, c)`, where there are `nb` of b and `nc` of c: `i = (a · nb + b) · nc + c`. See [`divided`].
 #[cube]
 pub fn unravel(i: usize, nb: usize, nc: usize) -> (usize, usize, usize) {
-    (i / (nb * nc), i / nc % nb, i % nc)
+    let (ab, c) = divided(i, nc);
+    let (a, b) = divided(ab, nb);
+    (a, b, c)
 }

@@ -39,6 +39,7 @@ mod pipeline;
 mod reduce;
 mod softmax;
 mod tiles;
+mod values;
 mod view;
 mod warpgroup;
 
@@ -52,6 +53,7 @@ pub use pipeline::*;
 pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;
+pub use values::*;
 pub use view::*;
 pub use warpgroup::*;
 

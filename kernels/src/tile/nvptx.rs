@@ -431,8 +431,8 @@ mod tests {
     /// What compiling [`repeated`] from vectors of `width` bytes for a Hopper comes to.
     fn repeated_of(width: usize) -> crate::Result<String> {
         let artefacts = Offline::open(Target::Sm90a)?.compile(|device| {
-            let source = device.empty(&[32 * width], DType::U8);
-            let out = device.empty(&[32], DType::I32);
+            let source = device.empty(&[32 * width], DType::U8)?;
+            let out = device.empty(&[32], DType::I32)?;
             // SAFETY: both buffers hold what 32 units read and write; and nothing runs offline.
             unsafe {
                 repeated::launch_unchecked(
@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn another_target_refuses_the_instruction_by_name() {
         let compiled = Offline::open(Target::Gfx950).unwrap().compile(|device| {
-            let out = device.empty(&[64], DType::F32);
+            let out = device.empty(&[64], DType::F32)?;
             let (count, dim) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(64));
             // SAFETY: the buffer holds what 64 units read and write; and nothing runs offline.
             unsafe { powers::launch_unchecked(device.client(), count, dim, out.arg(1)) };

@@ -24,23 +24,31 @@ pub struct OnlineSoftmax {
 impl OnlineSoftmax {
     /// No score seen. `softmax_scale`, the factor of the scores, is positive.
     pub fn new(softmax_scale: f32, #[comptime] share: Share) -> Self {
-        let mut top = Array::<f32>::new(comptime![share.slots()]);
-        let mut sum = Array::<f32>::new(comptime![share.slots()]);
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            top[slot] = f32::NEG_INFINITY;
-            sum[slot] = 0.0f32;
-        }
+        let top = Array::<f32>::new(comptime![share.slots()]);
+        let sum = Array::<f32>::new(comptime![share.slots()]);
         let numbers = comptime![if share.across() == 1 { 1 } else { share.across() * share.rows }];
         let exchange = team_memory::<f32>(numbers, 16usize, comptime![share.machine]);
-        OnlineSoftmax { top, sum, softmax_scale, exchange, share }
+        let mut softmax = OnlineSoftmax { top, sum, softmax_scale, exchange, share };
+        softmax.clear();
+        softmax
+    }
+
+    /// Forgets all scores.
+    pub fn clear(&mut self) {
+        let share = comptime![self.share];
+        #[unroll(share.unrolled())]
+        for slot in 0..comptime![share.slots()] {
+            self.top[slot] = f32::NEG_INFINITY;
+            self.sum[slot] = 0.0f32;
+        }
     }
 
     /// Takes in a tile of scores (not yet scaled; -inf where there is no key), turns it into
     /// probabilities relative to the new maxima, and rescales `acc` from the old maxima to the new.
     ///
     /// The maximum starts at -inf, so that any finite score counts, however low; a row that has seen
-    /// no key subtracts 0 instead, since -inf - -inf is NaN.
+    /// no key subtracts 0 instead, since -inf - -inf is NaN. A score that is NaN makes the maximum NaN, and all
+    /// of the row.
     pub fn step<W: Size>(&mut self, scores: &mut Fragment<W>, acc: &mut Fragment<W>) {
         let share = comptime![self.share];
         let mut tops = Array::<f32>::new(comptime![share.slots()]);
@@ -49,7 +57,7 @@ impl OnlineSoftmax {
             let mut tile_top = scores.get(slot, 0usize);
             #[unroll(share.unrolled())]
             for cell in 1..comptime![share.run()] {
-                tile_top = max(tile_top, scores.get(slot, cell));
+                tile_top = max_nan(tile_top, scores.get(slot, cell));
             }
             tops[slot] = max_lanes(max_cell(tile_top), share);
         }
@@ -60,14 +68,15 @@ impl OnlineSoftmax {
                 let row = row_of(slot, share);
                 #[unroll]
                 for group in 0..comptime![share.across()] {
-                    tops[slot] = max(tops[slot], self.exchange[group * share.rows + row]);
+                    let other = self.exchange[group * share.rows + row];
+                    tops[slot] = max_nan(tops[slot], other);
                 }
             }
         }
         #[unroll(share.unrolled())]
         for slot in 0..comptime![share.slots()] {
             let old = self.top[slot];
-            let top = max(old, tops[slot]);
+            let top = max_nan(old, tops[slot]);
             let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
             let mut tile_sum = Vector::<f32, W>::new(0.0f32);
             #[unroll(share.unrolled())]
@@ -85,6 +94,9 @@ impl OnlineSoftmax {
     }
 
     /// Adds up the parts of each row; after the last step, before anything is read.
+    ///
+    /// A score is an f32 once it is scaled: beyond the range it is an infinity. If the largest is +inf the row is
+    /// NaN, if it is -inf the row has no key.
     pub fn finish(&mut self) {
         let share = comptime![self.share];
         #[unroll(share.unrolled())]
@@ -105,6 +117,17 @@ impl OnlineSoftmax {
                 self.sum[slot] = sum;
             }
         }
+        #[unroll(share.unrolled())]
+        for slot in 0..comptime![share.slots()] {
+            let top = self.max_logit(slot);
+            let sum = select(top == f32::INFINITY, f32::NAN, self.sum[slot]);
+            self.sum[slot] = select(top == f32::NEG_INFINITY, 0.0f32, sum);
+        }
+    }
+
+    /// Whether `slot`'s row is made of numbers: not if a score was NaN or +inf.
+    pub fn is_known(&self, slot: usize) -> bool {
+        !self.sum[slot].is_nan()
     }
 
     /// The largest score of `slot`'s row; -inf if it has seen no key.
@@ -141,9 +164,10 @@ fn exp_of<W: Size>(
     #[comptime] share: Share,
 ) -> Vector<f32, W> {
     if comptime![share.machine.is_wgmma()] {
-        // One fused multiplication and addition, and the unit that computes powers of two.
+        // The difference first: the products of large scores leave f32's range, or differ by their rounding. The
+        // unit that computes powers of two is the slower one, and hides it.
         let scale = softmax_scale * core::f32::consts::LOG2_E;
-        Vector::new(exp2_fast(score.extract(0usize) * scale - shift * scale))
+        Vector::new(exp2_fast((score.extract(0usize) - shift) * scale))
     } else {
         ((score - Vector::new(shift)) * Vector::new(softmax_scale)).exp()
     }

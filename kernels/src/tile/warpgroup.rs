@@ -428,7 +428,7 @@ mod tests {
         launch: impl FnOnce(&Device, CubeCount, CubeDim, &dyn Fn(usize) -> BufferArg),
     ) -> crate::Result<Arc<Artefact>> {
         let artefacts = Offline::open(target)?.compile(|device| {
-            let buffer = |width| device.empty(&[1 << 16], DType::Bf16).arg(width);
+            let buffer = |width| device.empty(&[1 << 16], DType::Bf16).unwrap().arg(width);
             launch(device, CubeCount::Static(1, 1, 1), CubeDim::new_1d(128), &buffer);
             Ok::<_, KernelError>(())
         })?;

@@ -64,7 +64,7 @@ impl KvB {
     pub fn absorb(&self, device: &Device, q: &Tensor) -> dsa_kernels::Result<Tensor> {
         let (n, heads, nope, rank) = (q.shape()[0], q.shape()[1], self.nope, self.rank);
         let rope_dim = q.shape()[2] - nope;
-        let absorbed = device.empty(&[n, heads, rank + rope_dim], q.dtype()); // [n, h, rank + rope]
+        let absorbed = device.empty(&[n, heads, rank + rope_dim], q.dtype())?; // [n, h, rank + rope]
         let q_nope = q.narrow(2, 0, nope)?.transpose(0, 1)?; // [h, n, nope]
         let to = absorbed.narrow(2, 0, rank)?.transpose(0, 1)?; // [h, n, rank]
         gemm_into(device, &q_nope, &self.absorb, &to)?;
@@ -74,7 +74,7 @@ impl KvB {
     /// `o'·W_UV`: `[n, h, rank]` to `[n, h, v]`.
     pub fn values(&self, device: &Device, latent: &Tensor) -> dsa_kernels::Result<Tensor> {
         let (w_uv, n) = (self.w_uv()?, latent.shape()[0]);
-        let out = device.empty(&[n, w_uv.shape()[0], w_uv.shape()[1]], latent.dtype()); // [n, h, v]
+        let out = device.empty(&[n, w_uv.shape()[0], w_uv.shape()[1]], latent.dtype())?; // [n, h, v]
         let by_head = latent.transpose(0, 1)?; // [h, n, rank]
         gemm_into(device, &by_head, &w_uv, &out.transpose(0, 1)?)?;
         Ok(out)
@@ -95,8 +95,8 @@ impl KvB {
         let (rows, rope_dim) = (latents.shape()[0], latents.shape()[1] - self.rank);
         let (w_uk, w_uv) = (self.expand.narrow(1, 0, self.nope)?, self.w_uv()?); // [h, _, rank]
         let (heads, v) = (w_uv.shape()[0], w_uv.shape()[1]);
-        let k = device.empty(&[rows, heads, self.nope + rope_dim], latents.dtype());
-        let values = device.empty(&[rows, heads, v], latents.dtype());
+        let k = device.empty(&[rows, heads, self.nope + rope_dim], latents.dtype())?;
+        let values = device.empty(&[rows, heads, v], latents.dtype())?;
         let c = latents.narrow(1, 0, self.rank)?.unsqueeze(0); // [1, rows, rank]
         let c = c.broadcast(0, heads)?; // [h, rows, rank]
         let k_nope = k.narrow(2, 0, self.nope)?; // [rows, h, nope]

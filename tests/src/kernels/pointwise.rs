@@ -20,7 +20,7 @@ pub(super) fn run_rope(device: &Device, case: &Case) -> Result<Outputs, CaseErro
     let x = case.upload_rows(device, "x")?;
     let (cos, sin) = (case.upload(device, "cos")?, case.upload(device, "sin")?);
     let positions = case.upload(device, "positions")?;
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.empty(x.shape(), x.dtype())?;
     rope::rope(device, &x, &cos, &sin, &positions, &out, pairing)?;
     Ok(outputs([("out", HostTensor::download(device, &out)?)]))
 }
@@ -31,10 +31,15 @@ pub(super) fn reference_rope(case: &Case) -> Result<Outputs, CaseError> {
     let pairing = choice(case, "pairing", &choices)?;
     let x: Cuboid = case.array("x")?;
     let (cos, sin): (Matrix, Matrix) = (case.array("cos")?, case.array("sin")?);
-    let last = cos.nrows().saturating_sub(1) as i32;
-    let lines: Vec<usize> =
-        case.vec_i32("positions")?.iter().map(|p| (*p).clamp(0, last) as usize).collect();
-    let (cos, sin) = (cos.select(Axis(0), &lines), sin.select(Axis(0), &lines));
+    // A position that the tables have no line of makes its row NaN.
+    let positions = case.vec_i32("positions")?;
+    let lines = |table: &Matrix| {
+        Matrix::from_shape_fn((positions.len(), table.ncols()), |(t, i)| {
+            let line = usize::try_from(positions[t]).ok();
+            line.and_then(|line| table.get((line, i))).copied().unwrap_or(f32::NAN)
+        })
+    };
+    let (cos, sin) = (lines(&cos), lines(&sin));
     let out = HostTensor::of(&reference::rope::rope(x.view(), cos.view(), sin.view(), pairing));
     Ok(outputs([("out", out.cast(case.tensor("x")?.dtype))]))
 }
@@ -91,7 +96,11 @@ pub(super) fn run_fold_scales(device: &Device, case: &Case) -> Result<Outputs, C
 pub(super) fn reference_fold_scales(case: &Case) -> Result<Outputs, CaseError> {
     let (weights, q_scale): (Matrix, Matrix) = (case.array("weights")?, case.array("q_scale")?);
     let factor: f32 = case.scalar("factor")?;
-    Ok(outputs([("out", HostTensor::of(&(weights * q_scale * factor)))]))
+    // In f64: the product of two may leave f32's range where that of all three does not.
+    let out = Matrix::from_shape_fn(weights.dim(), |at| {
+        (f64::from(weights[at]) * f64::from(q_scale[at]) * f64::from(factor)) as f32
+    });
+    Ok(outputs([("out", HostTensor::of(&out))]))
 }
 
 pub(super) fn run_place_rows(device: &Device, case: &Case) -> Result<Outputs, CaseError> {

@@ -33,7 +33,7 @@ pub(super) fn run_round_trip(device: &Device, case: &Case) -> Result<Outputs, Ca
     use quant::ScaleFmt::{Plain, Ue8m0};
     let fmt = choice(case, "fmt", &[("ue8m0", Ue8m0), ("plain", Plain)])?;
     let x = case.upload_rows(device, "x")?;
-    let out = device.empty(x.shape(), x.dtype());
+    let out = device.empty(x.shape(), x.dtype())?;
     quant::round_trip(device, &x, &out, fmt)?;
     Ok(outputs([("out", HostTensor::download(device, &out)?)]))
 }

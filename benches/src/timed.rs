@@ -1,0 +1,176 @@
+//! What was timed is what is right: rows of the timed output, drawn by the seed, against the reference.
+//!
+//! The gate before a timing sees small inputs. After it, the outputs of the last timed call are still there: a few
+//! of their rows, and of those a few heads where a whole row would take the reference too long, are cut out
+//! together with the inputs they were computed from, and held to the same table of tolerances.
+
+use anyhow::Context;
+use dsa_figures::{Gate, PassedGate};
+use dsa_kernels::copy::place_rows;
+use dsa_kernels::{DType, Device, KernelError, Tensor};
+use dsa_tests::compare::compare_on;
+use dsa_tests::generate::Rng;
+use dsa_tests::kernels::Kernel;
+use dsa_tests::{Case, CaseError, HostTensor, Outputs};
+use std::ops::Range;
+
+/// The outputs of a call, by the names of [`dsa_tests::kernels`].
+pub type Named = Vec<(&'static str, Tensor)>;
+
+/// One call of what is measured; returns its outputs.
+pub type Call = Box<dyn Fn(&Device) -> dsa_kernels::Result<Named> + Send + Sync>;
+
+/// Cuts a case out of the timed inputs, and out of the outputs what the reference should return for it.
+pub type Cut = Box<dyn Fn(&Drawn, &Named) -> Result<(Case, Outputs), CaseError> + Send + Sync>;
+
+/// How the rows of a timed call are cut out.
+pub struct Timed {
+    /// Rows of the output that can be drawn.
+    pub rows: usize,
+    /// Heads of a row that can be drawn; 1 if it has none.
+    pub heads: usize,
+    /// Multiplications that the reference makes for one head of one row.
+    pub cost: usize,
+    /// Cuts them out.
+    pub cut: Cut,
+}
+
+/// The most rows that are drawn of one timing.
+const MOST_ROWS: usize = 8;
+/// Multiplications that the reference may make for one timing, about a second's, if one head of one row is not
+/// more already.
+const BUDGET: usize = 200_000_000;
+
+/// What was drawn of a timed call.
+pub struct Drawn<'a> {
+    /// Where its tensors are.
+    pub device: &'a Device,
+    /// Rows, ascending.
+    pub rows: Vec<usize>,
+    /// Heads of each of them.
+    pub heads: Range<usize>,
+}
+
+impl std::fmt::Display for Drawn<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rows {:?}, heads {:?} of the timed call", self.rows, self.heads)
+    }
+}
+
+impl Timed {
+    /// As many rows as the reference computes in about a second, the last among them, and heads likewise.
+    pub fn draw<'a>(&self, device: &'a Device, seed: u64) -> Drawn<'a> {
+        let mut rng = Rng::new(seed);
+        let affordable = (BUDGET / self.cost.max(1)).max(1);
+        let count = affordable.min(MOST_ROWS).min(self.rows);
+        let mut rows: Vec<usize> = (self.rows > 0).then(|| self.rows - 1).into_iter().collect();
+        while rows.len() < count {
+            let row = rng.below(self.rows);
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+        rows.sort_unstable();
+        let count = (affordable / count.max(1)).clamp(1, self.heads.max(1));
+        let first = rng.below(self.heads.max(1) - count + 1);
+        Drawn { device, rows, heads: first..first + count }
+    }
+}
+
+impl Drawn<'_> {
+    /// The drawn rows of a tensor `[rows, ..]`.
+    pub fn rows(&self, tensor: &Tensor) -> Result<HostTensor, CaseError> {
+        self.each_row(tensor, Ok)
+    }
+
+    /// The drawn heads of the drawn rows of a tensor `[rows, heads, ..]`.
+    pub fn rows_and_heads(&self, tensor: &Tensor) -> Result<HostTensor, CaseError> {
+        self.each_row(tensor, |row| row.narrow(1, self.heads.start, self.heads.len()))
+    }
+
+    /// The drawn heads of a tensor of floats `[n, heads, width]`.
+    pub fn heads(&self, tensor: &Tensor) -> Result<HostTensor, CaseError> {
+        let some = tensor.narrow(1, self.heads.start, self.heads.len())?;
+        if some.is_contiguous() {
+            return self.whole(&some);
+        }
+        let slots: Vec<i32> = (0..some.shape()[0] as i32).collect();
+        let packed = self.device.empty(some.shape(), some.dtype())?;
+        place_rows(self.device, &some, &self.device.upload_i32(&slots, &[slots.len()])?, &packed)?;
+        self.whole(&packed)
+    }
+
+    /// All of a tensor.
+    pub fn whole(&self, tensor: &Tensor) -> Result<HostTensor, CaseError> {
+        Ok(HostTensor::download(self.device, tensor)?)
+    }
+
+    /// The drawn rows of every output.
+    pub fn outputs(&self, of: &Named) -> Result<Outputs, CaseError> {
+        of.iter().map(|(name, tensor)| Ok((*name, self.rows(tensor)?))).collect()
+    }
+
+    /// The drawn heads of the drawn rows of every output.
+    pub fn outputs_of_heads(&self, of: &Named) -> Result<Outputs, CaseError> {
+        of.iter().map(|(name, tensor)| Ok((*name, self.rows_and_heads(tensor)?))).collect()
+    }
+
+    fn each_row(
+        &self,
+        tensor: &Tensor,
+        part: impl Fn(Tensor) -> Result<Tensor, KernelError>,
+    ) -> Result<HostTensor, CaseError> {
+        let (mut bytes, mut shape) = (Vec::new(), tensor.shape().to_vec());
+        for row in &self.rows {
+            let row = part(tensor.narrow(0, *row, 1)?)?;
+            bytes.extend(self.device.download(&row)?);
+            shape = row.shape().to_vec();
+        }
+        if let Some(rows) = shape.first_mut() {
+            *rows = self.rows.len();
+        }
+        Ok(HostTensor { dtype: tensor.dtype(), shape, bytes })
+    }
+}
+
+/// Judges the outputs of a timed call of `kernel`: `passed` with this comparison added to it.
+///
+/// # Errors
+/// The element that is wrong, if one is; or why it cannot be judged.
+pub fn judge(
+    kernel: &Kernel,
+    device: &Device,
+    timed: &Timed,
+    outputs: &Named,
+    seed: u64,
+    passed: &PassedGate,
+) -> anyhow::Result<PassedGate> {
+    let drawn = timed.draw(device, seed);
+    let cut = (timed.cut)(&drawn, outputs).and_then(|(case, got)| {
+        let mut expected = kernel.reference(&case)?;
+        for (name, want) in &mut expected {
+            // The product may round its sums to another type than the reference returns.
+            let dtype = got.get(name).map_or(want.dtype, |have| have.dtype);
+            if dtype != want.dtype && DType::FLOATS.contains(&dtype) && want.dtype == DType::F32 {
+                *want = want.cast(dtype);
+            }
+        }
+        Ok((got, expected))
+    });
+    let (got, expected) =
+        cut.with_context(|| format!("what was timed of {} cannot be judged", kernel.name))?;
+    let unit = (kernel.machine)(device).matrix;
+    let close = compare_on(unit, kernel.name, &got, &expected)
+        .with_context(|| format!("{} fell after it was timed, {drawn}", kernel.name))?;
+    let worst = close.iter().max_by(|a, b| a.worst.total_cmp(&b.worst));
+    let worst = worst.with_context(|| format!("{} has no output to judge", kernel.name))?;
+    let (error, at) = if worst.worst > passed.worst_error() {
+        (worst.worst, format!("{}{:?} of {drawn}", worst.output, worst.worst_at))
+    } else {
+        (passed.worst_error(), passed.worst_at().to_string())
+    };
+    Ok(Gate::judge(passed.against(), error, passed.tolerance(), at, passed.cases() + 1)?)
+}
+
+#[cfg(test)]
+mod tests;

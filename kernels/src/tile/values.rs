@@ -1,0 +1,135 @@
+//! Products of probabilities with values that are no numbers.
+//!
+//! A key that takes no part in a row has probability 0 there, and 0 · inf is NaN: it must be left out, not multiplied.
+//! A matrix unit multiplies whatever it is given, and a value may belong to one row of a tile and not to another. So
+//! a program whose outputs hold a NaN that its scores do not explain works through its tiles three times more, with
+//! values that are all finite; any other program pays for a flag.
+//!
+//! | pass | values | outputs |
+//! |---|---|---|
+//! | 0 | as they are | as they come; the last unless there is such a NaN |
+//! | 1 | 0 instead of infinities and NaN | the sums of what is finite |
+//! | 2 | 1 instead of +inf and NaN, 0 otherwise | +inf where positive |
+//! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
+
+use super::{
+    Fragment, Machine, Tile, asked_anew, col_of, round_to, store_row, sync_team, team_memory,
+    unit_id,
+};
+use cubecl::prelude::*;
+
+/// The passes of a program over its tiles.
+#[derive(CubeType)]
+pub struct Passes {
+    /// Whether a unit found a NaN in the first pass.
+    found: Shared<[u32]>,
+    #[cube(comptime)]
+    machine: Machine,
+}
+
+/// The last pass where the first did not do.
+const LAST: u32 = 3;
+
+#[cube]
+impl Passes {
+    /// None done. Every unit of the team calls it, and syncs before the first outputs unless all are 0.
+    pub fn new(#[comptime] machine: Machine) -> Self {
+        let mut found = team_memory::<u32>(1usize, 4usize, machine);
+        if unit_id(machine) == 0 {
+            found[0] = 0u32;
+        }
+        Passes { found, machine }
+    }
+
+    /// Writes this unit's `slot`-th row of outputs as [`store_row`] does, or what `pass` adds to them. `known` says
+    /// that its scores were numbers.
+    pub fn store_row<O: Numeric, P: Size, W: Size>(
+        &mut self,
+        pass: u32,
+        fragment: &Fragment<W>,
+        slot: usize,
+        scale: f32,
+        known: bool,
+        out: &mut [Vector<O, P>],
+        at: usize,
+        cols: usize,
+    ) {
+        if pass <= 1 {
+            let nan = store_row(fragment, slot, scale, out, at, cols);
+            if pass == 0 && nan && known {
+                self.found[0] = 1u32;
+            }
+        } else if scale != 0.0f32 {
+            mark_row(pass, fragment, slot, out, at, cols);
+        }
+    }
+
+    /// The last pass, asked after the first. Every unit of the team calls it.
+    pub fn last(&self) -> u32 {
+        let machine = comptime![self.machine];
+        sync_team(machine);
+        asked_anew(select(self.found[0] == 0u32, 0u32, LAST) as usize, machine) as u32
+    }
+}
+
+/// Replaces the values of a tile by those of `pass`. Every unit of the team calls it.
+#[cube]
+pub fn replace_values<S: Numeric>(tile: &mut Tile<S>, pass: u32) {
+    let machine = comptime![tile.shape.machine];
+    let vectors = comptime![tile.shape.len()];
+    // The tile may still be an operand of other units' products.
+    sync_team(machine);
+    for step in 0..comptime![vectors.div_ceil(machine.team)] {
+        let i = step * comptime![machine.team] + unit_id(machine);
+        if i < vectors {
+            let mut values = tile.memory[tile.first + i];
+            #[unroll]
+            for e in 0..8usize {
+                let value = f32::cast_from(values.extract(e));
+                let finite = !(value.is_nan() || value.is_inf());
+                let infinity = select(pass == 2u32, f32::INFINITY, f32::NEG_INFINITY);
+                let marked = value.is_nan() || value == infinity;
+                let kept = select(finite, value, 0.0f32);
+                let value = select(pass == 1u32, kept, select(marked, 1.0f32, 0.0f32));
+                values.insert(e, S::cast_from(value));
+            }
+            tile.memory[tile.first + i] = values;
+        }
+    }
+    sync_team(machine);
+}
+
+/// Writes what pass 2 or 3 says of the first `cols` columns of this unit's `slot`-th row, which the same unit wrote
+/// before.
+#[cube]
+fn mark_row<O: Numeric, P: Size, W: Size>(
+    pass: u32,
+    fragment: &Fragment<W>,
+    slot: usize,
+    out: &mut [Vector<O, P>],
+    at: usize,
+    cols: usize,
+) {
+    let share = comptime![fragment.share];
+    let width = P::value();
+    #[unroll(share.unrolled())]
+    for cell in 0..comptime![share.run()] {
+        let col = col_of(cell, share);
+        #[unroll]
+        for i in 0..W::value() {
+            if col + i < cols && fragment.get(slot, cell).extract(i) > 0.0f32 {
+                let (vector, element) = ((at + col + i) / width, (at + col + i) % width);
+                let mut values = out[vector];
+                #[unroll]
+                for e in 0..width {
+                    let before = f32::cast_from(values.extract(e));
+                    let both = select(before == f32::INFINITY, f32::NAN, f32::NEG_INFINITY);
+                    let after = select(pass == 2u32, f32::INFINITY, both);
+                    let after = select(e == element, after, before);
+                    values.insert(e, round_to::<O>(after, comptime![share.machine]));
+                }
+                out[vector] = values;
+            }
+        }
+    }
+}

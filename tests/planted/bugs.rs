@@ -1,0 +1,191 @@
+// The planted bugs: mistakes that people make in these kernels, each of which the gate of one kernel must kill.
+//
+// | part | says |
+// |---|---|
+// | name | what is wrong |
+// | gate | the kernel whose gate must fall, or `layer`: what `dsa verify` compares |
+// | file | where it is planted |
+// | right | a text that is there once: an expression, or statements if it ends with a semicolon |
+// | wrong | what stands in its place |
+//
+// The build script writes `if planted { wrong } else { right }`, so that one build holds all of them.
+
+/// One bug.
+#[derive(Clone, Copy, Debug)]
+pub struct Bug {
+    /// What is wrong.
+    pub name: &'static str,
+    /// The kernel whose gate must fall; or `layer`.
+    pub gate: &'static str,
+    /// The file, from the root of the repository.
+    pub file: &'static str,
+    /// The text there.
+    pub right: &'static str,
+    /// What stands in its place.
+    pub wrong: &'static str,
+    /// Whether only a device with a matrix unit runs this code.
+    pub matrix_unit: bool,
+}
+
+const fn bug(
+    name: &'static str,
+    gate: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+) -> Bug {
+    Bug { name, gate, file, right, wrong, matrix_unit: false }
+}
+
+const fn on_matrix_unit(
+    name: &'static str,
+    gate: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+) -> Bug {
+    Bug { name, gate, file, right, wrong, matrix_unit: true }
+}
+
+const ATTENTION: &str = "model/src/attention.rs";
+const COLUMNS: &str = "kernels/src/top_k/columns.rs";
+const DENSE: &str = "kernels/src/dense_attention.rs";
+const FOLD: &str = "kernels/src/fold_scales.rs";
+const GEMM: &str = "kernels/src/gemm.rs";
+const HADAMARD: &str = "kernels/src/hadamard.rs";
+const INDEXER: &str = "kernels/src/indexer.rs";
+const INDEXER_KEYS: &str = "kernels/src/indexer/keys.rs";
+const INDEXER_LOGITS: &str = "kernels/src/indexer/logits.rs";
+const KEYS: &str = "kernels/src/keys.rs";
+const LAYER_INDEXER: &str = "model/src/attention/indexer.rs";
+const LOAD: &str = "kernels/src/tile/load.rs";
+const MERGE: &str = "kernels/src/merge_splits.rs";
+const NORM: &str = "kernels/src/norm.rs";
+const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
+const QUANT: &str = "kernels/src/quant.rs";
+const RECORD: &str = "kernels/src/keys/record.rs";
+const ROPE: &str = "kernels/src/rope.rs";
+const SLOTS: &str = "kernels/src/slots.rs";
+const SOFTMAX: &str = "kernels/src/tile/softmax.rs";
+const SPARSE: &str = "kernels/src/sparse_attention.rs";
+const STEP: &str = "model/src/attention/step.rs";
+const TILES: &str = "kernels/src/tile/tiles.rs";
+const TOP_K: &str = "kernels/src/top_k.rs";
+
+/// All bugs.
+#[rustfmt::skip]
+pub const BUGS: &[Bug] = &[
+    // Quantisation, and what is written to the caches.
+    bug("a scale is rounded down to a power of two", "act_quant", QUANT,
+        "select((bits & 0x007f_ffffu32) != 0, 1u32, 0u32)", "0u32.runtime()"),
+    bug("a block of zeros has the scale 0", "act_quant", QUANT,
+        "max(amax, 1.0e-4f32)", "amax"),
+    bug("the round trip leaves out the scale", "round_trip", QUANT,
+        "f32::cast_from(code) * block.scale", "f32::cast_from(code)"),
+    bug("every block's scale goes to the first one's place", "store_kv", QUANT,
+        "write_f32(cache, at + rank + 4 * block, scale);", "write_f32(cache, at + rank, scale);"),
+    bug("the rope part's bytes are swapped", "store_kv", QUANT,
+        "u8::cast_from(bits >> 8)", "u8::cast_from(bits & 0xffu32)"),
+    bug("an index key's scale goes to the page's first slot", "store_index_keys", QUANT,
+        "codes_end + 4 * row", "codes_end"),
+    bug("of two rows for one slot the first wins, or any", "store_kv", SLOTS,
+        "again = again || slots[later] == slot;", ""),
+    bug("slot 0 is taken for none", "place_rows", SLOTS,
+        "!again && slot >= 0 && slot < n_slots as i32", "!again && slot > 0 && slot < n_slots as i32"),
+    // Rotations, norms, products.
+    bug("the Hadamard factor is 1/n", "hadamard", HADAMARD,
+        "comptime![1.0 / (n as f32).sqrt()]", "comptime![1.0 / n as f32]"),
+    bug("a butterfly subtracts the wrong way", "hadamard", HADAMARD,
+        "values[i + half] = a - b;", "values[i + half] = b - a;"),
+    bug("the rotation has the wrong sign", "rope", ROPE,
+        "sum_of_products(xa, c, -xb, s)", "sum_of_products(xa, c, xb, s)"),
+    bug("half-split pairs for interleaved ones", "rope", ROPE,
+        "(2 * i, 2 * i + 1)", "(i, i + pairs)"),
+    bug("eps outside the root", "rms_norm", NORM,
+        "(square + eps * by * by).sqrt()", "(square.sqrt() + eps * by)"),
+    bug("LayerNorm without its bias", "layer_norm", NORM,
+        "fma(y, weight[i], bias[i])", "(y * weight[i])"),
+    bug("the last column of a row is dropped", "gemm", LOAD,
+        "left_of(cols, col)", "left_of(cols, col + 1)"),
+    bug("every step of a product takes the first columns", "gemm", GEMM,
+        "min(n * comptime![self.x_ring.shape.cols], self.k)", "min(0usize.runtime(), self.k)"),
+    bug("the factor is folded twice", "fold_scales", FOLD,
+        "select(shrinks, larger, smaller) * factor", "select(shrinks, larger, smaller) * factor * factor"),
+    // The indexer.
+    bug("no relu", "indexer_logits", INDEXER,
+        "max_nan(dot, Vector::new(0.0f32)) * weight", "dot * weight"),
+    bug("the sigmoid's sign, which only another score function shows", "indexer_logits_paged", INDEXER,
+        "(Vector::new(0.0f32) - dot).exp()", "dot.exp()"),
+    bug("another head's weight", "indexer_logits", INDEXER,
+        "queries.row(t) * weights.stride(0) + h", "queries.row(t) * weights.stride(0) + (queries.heads - 1 - h)"),
+    bug("a range ends one key early", "indexer_logits", INDEXER_LOGITS,
+        "key < self.end[i]", "key + 1 < self.end[i]"),
+    bug("the key's scale is left out", "indexer_logits", INDEXER,
+        "sum * own.scale[i]", "sum"),
+    bug("every drafted token sees the whole context", "indexer_logits_paged", INDEXER_KEYS,
+        "max(self.all.ends[self.request], 0i32) - self.rows as i32 + i as i32 + 1",
+        "max(self.all.ends[self.request], 0i32)"),
+    bug("the wrong page of the block table", "indexer_logits_paged", INDEXER_KEYS,
+        "select(exists, entry, 0i32) as usize", "0usize.runtime()"),
+    // The selection.
+    bug("the window is one key too long", "top_k", TOP_K,
+        "age < window", "age <= window"),
+    bug("one sink too many", "top_k", TOP_K,
+        "position - start < sinks", "position - start <= sinks"),
+    bug("a fraction is rounded down", "top_k", TOP_K,
+        "(len % 1000 * per_mille).div_ceil(1000u32)", "(len % 1000 * per_mille) / 1000u32"),
+    bug("-0 is below +0", "top_k", TOP_K,
+        "u32::reinterpret(logit + 0.0f32)", "u32::reinterpret(logit)"),
+    bug("of equal logits the highest column first", "top_k", COLUMNS,
+        "u64::cast_from(!column)", "u64::cast_from(column)"),
+    bug("what is no key is shifted too", "shift_indices", TOP_K,
+        "select(index >= 0, index + first[i / topk], index)", "index + first[i / topk]"),
+    // Attention over listed keys.
+    bug("the next block's scale at a block's last columns", "sparse_mla_paged", RECORD,
+        "codes_to_f32(codes, machine) * Vector::new(scale)",
+        "codes_to_f32(codes, machine) \
+         * Vector::new(read_f32::<B>(records, at + kv_lora_rank + (col + LANES) / BLOCK * 4))"),
+    bug("no scale where a record is read by bytes", "sparse_mla_paged", RECORD,
+        "f32::cast_from(code) * scale", "f32::cast_from(code)"),
+    bug("topk_length is ignored", "sparse_mla", KEYS,
+        "max(clamp(self.ends[t], 0i32, limit) as usize, start)", "self.limit"),
+    bug("what is no key counts with the score 0", "sparse_mla", KEYS,
+        "select(row >= 0, u32::MAX, 0u32)", "0xffff_ffffu32.runtime()"),
+    bug("keys beyond the last whole tile are dropped", "sparse_mla", SPARSE,
+        "(end - start).div_ceil(tiling.keys)", "(end - start) / tiling.keys"),
+    bug("the accumulator is not rescaled", "sparse_mla", SOFTMAX,
+        "acc.scale_row(slot, rescale);", ""),
+    bug("the sum is not rescaled", "dense_mla", SOFTMAX,
+        "self.sum[slot] * rescale + sum_cell(tile_sum)", "self.sum[slot] + sum_cell(tile_sum)"),
+    bug("lse in base two", "dense_mha", SOFTMAX,
+        "self.sum[slot].ln()", "self.sum[slot].ln() * 1.442_695f32"),
+    bug("the sink is left out", "sparse_mla", SPARSE,
+        "scale *= sink_factor(softmax.lse(slot), sink[head], machine);", ""),
+    bug("the first head's sink for all, where splits are merged", "sparse_mla_paged", MERGE,
+        "sink[divided(row, heads).1]", "sink[0]"),
+    bug("splits are merged relative to 0", "sparse_mla", MERGE,
+        "shift + sum.ln()", "sum.ln()"),
+    // Dense attention.
+    bug("a range begins at the first key", "dense_mla", KEYS,
+        "clamp(self.starts[t], 0i32, limit) as usize", "0usize.runtime()"),
+    bug("the causal mask is one key late", "dense_mha", DENSE,
+        "n + (i as i32) < end", "n + (i as i32) <= end"),
+    bug("only the end of a range is masked", "dense_mha", DENSE,
+        "n0 < seen.last_start || n0 + (keys as i32) > seen.first_end",
+        "n0 + (keys as i32) > seen.first_end"),
+    // What only a matrix unit shows.
+    on_matrix_unit("rows are stored without the swizzle in which they are multiplied", "gemm", TILES,
+        "layout.offset(row, v * LANES, size) / LANES", "row * comptime![shape.vectors()] + v"),
+    on_matrix_unit("a stage is read before it has arrived", "gemm", PIPELINE,
+        "wait_copies(comptime![schedule.ahead - 1]);", "wait_copies(comptime![schedule.ahead + 1]);"),
+    // The layer.
+    bug("half-split pairs in the main attention", "layer", ATTENTION,
+        "rope(device, from, cos, sin, &at.positions, to, Pairing::Interleaved)",
+        "rope(device, from, cos, sin, &at.positions, to, Pairing::HalfSplit)"),
+    bug("the latent query is not normalised", "layer", ATTENTION,
+        "rms_norm(device, &qr, &self.q_a_layernorm, eps)?", "qr.clone()"),
+    bug("a token does not see itself", "layer", STEP,
+        "begin(row) + p + 1", "begin(row) + p"),
+    bug("index keys without position", "layer", LAYER_INDEXER,
+        "self.turn(device, &k, 1, at, cache)", "Ok(k.clone())"),
+];
