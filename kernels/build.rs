@@ -8,6 +8,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Called by the build script of the kernels with planted bugs too.
+///
+/// # Errors
+/// What cannot be read or written.
 pub fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=sources.rs");

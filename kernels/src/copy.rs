@@ -81,7 +81,7 @@ fn place_kernel<E: Numeric>(
     #[define(E)] _elem: ElemType,
 ) {
     let (n, heads, dim) = (x.shape(0), x.shape(1), x.shape(2));
-    let parts = heads.div_ceil(together);
+    let parts = parts_of(heads, together);
     let program = program_id(machine);
     if program >= n * parts {
         terminate!();

@@ -104,9 +104,10 @@ impl Device {
     }
 
     /// The same device, on which every kernel computes its addresses in 64 bits, whether or not its tensors
-    /// need it. Results are the same; it shows what wide addresses cost.
+    /// need it. Results are the same; it shows what wide addresses cost. Its name says so, so that no
+    /// measurement is taken for one of the device as it is.
     pub fn wide(&self) -> Self {
-        Self { wide: true, ..self.clone() }
+        Self { wide: true, name: format!("{} (64-bit addresses)", self.name), ..self.clone() }
     }
 
     /// How wide the addresses are that a launch on `tensors` computes: 64 bits where one of them has more

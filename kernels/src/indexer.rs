@@ -94,7 +94,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     #[define(E, S)] _types: [ElemType; 2],
 ) {
     let (rows, s_kv) = (q.shape(1), logits.shape(1));
-    let (row_tiles, spans) = (rows.div_ceil(tiling.queries), s_kv.div_ceil(span));
+    let (row_tiles, spans) = (rows.div_ceil(tiling.queries), parts_of(s_kv, span));
     let program = program_id(machine);
     if program >= q.shape(0) * row_tiles * spans {
         terminate!();

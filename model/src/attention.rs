@@ -129,7 +129,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Argument`] for positions that do not fit the cache, for a step whose tensors would
-    /// have 2^32 elements or more, or in sparse mode if earlier tokens have no index keys; [`Error::Kernel`] for another shape or type, or if a kernel fails.
+    /// have 2^31 rows or more, or in sparse mode if earlier tokens have no index keys; [`Error::Kernel`] for another shape or type, or if a kernel fails.
     pub fn forward(
         &self,
         x: &Tensor,

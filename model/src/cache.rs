@@ -75,8 +75,8 @@ impl Cache {
     /// An empty cache for a layer of `config`, whose rows are of type `dtype` (the layer's).
     ///
     /// # Errors
-    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if the rows have
-    /// more elements than the kernels can index, 2^32.
+    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are more rows than
+    /// the kernels can index, 2^31; [`Error::Kernel`] if the device has no memory of that size.
     pub fn new(
         device: &Device,
         config: &Config,
@@ -84,7 +84,7 @@ impl Cache {
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
-        let size = check_size(size, config, dtype, format)?;
+        let size = check_size(size, dtype)?;
         let CacheSize { requests, max_seq, page_size } = size;
         let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
         let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
@@ -245,14 +245,8 @@ impl Cache {
     }
 }
 
-/// The size in whole pages, if it is one whose tensors the kernels can index. The one place where the
-/// size of a cache is bounded.
-fn check_size(
-    size: CacheSize,
-    config: &Config,
-    dtype: DType,
-    format: KvFormat,
-) -> Result<CacheSize> {
+/// The size in whole pages, if it is one.
+fn check_size(size: CacheSize, dtype: DType) -> Result<CacheSize> {
     let CacheSize { requests, max_seq, page_size } = size;
     for (name, value) in [("requests", requests), ("max_seq", max_seq), ("page_size", page_size)] {
         Error::check((1..1 << 31).contains(&value), name, value, "1 to 2^31 - 1")?;
@@ -260,23 +254,9 @@ fn check_size(
     let float = [DType::F32, DType::Bf16].contains(&dtype);
     Error::check(float, "dtype", dtype, "f32 or bf16")?;
     let max_seq = max_seq.next_multiple_of(page_size);
-    // Kernels index the elements of a tensor with 32 bits, and its rows are numbered by i32. The widest
-    // row decides: the records and paged index keys are tensors of bytes.
-    let rank = config.kv_lora_rank;
-    let record = KvRecord { kv_lora_rank: rank, rope_dim: config.qk_rope_head_dim };
-    let mut widths = vec![("elements of the latent rows", config.latent_dim())];
-    widths.push(match config.attention_options.index_fp8 {
-        true => ("bytes of the index keys", config.index_head_dim + 4),
-        false => ("elements of the index keys", config.index_head_dim),
-    });
-    if format == KvFormat::Fp8 {
-        widths.push(("bytes of the fp8 records", record.bytes()));
-    }
-    let tokens = requests as u128 * max_seq as u128;
-    for (what, width) in widths {
-        let got = format!("{requests} requests of {max_seq} tokens of {width} {what}");
-        let fits = tokens * (width as u128) < 1 << 32 && tokens < 1 << 31;
-        Error::check(fits, "the size of the cache", got, "fewer than 2^32 elements, 2^31 tokens")?;
-    }
+    // Rows are numbered by i32.
+    let fits = requests as u128 * (max_seq as u128) < 1 << 31;
+    let got = format!("{requests} requests of {max_seq} tokens");
+    Error::check(fits, "the size of the cache", got, "fewer than 2^31 tokens")?;
     Ok(CacheSize { requests, max_seq, page_size })
 }

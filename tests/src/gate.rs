@@ -189,10 +189,15 @@ impl Gate<'_> {
                     let case = planned.form.case(*seed);
                     match self.verdict(&case) {
                         Ok(close) => report.add(close, &case),
-                        Err(reason) if shrunk => {
-                            return Err(self.fallen(self.shrink(&plan, planned, nth, reason), true));
+                        Err(reason) => {
+                            let (case, reason) = match shrunk {
+                                true => self.shrink(&plan, planned, nth, reason),
+                                false => (case, reason),
+                            };
+                            let mut failure = self.fallen(&case, reason, shrunk);
+                            (failure.passed, failure.model) = (report.cases, planned.model);
+                            return Err(failure);
                         }
-                        Err(reason) => return Err(self.fallen((case, reason), false)),
                     }
                 }
             }
@@ -245,17 +250,26 @@ impl Gate<'_> {
         plan.smallest(planned, falls).unwrap_or_else(|| (planned.form.case(seeds[0]), reason))
     }
 
-    fn fallen(&self, (case, reason): (Case, String), save: bool) -> Box<GateFailure> {
-        let file = if save { saved::save(&case) } else { "(not saved)".to_string() };
-        let (kernel, device) = (self.kernel.name, self.named.clone());
-        let case = format!("{case:?}");
-        Box::new(GateFailure { kernel, device, seed: self.seed, case, reason, file })
+    fn fallen(&self, case: &Case, reason: String, save: bool) -> Box<GateFailure> {
+        let saved = if save { saved::save(case) } else { Err("not asked for".to_string()) };
+        self.failure(format!("{case:?}"), reason, saved)
     }
 
+    /// A failure without a case.
     fn refused(&self, reason: String) -> Box<GateFailure> {
+        self.failure("none".to_string(), reason, Err("there is no case".to_string()))
+    }
+
+    fn failure(
+        &self,
+        case: String,
+        reason: String,
+        saved: Result<String, String>,
+    ) -> Box<GateFailure> {
         let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
-        let (case, file) = ("none".to_string(), "nowhere".to_string());
-        Box::new(GateFailure { kernel, device, seed, case, reason, file })
+        let (saved, file) = (saved.is_ok(), saved.unwrap_or_else(|why| why));
+        let (passed, model) = (0, None);
+        Box::new(GateFailure { kernel, device, seed, passed, model, case, reason, file, saved })
     }
 }
 

@@ -199,18 +199,21 @@ fn poison_unused(tensor: &mut HostTensor, cols: usize, indices: &[i32]) {
     }
 }
 
-/// Distinct slots of a cache, some of them out of range.
+/// Slots of a cache, some of them out of range, and in half of the cases some for several rows.
 fn slots(rng: &mut Rng, n: usize, n_slots: usize) -> HostTensor {
     let mut order: Vec<i32> = (0..n_slots as i32).collect();
     for i in (1..order.len()).rev() {
         order.swap(i, rng.below(i + 1));
     }
-    let values: Vec<i32> = (0..n)
-        .map(|i| match order.get(i) {
+    let mut values: Vec<i32> = Vec::with_capacity(n);
+    let crowded = rng.one_in(2);
+    for i in 0..n {
+        values.push(match order.get(i) {
+            Some(_) if crowded && i > 0 && rng.one_in(2) => values[rng.below(i)],
             Some(slot) if !rng.one_in(10) => *slot,
             _ => [-1, i32::MIN, n_slots as i32, i32::MAX][rng.below(4)],
-        })
-        .collect();
+        });
+    }
     HostTensor::i32(&[n], &values)
 }
 

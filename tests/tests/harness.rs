@@ -158,7 +158,8 @@ fn a_failure_names_the_output_the_position_the_case_the_seed_and_the_file() {
         "fold_scales {\"q_scale\": f32[1, 1], \"weights\": f32[1, 1]}",
         "of what is allowed",
         &format!("saved to {}", failure.file),
-        &format!("dsa run fold_scales --inputs {} --device nowhere", failure.file),
+        &format!("run fold_scales --inputs {} --device nowhere", failure.file),
+        &format!("check --keep {}", failure.file),
     ] {
         assert!(message.contains(part), "{part:?} is not in: {message}");
     }

@@ -1,5 +1,6 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
+mod big;
 mod cheats;
 mod cli;
 mod cli_of_files;
@@ -14,6 +15,7 @@ mod edges_top_k;
 mod emit;
 mod equivalence;
 mod equivalence_cache;
+mod gates;
 mod harness;
 mod kept_cases;
 mod mutants;
@@ -25,5 +27,6 @@ mod refusals_of_numbers;
 mod refusals_of_strides;
 mod replay;
 mod samples;
+mod sparse_memory;
 mod support;
 mod wide;

@@ -1,21 +1,29 @@
-//! Kernels whose addresses take 64 bits: the same answers, at what cost, and tensors that need them.
+//! Addresses of 64 bits: what they compute, and what they cost. Tensors that need them: `big.rs`.
 
+use crate::samples::sample;
 use crate::support::*;
-use dsa_kernels::offline::{Artefact, Target};
+use dsa_kernels::offline::{Artefact, Code, Target};
+use dsa_tests::generate::strategy;
 use dsa_tests::kernels::ALL;
 use dsa_tests::offline::{compile, compile_wide};
+use dsa_tests::{Case, HostTensor};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use std::path::Path;
 use std::sync::Arc;
 
-/// Each kernel function of `target` in both forms, once.
-fn both_forms(target: Target) -> Vec<(Arc<Artefact>, Arc<Artefact>)> {
+/// Random cases of each kernel that run with both widths.
+const RANDOM_CASES: usize = 4;
+
+/// Every kernel function compiled for `target`, with addresses of 32 bits and of 64.
+fn both_widths(target: Target) -> Vec<(Arc<Artefact>, Arc<Artefact>)> {
     let mut pairs: Vec<(Arc<Artefact>, Arc<Artefact>)> = Vec::new();
-    let only = std::env::var("ONLY").unwrap_or_default();
-    for kernel in ALL.iter().filter(|k| k.name.contains(&only)) {
-        let (narrow, wide) =
-            (compile(kernel, target).unwrap(), compile_wide(kernel, target).unwrap());
+    for kernel in ALL {
+        let narrow = compile(kernel, target).unwrap();
+        let wide = compile_wide(kernel, target).unwrap();
         assert_eq!(narrow.len(), wide.len(), "{}", kernel.name);
         for (narrow, wide) in narrow.into_iter().zip(wide) {
-            assert_eq!(narrow.artefact.kernel, wide.artefact.kernel);
+            assert_eq!(narrow.artefact.function(), wide.artefact.function());
             if !pairs.iter().any(|(known, _)| Arc::ptr_eq(known, &narrow.artefact)) {
                 pairs.push((narrow.artefact, wide.artefact));
             }
@@ -25,43 +33,137 @@ fn both_forms(target: Target) -> Vec<(Arc<Artefact>, Arc<Artefact>)> {
 }
 
 #[test]
-fn table() {
-    for target in Target::ALL.into_iter().filter(|t| t.name().contains(&std::env::var("TARGET").unwrap_or_default())) {
-        for (narrow, wide) in both_forms(target) {
-            let (n, w) = (narrow.usage().unwrap(), wide.usage().unwrap());
-            let lines = |a: &Artefact| a.assembly().unwrap().lines().count();
-            println!(
-                "{target} | {} | {} | {} | {} | {} | {} | {}",
-                narrow.function(),
-                n.registers,
-                w.registers,
-                n.spills,
-                w.spills,
-                lines(&narrow),
-                lines(&wide)
-            );
-            let serialised: Vec<_> = w.serialised().collect();
-            if !serialised.is_empty() {
-                println!("   SERIAL {serialised:?}");
-            }
-            if let Ok(dir) = std::env::var("DUMP") {
-                for (form, a) in [("n", &narrow), ("w", &wide)] {
-                    let i = (0..)
-                        .find(|i| {
-                            !std::path::Path::new(&format!(
-                                "{dir}/{target}-{}-{i}-{form}.s",
-                                a.function()
-                            ))
-                            .exists()
-                        })
-                        .unwrap();
-                    std::fs::write(
-                        format!("{dir}/{target}-{}-{i}-{form}.s", a.function()),
-                        a.assembly().unwrap(),
-                    )
-                    .unwrap();
-                }
+fn the_width_of_addresses_changes_no_bit_of_any_result() {
+    let (narrow, wide) = (device(), device().wide());
+    let mut runner = TestRunner::deterministic();
+    for kernel in ALL {
+        let random = (0..RANDOM_CASES)
+            .map(|_| strategy(kernel.name).new_tree(&mut runner).unwrap().current());
+        for case in random.chain([sample(kernel.name)]) {
+            let run = |device| kernel.run(device, &case).unwrap();
+            let (expected, got) = (run(&narrow), run(&wide));
+            for (name, tensor) in &expected {
+                assert!(tensor.bytes == got[name].bytes, "{name} of {case:?}");
             }
         }
+    }
+}
+
+/// 32-bit numbers that a kernel takes and that are no addresses: scales, and counts of columns.
+fn other_numbers(function: &str) -> usize {
+    match function {
+        "attend_kernel" | "mha_kernel" | "norm_kernel" | "fold_scales_kernel" => 1,
+        "choose_kernel" => 2,
+        "sift_kernel" => 3,
+        _ => 0,
+    }
+}
+
+#[test]
+fn wide_kernels_read_every_size_and_stride_in_64_bits() {
+    for (narrow, wide) in both_widths(Target::Sm90a) {
+        let (Code::Ptx(narrow_ptx), Code::Ptx(wide_ptx)) = (&narrow.code, &wide.code) else {
+            panic!("{} is no PTX", narrow.kernel)
+        };
+        let function = wide.function();
+        // Numbers of a launch that are read in 32 bits, several at a time perhaps.
+        let numbers = |ptx: &str| -> usize {
+            let reads = ptx.lines().filter(|l| l.contains("ld.param") && l.contains(".b32"));
+            reads
+                .map(|l| {
+                    if l.contains(".v2") {
+                        2
+                    } else if l.contains(".v4") {
+                        4
+                    } else {
+                        1
+                    }
+                })
+                .sum()
+        };
+        assert!(numbers(wide_ptx) <= other_numbers(function), "{function}: {wide_ptx}");
+        assert!(numbers(narrow_ptx) > other_numbers(function), "{function}: {narrow_ptx}");
+        // A division of 64 bits would be a call, around which products wait for each other.
+        if wide_ptx.contains("wgmma") {
+            assert!(!wide_ptx.contains("div.u64") && !wide_ptx.contains("rem.u64"), "{function}");
+        }
+    }
+}
+
+#[test]
+fn wide_kernels_neither_spill_nor_make_products_wait() {
+    for target in Target::ALL {
+        for (narrow, wide) in both_widths(target) {
+            let (taken, usual) = (wide.usage().unwrap(), narrow.usage().unwrap());
+            let function = wide.function();
+            println!(
+                "{target} {function}: {} registers, {} with 64-bit addresses",
+                usual.registers, taken.registers
+            );
+            assert!(taken.spills <= usual.spills, "{target} {function}: {taken:?}");
+            assert_eq!(taken.shared_memory, usual.shared_memory, "{target} {function}");
+            assert_eq!(taken.matrix, usual.matrix, "{target} {function}");
+            let waits: Vec<_> = taken.serialised().collect();
+            assert!(waits.is_empty(), "{target} {function}: {waits:?}");
+            // As many teams run on a core as with narrow addresses, or two thirds of them.
+            let most = (usual.registers * 3).div_ceil(2).max(usual.registers + 16);
+            assert!(taken.registers <= most, "{target} {function}: {taken:?}, usually {usual:?}");
+        }
+    }
+}
+
+/// `n` rows for 23 slots, some of none.
+fn crowded(n: usize) -> Vec<i32> {
+    (0..n).map(|t| (t * 7919 % 29) as i32 - 3).collect()
+}
+
+fn last_row_wins(case: &Case) {
+    let first = holds(case);
+    for again in 1..20 {
+        for (name, tensor) in &run(case) {
+            assert!(tensor.bytes == first[name].bytes, "{name} of run {again} of {case:?}");
+        }
+    }
+}
+
+#[test]
+fn of_rows_with_one_slot_the_last_is_stored_in_twenty_runs() {
+    // In one launch, and in several.
+    for n in [400, 9000] {
+        last_row_wins(
+            &Case::new("store_kv")
+                .with("c", floats(1, &[n, D_V]))
+                .with("k_pe", floats(2, &[n, D_QK - D_V]))
+                .with("slots", ints(&crowded(n)))
+                .with(
+                    "cache",
+                    HostTensor::u8(&[6, 4 * RECORD.bytes()], vec![0xa5; 24 * RECORD.bytes()]),
+                )
+                .set("page_size", 4),
+        );
+        last_row_wins(
+            &Case::new("store_index_keys")
+                .with("k", floats(3, &[n, 8]))
+                .with("slots", ints(&crowded(n)))
+                .with("cache", HostTensor::u8(&[6, 4 * 12], vec![0x5a; 24 * 12]))
+                .set("page_size", 4),
+        );
+        for heads in [1, 3] {
+            last_row_wins(
+                &Case::new("place_rows")
+                    .with("x", floats(4, &[n, heads, 5]))
+                    .with("slots", ints(&crowded(n)))
+                    .with("out", floats(5, &[24, heads, 5])),
+            );
+        }
+    }
+}
+
+#[test]
+fn four_hundred_rows_for_eight_slots_are_stored_as_when_written_one_by_one() {
+    let case = Case::load(Path::new("data/cases/store_kv_repeated_slots.safetensors")).unwrap();
+    let expected = std::fs::read("data/cases/store_kv_repeated_slots.cache").unwrap();
+    for again in 0..20 {
+        assert!(run(&case)["cache"].bytes == expected, "run {again}");
     }
 }

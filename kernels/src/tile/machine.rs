@@ -186,6 +186,12 @@ pub fn divided(i: usize, nb: usize) -> (usize, usize) {
     ((i / nb) as usize, (i % nb) as usize)
 }
 
+/// Parts of `size` into which `n` is cut, the last perhaps smaller. See [`divided`].
+#[cube]
+pub fn parts_of(n: usize, size: usize) -> usize {
+    (n as u32).div_ceil(size as u32) as usize
+}
+
 /// `i` as `(a, b, c)`, where there are `nb` of b and `nc` of c: `i = (a · nb + b) · nc + c`. See [`divided`].
 #[cube]
 pub fn unravel(i: usize, nb: usize, nc: usize) -> (usize, usize, usize) {

@@ -63,8 +63,8 @@ impl Step {
         Ok(Self { phase: Phase::Decode, request: 0, requests: n, positions })
     }
 
-    /// Refuses a step whose largest tensors have more elements than the kernels can index.
-    /// `table_rows`: rows of the cache that it sees.
+    /// Refuses a step whose largest tensors have more rows than the kernels can index, before anything of it is
+    /// done. `table_rows`: rows of the cache that it sees.
     pub fn check_sizes(
         &self,
         config: &Config,
@@ -73,19 +73,16 @@ impl Step {
         expanded: bool,
     ) -> Result<()> {
         let (n, heads) = (self.tokens(), config.num_attention_heads);
-        let per_head = config.qk_head_dim().max(config.v_head_dim);
-        let index_q = config.index_n_heads * config.index_head_dim;
-        let sizes = [
-            ("the size of x", true, n, config.hidden_size),
-            ("the size of q, absorbed", !expanded, n, heads * config.latent_dim()),
-            ("the size of the keys, expanded", expanded, table_rows, heads * per_head),
-            ("the size of the index queries", sparse, n, index_q),
-            ("the size of the index logits", sparse && !expanded, n, table_rows),
+        let rows = [
+            ("the rows of q", true, n, heads),
+            ("the rows of the keys, expanded", expanded, table_rows, heads),
+            ("the rows of the index queries", sparse, n, config.index_n_heads),
+            ("the columns of the index logits", sparse && !expanded, table_rows, 1),
         ];
-        for (name, _, rows, width) in sizes.into_iter().filter(|(_, made, ..)| *made) {
-            let fits = (rows as u64).checked_mul(width as u64).is_some_and(|size| size < 1 << 32);
-            let got = format!("{rows} rows of {width}");
-            Error::check(fits, name, got, "fewer than 2^32 elements: take shorter chunks")?;
+        for (name, _, rows, each) in rows.into_iter().filter(|(_, made, ..)| *made) {
+            let fits = (rows as u64).checked_mul(each as u64).is_some_and(|rows| rows < 1 << 31);
+            let got = format!("{rows} times {each}");
+            Error::check(fits, name, got, "fewer than 2^31: take shorter chunks")?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What a kernel's failing says.
 
-use std::path::Path;
+use crate::generate::Model;
 
 /// What a kernel's failing says.
 #[derive(Debug, thiserror::Error)]
@@ -11,20 +11,30 @@ pub struct GateFailure {
     pub device: String,
     /// Seed of the cases.
     pub seed: u64,
+    /// Cases that passed before.
+    pub passed: u32,
+    /// Whose dimensions the case had that fell, before it was made smaller.
+    pub model: Option<Model>,
     /// The smallest failing case found.
     pub case: String,
     /// How it failed.
     pub reason: String,
     /// The case, as a file for `dsa run`; or why there is none.
     pub file: String,
+    /// Whether it is there.
+    pub saved: bool,
 }
 
 impl std::fmt::Display for GateFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kernel, device, seed, case, reason, file } = self;
+        let Self { kernel, device, seed, case, reason, file, saved, .. } = self;
         write!(f, "{kernel} fell on {device} (seed {seed}; replay all with DSA_SEED={seed})")?;
+        write!(f, "\n  after {} cases that passed", self.passed)?;
+        if let Some(model) = self.model {
+            write!(f, ", at {model}'s dimensions")?;
+        }
         write!(f, "\n  case: {case}\n  {reason}")?;
-        if !Path::new(file).is_file() {
+        if !saved {
             return write!(f, "\n  no file: {file}");
         }
         let (dsa, inputs) = (program(), quoted(file));

@@ -24,7 +24,8 @@ pub(super) struct Planned {
     pub seeds: Vec<u64>,
     /// Which form of the plan it is.
     nth: usize,
-    model: Option<Model>,
+    /// Whose dimensions it has.
+    pub model: Option<Model>,
 }
 
 /// The cases of one kernel.

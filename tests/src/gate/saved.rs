@@ -64,7 +64,12 @@ pub fn replay(kernel: &Kernel, device: &Device, folder: &Path) -> std::io::Resul
         let name = entry.file_name().to_string_lossy().into_owned();
         let of = name.rsplit_once('-').map(|(of, _)| of);
         if of == Some(kernel.name) && name.ends_with(".safetensors") {
-            files.push((entry.metadata()?.modified()?, entry.path()));
+            match entry.metadata() {
+                Ok(metadata) => files.push((metadata.modified()?, entry.path())),
+                // Removed since the folder was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     files.sort_by(|a, b| b.cmp(a));
@@ -112,13 +117,14 @@ pub fn keep(file: &Path, folder: &Path) -> Result<PathBuf, CaseError> {
     Ok(path)
 }
 
-/// Writes a failing case where `dsa run` can read it; returns the path, or why there is none.
-pub(super) fn save(case: &Case) -> String {
+/// Writes a failing case where `dsa run` can read it; returns the path.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn save(case: &Case) -> Result<String, String> {
     let path = failures_folder().join(name_of(case));
-    match case.save(&path) {
-        Ok(()) => path.display().to_string(),
-        Err(error) => format!("(not saved: {error})"),
-    }
+    case.save(&path).map_err(|error| error.to_string())?;
+    Ok(path.display().to_string())
 }
 
 /// The name of the file of `case`: the kernel's, and a hash of what the case holds.

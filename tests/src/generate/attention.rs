@@ -230,7 +230,7 @@ pub(super) fn dense_mha() -> Forms {
     let random = (sizes, 1usize..6, 1usize..70, 1usize..70, float(), gap()).prop_map(form);
     let production = move |model: Model| {
         let (d_qk, d_v) = model.expanded();
-        let sizes = (1usize..9, 1usize..80);
+        let sizes = (1usize..5, 1usize..60);
         (sizes, Exactly(model.heads()), Exactly(d_qk), Exactly(d_v), float(), gap()).prop_map(form)
     };
     Forms::new(random, production, |form: &Mha, rng| {
