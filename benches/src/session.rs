@@ -231,7 +231,7 @@ impl Session {
         let kernel = kernels::find(spec.kernel)?;
         let device = &self.device;
         let unit = (kernel.machine)(device).matrix;
-        let own = judge_on(unit, kernel, &|case| (kernel.run)(device, case), &spec.gate).map_err(
+        let own = judge_on(unit, kernel, &|case| kernel.run(device, case), &spec.gate).map_err(
             |reason| anyhow::anyhow!("{} fell before it was timed: {reason}", kernel.name),
         )?;
         let own = own.iter().map(|c| c.worst).fold(0.0, f64::max);

@@ -56,18 +56,29 @@ impl Device {
         Self::named("cuda").or_else(|_| Self::named("hip")).or_else(|_| Self::named("cpu"))
     }
 
-    /// The device `name`: `cpu`, `cuda`, `hip`, or with an index, `cuda:1`.
-    pub fn named(name: &str) -> Result<Self> {
-        let unknown = |reason: String| KernelError::Device { name: name.to_string(), reason };
+    /// The runtime and the index that `name` means, whether or not there is such a device.
+    pub fn parse(name: &str) -> Result<(DeviceKind, usize)> {
+        let unknown = |reason: &str| {
+            Err(KernelError::Device { name: name.to_string(), reason: reason.to_string() })
+        };
         let (runtime, index) = name.split_once(':').unwrap_or((name, "0"));
-        let index: usize =
-            index.parse().map_err(|_| unknown(format!("the index {index:?} is not a number")))?;
         let kind = match runtime {
             "cuda" => DeviceKind::Cuda,
             "hip" | "rocm" => DeviceKind::Hip,
             "cpu" => DeviceKind::Cpu,
-            _ => return Err(unknown("expected cpu, cuda, hip, cuda:N or hip:N".to_string())),
+            _ => return unknown("expected cpu, cuda, hip, cuda:N or hip:N"),
         };
+        match index.parse() {
+            Ok(index) if index == 0 || kind != DeviceKind::Cpu => Ok((kind, index)),
+            Ok(_) => unknown("expected cpu: there is one"),
+            Err(_) => unknown("expected a number after the colon"),
+        }
+    }
+
+    /// The device `name`: `cpu`, `cuda`, `hip`, or with an index, `cuda:1`.
+    pub fn named(name: &str) -> Result<Self> {
+        let unknown = |reason: String| KernelError::Device { name: name.to_string(), reason };
+        let (kind, index) = Self::parse(name)?;
         // A runtime whose driver library is missing panics while it counts its devices.
         let opened = std::panic::catch_unwind(|| {
             let device = match kind {
@@ -290,6 +301,50 @@ impl Device {
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> KernelError {
-        KernelError::Launch { device: self.name.clone(), reason: error.to_string() }
+        KernelError::Launch { device: self.name.clone(), reason: causes(&error.to_string()) }
+    }
+}
+
+/// What a runtime's error says, in one line and at most 1,500 characters: its causes one after the other,
+/// without the backtraces that follow.
+fn causes(error: &str) -> String {
+    let is_frame =
+        |line: &str| line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+    let begins_trace = |line: &str| {
+        line.starts_with("Backtrace")
+            || line.starts_with("No backtrace")
+            || line.starts_with("Asked at")
+            || is_frame(line)
+    };
+    let lines: Vec<&str> = error
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !begins_trace(line))
+        .filter(|line| !line.is_empty() && *line != "Caused by:")
+        .collect();
+    lines.join(": ").chars().take(1_500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtimes_error_is_one_line_of_causes() {
+        let error = "Several failures at once\nCaused by:\n  never written\nCaused by:\n  no memory\n\
+                     No backtrace available\nAsked at:\n   0: frame\n";
+        assert_eq!(causes(error), "Several failures at once: never written: no memory");
+        assert_eq!(causes("plain: 3 of 4"), "plain: 3 of 4");
+        assert_eq!(causes(&"x".repeat(9_000)).len(), 1_500);
+    }
+
+    #[test]
+    fn a_device_has_one_name_and_there_is_one_cpu() {
+        assert_eq!(Device::parse("cpu").unwrap(), (DeviceKind::Cpu, 0));
+        assert_eq!(Device::parse("cuda:3").unwrap(), (DeviceKind::Cuda, 3));
+        for wrong in ["cpu:7", "tpu", "", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu "] {
+            let error = Device::parse(wrong).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("device {wrong}: expected ")), "{error}");
+        }
     }
 }

@@ -2,12 +2,11 @@
 
 use crate::config::Config;
 use crate::verify::{self, TOKENS};
-use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
-use dsa_kernels::{Device, DeviceKind};
-use dsa_tests::case::{Case, save_outputs};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use dsa_kernels::{Device, DeviceKind, KernelError};
 use dsa_tests::gate::DEFAULT_SEED;
-use dsa_tests::kernels::{ALL, Kernel, find};
+use dsa_tests::kernels::{ALL, Kernel};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,6 +14,10 @@ use std::process::ExitCode;
 
 mod check;
 mod compiled;
+mod failure;
+mod run;
+
+pub use failure::{Usage, report};
 
 /// A workbench for DeepSeek Sparse Attention.
 #[derive(Parser, Debug)]
@@ -27,32 +30,18 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// What this machine can do: devices, matrix units, the lowering every kernel will take, LLVM.
-    Doctor,
+    Doctor {
+        /// The device used where no other is named: cpu, cuda, hip or with an index, cuda:1.
+        #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
+        device: Option<String>,
+    },
     /// Runs a kernel's gate: what fell before, DeepSeek-V3.2's and GLM-5's dimensions and random ones, against
     /// the reference; then says what the kernel compiles to
     /// for an H200 and an MI350, neither of which need be here. The heart of the edit loop.
     Check(check::Check),
     /// Runs one kernel on tensors read from a safetensors file and writes its outputs.
     #[command(after_long_help = kernels_help())]
-    Run {
-        /// The kernel.
-        kernel: String,
-        /// The case: tensors by the names below, scalars as metadata.
-        #[arg(long)]
-        inputs: PathBuf,
-        /// Where the outputs go.
-        #[arg(long)]
-        out: PathBuf,
-        /// cpu, cuda, hip or with an index, cuda:1.
-        #[arg(long, env = "DSA_DEVICE")]
-        device: Option<String>,
-        /// Runs the ndarray reference instead.
-        #[arg(long)]
-        reference: bool,
-        /// A scalar that the file lacks, or in its place: NAME=VALUE.
-        #[arg(long = "set", value_name = "NAME=VALUE")]
-        scalars: Vec<String>,
-    },
+    Run(run::Run),
     /// Writes the code that a kernel compiles to for a device that need not be here.
     ///
     /// The code is that of DeepSeek-V3.2's dimensions: each kernel that the launcher launches for them,
@@ -71,7 +60,7 @@ enum Command {
         #[arg(long)]
         tokens: Option<usize>,
         /// cpu, cuda, hip or with an index, cuda:1.
-        #[arg(long, env = "DSA_DEVICE")]
+        #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
         device: Option<String>,
         /// Seed of random weights and inputs.
         #[arg(long, env = "DSA_SEED", default_value_t = DEFAULT_SEED)]
@@ -90,9 +79,12 @@ fn kernels_help() -> String {
 
 fn describe(kernel: &Kernel) -> String {
     let mut text = format!("\n  {}  (kernels/src/{})\n", kernel.name, kernel.file);
-    for (title, lines) in
-        [("tensor", kernel.tensors), ("scalar", kernel.scalars), ("output", kernel.outputs)]
-    {
+    for (title, lines) in [
+        ("tensor", kernel.tensors),
+        ("scalar", kernel.scalars),
+        ("size", kernel.sizes),
+        ("output", kernel.outputs),
+    ] {
         for line in lines {
             text.push_str(&format!("    {title}  {line}\n"));
         }
@@ -101,42 +93,37 @@ fn describe(kernel: &Kernel) -> String {
 }
 
 /// Runs the command line `args` (with the program's name first), printing to `out`.
+///
+/// # Errors
+/// [`Usage`] for a command line or an environment that cannot be obeyed, or why the command failed;
+/// [`report`] says either.
 pub fn run(
     args: impl IntoIterator<Item = OsString>,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    failure::check_environment(|name| std::env::var_os(name))?;
+    let matches = match Cli::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() => return Err(Usage(error.render().to_string()).into()),
         Err(error) => {
             write!(out, "{}", error.render())?;
-            return Ok(if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS });
+            return Ok(ExitCode::SUCCESS);
         }
     };
+    let cli = Cli::from_arg_matches(&matches)?;
+    // What is written on the command line, not what an environment variable says for all commands.
+    let written = |name: &str| {
+        let of_command = |(_, command): (_, &ArgMatches)| command.value_source(name);
+        matches.subcommand().and_then(of_command) == Some(ValueSource::CommandLine)
+    };
     match cli.command {
-        Command::Doctor => doctor(out),
+        Command::Doctor { device } => doctor(out, device.as_deref()),
         Command::Check(check) => check::check(out, &check),
-        Command::Run { kernel, inputs, out: to, device, reference, scalars } => {
-            let kernel = find(&kernel)?;
-            let mut case = Case::load(&inputs)?;
-            if !case.kernel.is_empty() && case.kernel != kernel.name {
-                bail!("{} is a case of {}, not of {}", inputs.display(), case.kernel, kernel.name);
+        Command::Run(run) => {
+            if run.reference && written("device") {
+                return Err(Usage::new("--device with --reference: it runs on no device"));
             }
-            case.kernel = kernel.name.to_string();
-            for scalar in &scalars {
-                let (name, value) = scalar
-                    .split_once('=')
-                    .with_context(|| format!("--set {scalar:?}, expected NAME=VALUE"))?;
-                case = case.set(name, value);
-            }
-            let (outputs, by) = if reference {
-                ((kernel.reference)(&case)?, "the reference".to_string())
-            } else {
-                let device = open(device.as_deref())?;
-                ((kernel.run)(&device, &case)?, format!("{} ({})", device.kind(), device.name()))
-            };
-            save_outputs(&to, &outputs)?;
-            let list: Vec<_> = outputs.iter().map(|(n, t)| format!("{n}: {t:?}")).collect();
-            writeln!(out, "{} on {by}: {} -> {}", kernel.name, list.join(", "), to.display())?;
+            run::run(out, &run)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Emit(emit) => {
@@ -144,6 +131,14 @@ pub fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify { checkpoint, config, tokens, device, seed } => {
+            // A link that leads nowhere is a text too: verify says what is wrong with it.
+            let stored = checkpoint.as_ref().map(|folder| folder.join("expected.safetensors"));
+            if let Some(stored) = stored.filter(|path| path.symlink_metadata().is_ok()) {
+                for name in ["tokens", "seed"].into_iter().filter(|name| written(name)) {
+                    let stored = stored.display();
+                    return Err(Usage::new(format!("--{name}: the text is that of {stored}")));
+                }
+            }
             let device = open(device.as_deref())?;
             let report = match checkpoint {
                 Some(folder) => verify::verify_checkpoint(&device, &folder, tokens, seed)?,
@@ -161,6 +156,11 @@ pub fn run(
     }
 }
 
+/// A device's name that means something; whether it is here is found when it is opened.
+fn device_name(name: &str) -> Result<String, KernelError> {
+    Device::parse(name).map(|_| name.to_string())
+}
+
 /// The device named, or the best there is.
 fn open(name: Option<&str>) -> anyhow::Result<Device> {
     Ok(match name {
@@ -169,7 +169,7 @@ fn open(name: Option<&str>) -> anyhow::Result<Device> {
     })
 }
 
-fn doctor(out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+fn doctor(out: &mut dyn Write, chosen: Option<&str>) -> anyhow::Result<ExitCode> {
     writeln!(out, "dsa {}", env!("CARGO_PKG_VERSION"))?;
     writeln!(out, "LLVM linked: {}", dsa_kernels::llvm_version())?;
     for name in ["cuda", "hip", "cpu"] {
@@ -178,11 +178,17 @@ fn doctor(out: &mut dyn Write) -> anyhow::Result<ExitCode> {
             Err(error) => writeln!(out, "\n{name}: not here ({error})")?,
         }
     }
-    match Device::best() {
-        Ok(device) => writeln!(out, "\nused unless told otherwise: {}", device.kind())?,
-        Err(error) => writeln!(out, "\nno device can be used: {error}")?,
+    match open(chosen) {
+        Ok(device) => {
+            let by = if chosen.is_some() { " (as DSA_DEVICE or --device says)" } else { "" };
+            writeln!(out, "\nused unless told otherwise: {}{by}", device.kind())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            writeln!(out, "\nno device can be used: {error}")?;
+            Ok(ExitCode::from(2))
+        }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn describe_device(out: &mut dyn Write, device: &Device) -> anyhow::Result<()> {

@@ -1,18 +1,23 @@
 //! A case: the tensors and scalars that one kernel is run on, in memory and as a safetensors file.
 
+use dsa_files::{FileError, printable};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
 use ndarray::{Array1, Array2, Array3, ArrayD, Dimension, IxDyn};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Why a case cannot be run.
+mod file;
+
+pub use file::save_outputs;
+
+/// Why a case cannot be run. What comes from a file is printed without control characters, and cut.
 #[derive(Debug, thiserror::Error)]
 pub enum CaseError {
     /// The case lacks a tensor.
-    #[error("the case of {kernel} has no tensor {name:?}; it has {present:?}")]
+    #[error(
+        "the case of {kernel} has no tensor {name:?}; it has {}",
+        printable(&present.join(", "), 300)
+    )]
     MissingTensor {
         /// The kernel.
         kernel: String,
@@ -21,8 +26,30 @@ pub enum CaseError {
         /// The names it has.
         present: Vec<String>,
     },
-    /// The case lacks a scalar, or it does not parse.
-    #[error("scalar {name} of {kernel} is {got:?}, expected {expected}")]
+    /// The case has a tensor or a scalar that the kernel does not read.
+    #[error(
+        "{kernel} reads no {what} named {:?}; {} reads {}",
+        printable(name, 60),
+        nearest.map_or("it".to_string(), |name| format!("did you mean {name}? It")),
+        if reads.is_empty() { "none".to_string() } else { reads.join(", ") }
+    )]
+    Unread {
+        /// The kernel.
+        kernel: &'static str,
+        /// `tensor` or `scalar`.
+        what: &'static str,
+        /// The name that nobody reads.
+        name: String,
+        /// The name that is most like it, if one is.
+        nearest: Option<&'static str>,
+        /// The names that are read.
+        reads: Vec<&'static str>,
+    },
+    /// The case lacks a scalar, or it is not what the kernel takes.
+    #[error(
+        "scalar {name} of {kernel} is {}, expected {expected}",
+        got.as_ref().map_or("missing".to_string(), |got| format!("{:?}", printable(got, 60)))
+    )]
     Scalar {
         /// The kernel.
         kernel: String,
@@ -34,7 +61,7 @@ pub enum CaseError {
         expected: String,
     },
     /// A tensor's shape or type does not fit.
-    #[error("tensor {name} is {got}, expected {expected}")]
+    #[error("tensor {} is {}, expected {expected}", printable(name, 60), printable(got, 200))]
     Tensor {
         /// The tensor's name.
         name: String,
@@ -43,17 +70,57 @@ pub enum CaseError {
         /// What is expected.
         expected: String,
     },
-    /// No kernel of this name.
-    #[error("there is no kernel {0:?}; `dsa run --help` lists them")]
-    UnknownKernel(String),
-    /// The file cannot be read or written.
-    #[error("{path}: {reason}")]
-    File {
-        /// The file.
-        path: String,
-        /// What went wrong.
-        reason: String,
+    /// A size is out of range.
+    #[error("{name} is {got}, expected {expected}")]
+    Size {
+        /// The size's name in the kernel's list of tensors.
+        name: String,
+        /// Its value.
+        got: u128,
+        /// What the kernel takes.
+        expected: String,
     },
+    /// The outputs, with what the launcher takes beside them, do not fit in memory.
+    #[error(
+        "the outputs of {kernel} take {bytes} bytes, expected at most {most} (64 GiB, and a quarter \
+         of the memory that is free)"
+    )]
+    TooLarge {
+        /// The kernel.
+        kernel: &'static str,
+        /// What they take.
+        bytes: u128,
+        /// What they may take.
+        most: u64,
+    },
+    /// The reference would compute for hours.
+    #[error(
+        "the reference of {kernel} takes {work} = {operations} operations, expected at most {most}"
+    )]
+    TooMuchWork {
+        /// The kernel.
+        kernel: &'static str,
+        /// Its operations as an expression of the sizes.
+        work: &'static str,
+        /// Its operations.
+        operations: u128,
+        /// What they may be.
+        most: u128,
+    },
+    /// A line of a kernel's own list that cannot be read: a fault of this program.
+    #[error("the contract of {kernel} cannot be read: {line:?}")]
+    Contract {
+        /// The kernel.
+        kernel: &'static str,
+        /// The line.
+        line: String,
+    },
+    /// No kernel of this name.
+    #[error("there is no kernel {:?}; `dsa run --help` lists them", printable(.0, 60))]
+    UnknownKernel(String),
+    /// The file cannot be read or written, or is no case.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The kernel refused or failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -215,7 +282,8 @@ impl Case {
     pub fn upload_rows(&self, device: &Device, name: &str) -> Result<Tensor, CaseError> {
         let tensor = self.tensor(name)?;
         let gap = self.gap(tensor.dtype)?;
-        if gap == 0 || tensor.shape.is_empty() {
+        // Rows without columns are free in a file; their gaps would not be.
+        if gap == 0 || tensor.shape.is_empty() || tensor.bytes.is_empty() {
             return self.upload(device, name);
         }
         let cols = tensor.shape[tensor.shape.len() - 1];
@@ -254,98 +322,6 @@ impl Case {
     pub fn vec_i32(&self, name: &str) -> Result<Vec<i32>, CaseError> {
         Ok(self.tensor(name)?.to_i32())
     }
-
-    /// Writes the case as a safetensors file, its scalars and the kernel's name as metadata.
-    pub fn save(&self, path: &Path) -> Result<(), CaseError> {
-        let mut metadata: HashMap<String, String> =
-            self.scalars.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        metadata.insert("kernel".to_string(), self.kernel.clone());
-        let views = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        save_tensors(path, views, Some(metadata))
-    }
-
-    /// Reads a case written by [`Case::save`], or by anyone with the same names.
-    pub fn load(path: &Path) -> Result<Self, CaseError> {
-        let failed = |reason: String| file_error(path, reason);
-        let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
-        let mut case = Case::new("");
-        for (name, view) in file.iter() {
-            let dtype = match view.dtype() {
-                Dtype::F32 => DType::F32,
-                Dtype::BF16 => DType::Bf16,
-                Dtype::F16 => DType::F16,
-                Dtype::F8_E4M3 => DType::E4m3,
-                Dtype::I32 => DType::I32,
-                Dtype::U8 => DType::U8,
-                other => {
-                    let expected = "F32, BF16, F16, F8_E4M3, I32 or U8".to_string();
-                    let got = format!("{other:?}{:?}", view.shape());
-                    return Err(CaseError::Tensor { name: name.to_string(), got, expected });
-                }
-            };
-            // Kernels count in 32 bits; and a tensor without elements has axes of any length for free.
-            if view.shape().iter().any(|axis| *axis > i32::MAX as usize) {
-                let expected = "axes below 2^31".to_string();
-                let got = format!("{dtype}{:?}", view.shape());
-                return Err(CaseError::Tensor { name: name.to_string(), got, expected });
-            }
-            let tensor =
-                HostTensor { dtype, shape: view.shape().to_vec(), bytes: view.data().to_vec() };
-            case.tensors.insert(name.to_string(), tensor);
-        }
-        for (key, value) in header.metadata().iter().flatten() {
-            case.scalars.insert(key.clone(), value.clone());
-        }
-        case.kernel = case.scalars.remove("kernel").unwrap_or_default();
-        Ok(case)
-    }
-}
-
-/// Writes outputs as a safetensors file.
-pub fn save_outputs(path: &Path, outputs: &Outputs) -> Result<(), CaseError> {
-    save_tensors(path, outputs.iter().map(|(name, tensor)| (*name, tensor)), None)
-}
-
-fn save_tensors<'a>(
-    path: &Path,
-    tensors: impl Iterator<Item = (&'a str, &'a HostTensor)>,
-    metadata: Option<HashMap<String, String>>,
-) -> Result<(), CaseError> {
-    let failed = |reason: String| file_error(path, reason);
-    let mut views = Vec::new();
-    for (name, tensor) in tensors {
-        let dtype = match tensor.dtype {
-            DType::F32 => Dtype::F32,
-            DType::Bf16 => Dtype::BF16,
-            DType::F16 => Dtype::F16,
-            DType::E4m3 => Dtype::F8_E4M3,
-            DType::I32 => Dtype::I32,
-            DType::U8 => Dtype::U8,
-        };
-        let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes)
-            .map_err(|e| failed(e.to_string()))?;
-        views.push((name.to_string(), view));
-    }
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| failed(e.to_string()))?;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|e| failed(e.to_string()))?;
-    }
-    // Written beside under a name of its own and renamed, so that a reader never sees half a file and
-    // writers of the same file do not meet.
-    static WRITES: AtomicUsize = AtomicUsize::new(0);
-    let write = WRITES.fetch_add(1, Ordering::Relaxed);
-    let partial = path.with_extension(format!("{}-{write}.partial", std::process::id()));
-    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.map_err(|e| failed(e.to_string()))
-}
-
-fn file_error(path: &Path, reason: String) -> CaseError {
-    CaseError::File { path: path.display().to_string(), reason }
 }
 
 fn to_array<T, D: Dimension>(

@@ -105,7 +105,7 @@ pub fn gate(
 ) -> Result<GateReport, Box<GateFailure>> {
     Gate {
         kernel,
-        run: &|case: &Case| (kernel.run)(device, case),
+        run: &|case: &Case| kernel.run(device, case),
         device: Some(device),
         named: device.kind().to_string(),
         unit: (kernel.machine)(device).matrix,
@@ -127,7 +127,7 @@ pub fn gate_once(
 ) -> Result<GateReport, Box<GateFailure>> {
     Gate {
         kernel,
-        run: &|case: &Case| (kernel.run)(device, case),
+        run: &|case: &Case| kernel.run(device, case),
         device: Some(device),
         named: device.kind().to_string(),
         unit: (kernel.machine)(device).matrix,
@@ -292,7 +292,7 @@ pub fn judge_on(
 ) -> Result<Vec<Closeness>, String> {
     // The kernel goes first, so that no memory it is given can already hold the answer.
     let got = run(case).map_err(|e| e.to_string())?;
-    let expected = (kernel.reference)(case).map_err(|e| e.to_string())?;
+    let expected = kernel.reference(case).map_err(|e| e.to_string())?;
     compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
 }
 

@@ -2,7 +2,6 @@
 
 use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
 use dsa_kernels::attention::{Attention, AttentionArgs};
-use dsa_kernels::tile::Machine;
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{
     copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
@@ -12,40 +11,17 @@ use dsa_reference as reference;
 use ndarray::{Array4, Axis};
 
 mod attention;
+mod kernel;
 mod pointwise;
 mod quantised;
 mod selection;
+
+pub use kernel::Kernel;
 
 use attention::*;
 use pointwise::*;
 use quantised::*;
 use selection::*;
-
-/// A kernel, its reference, and what they take.
-pub struct Kernel {
-    /// The launcher's name.
-    pub name: &'static str,
-    /// The source file in `kernels/src`.
-    pub file: &'static str,
-    /// Tensors, as `name: shape dtype`.
-    pub tensors: &'static [&'static str],
-    /// Scalars, as `name: values (default)`.
-    pub scalars: &'static [&'static str],
-    /// Outputs, as `name: shape dtype`.
-    pub outputs: &'static [&'static str],
-    /// How the kernel runs on a device.
-    pub machine: fn(&Device) -> Machine,
-    /// Runs the kernel.
-    pub run: fn(&Device, &Case) -> Result<Outputs, CaseError>,
-    /// Runs the reference.
-    pub reference: fn(&Case) -> Result<Outputs, CaseError>,
-}
-
-impl std::fmt::Debug for Kernel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
 
 /// All kernels.
 pub const ALL: &[Kernel] = &[
@@ -53,21 +29,27 @@ pub const ALL: &[Kernel] = &[
         name: "act_quant",
         file: "quant.rs",
         tensors: &["x: [rows, cols] f32|bf16|f16"],
-        scalars: &["fmt: plain|ue8m0", "strided: true|false (false)"],
-        outputs: &["codes: [rows, cols] e4m3", "scale: [rows, ceil(cols/128)] f32"],
+        scalars: &["fmt: ue8m0|plain (ue8m0)", "strided: false|true|aligned|wide (false)"],
+        sizes: &[],
+        outputs: &["codes: [rows, cols] e4m3", "scale: [rows, ceil(cols / 128)] f32"],
+        scratch: "0",
+        work: "rows * cols",
         machine: quant::machine,
-        run: run_act_quant,
-        reference: reference_act_quant,
+        launch: run_act_quant,
+        compute: reference_act_quant,
     },
     Kernel {
         name: "round_trip",
         file: "quant.rs",
         tensors: &["x: [rows, cols] f32|bf16|f16"],
-        scalars: &["fmt: plain|ue8m0", "strided: true|false (false)"],
+        scalars: &["fmt: ue8m0|plain (ue8m0)", "strided: false|true|aligned|wide (false)"],
+        sizes: &[],
         outputs: &["out: [rows, cols] as x"],
+        scratch: "0",
+        work: "rows * cols",
         machine: quant::machine,
-        run: run_round_trip,
-        reference: reference_round_trip,
+        launch: run_round_trip,
+        compute: reference_round_trip,
     },
     Kernel {
         name: "store_kv",
@@ -76,13 +58,16 @@ pub const ALL: &[Kernel] = &[
             "c: [n, kv_lora_rank] f32|bf16|f16",
             "k_pe: [n, rope_dim] as c",
             "slots: [n] i32",
-            "cache: [n_pages, page_size * record] u8",
+            RECORD_CACHE,
         ],
-        scalars: &["page_size: integer", "strided: true|false (false)"],
-        outputs: &["cache: [n_pages, page_size * record] u8"],
+        scalars: &["page_size: integer 1 to 1048576", "strided: false|true|aligned|wide (false)"],
+        sizes: &[],
+        outputs: &[RECORD_CACHE],
+        scratch: "0",
+        work: "n * (kv_lora_rank + rope_dim)",
         machine: quant::machine,
-        run: run_store_kv,
-        reference: reference_store_kv,
+        launch: run_store_kv,
+        compute: reference_store_kv,
     },
     Kernel {
         name: "store_index_keys",
@@ -92,76 +77,100 @@ pub const ALL: &[Kernel] = &[
             "slots: [n] i32",
             "cache: [n_pages, page_size * (D + 4)] u8",
         ],
-        scalars: &["page_size: integer"],
+        scalars: &["page_size: integer 1 to 1048576"],
+        sizes: &["D: 1 to 128"],
         outputs: &["cache: [n_pages, page_size * (D + 4)] u8"],
+        scratch: "0",
+        work: "n * D",
         machine: quant::machine,
-        run: run_store_index_keys,
-        reference: reference_store_index_keys,
+        launch: run_store_index_keys,
+        compute: reference_store_index_keys,
     },
     Kernel {
         name: "hadamard",
         file: "hadamard.rs",
         tensors: &["x: [rows, n] f32|bf16|f16"],
-        scalars: &["strided: true|false (false)"],
+        scalars: &["strided: false|true|aligned|wide (false)"],
+        sizes: &["n: 1 to 1024, a power of two"],
         outputs: &["out: [rows, n] as x"],
+        scratch: "0",
+        work: "rows * n * n",
         machine: hadamard::machine,
-        run: run_hadamard,
-        reference: reference_hadamard,
+        launch: run_hadamard,
+        compute: reference_hadamard,
     },
     Kernel {
         name: "rope",
         file: "rope.rs",
         tensors: &[
             "x: [n, heads, dim] f32|bf16|f16",
-            "cos: [positions, dim/2] f32",
-            "sin: [positions, dim/2] f32",
+            "cos: [positions, dim / 2] f32",
+            "sin: [positions, dim / 2] f32",
             "positions: [n] i32",
         ],
-        scalars: &["pairing: interleaved|half_split", "strided: true|false (false)"],
+        scalars: &[
+            "pairing: interleaved|half_split (interleaved)",
+            "strided: false|true|aligned|wide (false)",
+        ],
+        sizes: &["dim: at least 2, even", "positions: at least 1"],
         outputs: &["out: [n, heads, dim] as x"],
+        scratch: "0",
+        work: "n * heads * dim",
         machine: rope::machine,
-        run: run_rope,
-        reference: reference_rope,
+        launch: run_rope,
+        compute: reference_rope,
     },
     Kernel {
         name: "rms_norm",
         file: "norm.rs",
         tensors: &["x: [rows, cols] f32|bf16|f16", "weight: [cols] f32"],
-        scalars: &["eps: number", "strided: true|false (false)"],
+        scalars: &["eps: number at least 0", "strided: false|true|aligned|wide (false)"],
+        sizes: &[],
         outputs: &["out: [rows, cols] as x"],
+        scratch: "0",
+        work: "rows * cols",
         machine: norm::machine,
-        run: run_rms_norm,
-        reference: reference_rms_norm,
+        launch: run_rms_norm,
+        compute: reference_rms_norm,
     },
     Kernel {
         name: "layer_norm",
         file: "norm.rs",
         tensors: &["x: [rows, cols] f32|bf16|f16", "weight: [cols] f32", "bias: [cols] f32"],
-        scalars: &["eps: number", "strided: true|false (false)"],
+        scalars: &["eps: number at least 0", "strided: false|true|aligned|wide (false)"],
+        sizes: &[],
         outputs: &["out: [rows, cols] as x"],
+        scratch: "0",
+        work: "rows * cols",
         machine: norm::machine,
-        run: run_layer_norm,
-        reference: reference_layer_norm,
+        launch: run_layer_norm,
+        compute: reference_layer_norm,
     },
     Kernel {
         name: "gemm",
         file: "gemm.rs",
         tensors: &["x: [b, m, k] f32|bf16|f16", "w: [b, n, k] as x"],
-        scalars: &["strided: true|false (false)"],
+        scalars: &["strided: false|true|aligned|wide (false)"],
+        sizes: &["k: at least 1"],
         outputs: &["out: [b, m, n] f32"],
+        scratch: "0",
+        work: "b * m * n * k",
         machine: |d| gemm::machine(d, DType::Bf16),
-        run: run_gemm,
-        reference: reference_gemm,
+        launch: run_gemm,
+        compute: reference_gemm,
     },
     Kernel {
         name: "fold_scales",
         file: "fold_scales.rs",
         tensors: &["weights: [s, H] f32", "q_scale: [s, H] f32"],
         scalars: &["factor: number"],
+        sizes: &[],
         outputs: &["out: [s, H] f32"],
+        scratch: "0",
+        work: "s * H",
         machine: fold_scales::machine,
-        run: run_fold_scales,
-        reference: reference_fold_scales,
+        launch: run_fold_scales,
+        compute: reference_fold_scales,
     },
     Kernel {
         name: "indexer_logits",
@@ -174,11 +183,14 @@ pub const ALL: &[Kernel] = &[
             "ks: [s] i32",
             "ke: [s] i32",
         ],
-        scalars: &["score_fn: relu|sigmoid (relu)", "strided: true|false (false)"],
+        scalars: &["score_fn: relu|sigmoid (relu)", "strided: false|true|aligned|wide (false)"],
+        sizes: &["H: 1 to 128", "D: 1 to 256"],
         outputs: &["logits: [s, s_kv] f32"],
+        scratch: "0",
+        work: "s * s_kv * H * D",
         machine: |d| indexer::machine(d, DType::E4m3),
-        run: run_indexer_logits,
-        reference: reference_indexer_logits,
+        launch: run_indexer_logits,
+        compute: reference_indexer_logits,
     },
     Kernel {
         name: "indexer_logits_paged",
@@ -191,56 +203,70 @@ pub const ALL: &[Kernel] = &[
             "block_table: [b, max_pages] i32",
         ],
         scalars: &[
-            "page_size: integer",
-            "max_context: integer",
+            "page_size: integer 1 to 1048576",
+            "max_context: integer 0 to max_pages * page_size",
             "score_fn: relu|sigmoid (relu)",
-            "strided: true|false (false)",
+            "strided: false|true|aligned|wide (false)",
         ],
+        sizes: &["H: 1 to 128", "D: 1 to 256"],
         outputs: &["logits: [b * next_n, max_context] f32"],
+        scratch: "0",
+        work: "b * next_n * max_context * H * D",
         machine: |d| indexer::machine(d, DType::E4m3),
-        run: run_indexer_logits_paged,
-        reference: reference_indexer_logits_paged,
+        launch: run_indexer_logits_paged,
+        compute: reference_indexer_logits_paged,
     },
     Kernel {
         name: "top_k",
         file: "top_k.rs",
         tensors: &["logits: [rows, length] f32", "ks: [rows] i32", "ke: [rows] i32"],
         scalars: &[
-            "topk: integer",
+            "topk: integer 1 to 1048576",
             "policy: fixed|fraction|window (fixed)",
-            "per_mille, min: integers (policy fraction)",
-            "window, sinks: integers (policy window)",
-            "pieces: integer (chosen for the device)",
-            "strided: true|false (false)",
+            "per_mille: integer 0 to 1000 (with policy=fraction)",
+            "min: integer 0 to 4294967295 (with policy=fraction)",
+            "window: integer 0 to 4194303 (with policy=window)",
+            "sinks: integer 0 to 4294967295 (with policy=window)",
+            "pieces: integer 0 to 1024 (chosen for the device)",
+            "strided: false|true|aligned|wide (false)",
         ],
+        sizes: &[],
         outputs: &["indices: [rows, topk] i32"],
+        scratch: "8 * rows * pieces * length",
+        work: "rows * (length + topk)",
         machine: top_k::machine,
-        run: run_top_k,
-        reference: reference_top_k,
+        launch: run_top_k,
+        compute: reference_top_k,
     },
     Kernel {
         name: "shift_indices",
         file: "top_k.rs",
         tensors: &["indices: [n, topk] i32", "first: [n] i32"],
         scalars: &[],
+        sizes: &[],
         outputs: &["out: [n, topk] i32"],
+        scratch: "0",
+        work: "n * topk",
         machine: top_k::machine,
-        run: run_shift_indices,
-        reference: reference_shift_indices,
+        launch: run_shift_indices,
+        compute: reference_shift_indices,
     },
     Kernel {
         name: "place_rows",
         file: "copy.rs",
         tensors: &[
-            "x: [n, h, d] f32|bf16|f16, or [n, 1, d] for every head",
+            "out: [rows, h, d] f32|bf16|f16",
+            "x: [n, h, d] or [n, 1, d] as out",
             "slots: [n] i32",
-            "out: [rows, h, d] as x",
         ],
-        scalars: &["strided: true|false (false)"],
-        outputs: &["out: [rows, h, d] as x"],
+        scalars: &["strided: false|true|aligned|wide (false)"],
+        sizes: &[],
+        outputs: &["out: [rows, h, d] as out"],
+        scratch: "0",
+        work: "n * h * d",
         machine: copy::machine,
-        run: run_place_rows,
-        reference: reference_place_rows,
+        launch: run_place_rows,
+        compute: reference_place_rows,
     },
     Kernel {
         name: "sparse_mla",
@@ -253,32 +279,38 @@ pub const ALL: &[Kernel] = &[
             "attn_sink: [h] f32 (optional)",
         ],
         scalars: ATTENTION_SCALARS,
+        sizes: &["h: 1 to 128", "d_qk: 1 to 1024"],
         outputs: ATTENTION_OUTPUTS,
+        scratch: "4 * splits * s * h * (d_v + 2)",
+        work: "s * h * topk * (d_qk + d_v)",
         machine: |d| sparse_attention::machine(d, DType::Bf16),
-        run: run_sparse_mla,
-        reference: reference_sparse_mla,
+        launch: run_sparse_mla,
+        compute: reference_sparse_mla,
     },
     Kernel {
         name: "sparse_mla_paged",
         file: "sparse_attention.rs",
         tensors: &[
             "q: [s, h, d_qk] f32|bf16|f16",
-            "cache: [n_pages, page_size * record] u8",
-            "indices: [s, topk] i32 of slots",
+            "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) + 2 * (d_qk - kv_lora_rank))] u8",
+            "indices: [s, topk] i32",
             "topk_length: [s] i32 (optional)",
             "attn_sink: [h] f32 (optional)",
         ],
         scalars: &[
-            "softmax_scale: number",
-            "kv_lora_rank: integer (d_v is the same)",
-            "page_size: integer",
-            "splits: integer (chosen for the device)",
-            "strided: true|false (false)",
+            "softmax_scale: number above 0",
+            "kv_lora_rank: integer 1 to d_qk",
+            "page_size: integer 1 to 1048576",
+            "splits: integer 1 to 1024 (chosen for the device)",
+            "strided: false|true|aligned|wide (false)",
         ],
-        outputs: ATTENTION_OUTPUTS,
+        sizes: &["h: 1 to 128", "d_qk: 1 to 1024"],
+        outputs: &["out: [s, h, kv_lora_rank] as q", "lse: [s, h] f32", "max_logits: [s, h] f32"],
+        scratch: "4 * splits * s * h * (kv_lora_rank + 2)",
+        work: "s * h * topk * (d_qk + kv_lora_rank)",
         machine: |d| sparse_attention::machine(d, DType::Bf16),
-        run: run_sparse_mla_paged,
-        reference: reference_sparse_mla_paged,
+        launch: run_sparse_mla_paged,
+        compute: reference_sparse_mla_paged,
     },
     Kernel {
         name: "dense_mha",
@@ -290,11 +322,14 @@ pub const ALL: &[Kernel] = &[
             "ks: [s] i32",
             "ke: [s] i32",
         ],
-        scalars: &["softmax_scale: number", "strided: true|false (false)"],
+        scalars: &["softmax_scale: number above 0", "strided: false|true|aligned|wide (false)"],
+        sizes: &["h: 1 to 128", "d_qk: 1 to 1024", "d_v: 1 to 1024"],
         outputs: ATTENTION_OUTPUTS,
+        scratch: "0",
+        work: "s * h * s_kv * (d_qk + d_v)",
         machine: |d| dense_attention::machine(d, DType::Bf16),
-        run: run_dense_mha,
-        reference: reference_dense_mha,
+        launch: run_dense_mha,
+        compute: reference_dense_mha,
     },
     Kernel {
         name: "dense_mla",
@@ -306,18 +341,24 @@ pub const ALL: &[Kernel] = &[
             "ke: [s] i32",
         ],
         scalars: ATTENTION_SCALARS,
+        sizes: &["h: 1 to 128", "d_qk: 1 to 1024"],
         outputs: ATTENTION_OUTPUTS,
+        scratch: "4 * splits * s * h * (d_v + 2)",
+        work: "s * h * s_kv * (d_qk + d_v)",
         machine: |d| dense_attention::machine(d, DType::Bf16),
-        run: run_dense_mla,
-        reference: reference_dense_mla,
+        launch: run_dense_mla,
+        compute: reference_dense_mla,
     },
 ];
 
+/// Pages of fp8 records: the latent, a scale for each 128 of it, the rope part in bf16.
+const RECORD_CACHE: &str =
+    "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) + 2 * rope_dim)] u8";
 const ATTENTION_SCALARS: &[&str] = &[
-    "softmax_scale: number",
-    "d_v: integer",
-    "splits: integer (chosen for the device)",
-    "strided: true|false (false)",
+    "softmax_scale: number above 0",
+    "d_v: integer 1 to d_qk",
+    "splits: integer 1 to 1024 (chosen for the device)",
+    "strided: false|true|aligned|wide (false)",
 ];
 const ATTENTION_OUTPUTS: &[&str] =
     &["out: [s, h, d_v] as q", "lse: [s, h] f32", "max_logits: [s, h] f32"];
@@ -337,27 +378,6 @@ fn choice<T: Copy>(case: &Case, name: &str, choices: &[(&str, T)]) -> Result<T, 
         got: got.cloned(),
         expected: choices.iter().map(|(w, _)| *w).collect::<Vec<_>>().join(" or "),
     })
-}
-
-/// Refuses tensor `name` unless it is of this shape: what the references themselves do not check.
-fn expect_shape(case: &Case, name: &str, shape: &[usize]) -> Result<(), CaseError> {
-    let tensor = case.tensor(name)?;
-    if tensor.shape == shape {
-        return Ok(());
-    }
-    let (got, expected) = (format!("{tensor:?}"), format!("{shape:?}"));
-    Err(CaseError::Tensor { name: name.to_string(), got, expected })
-}
-
-/// The scalar `name`, refused if it is more than any kernel takes: a reference would go out of memory.
-fn count(case: &Case, name: &str) -> Result<usize, CaseError> {
-    let count = case.scalar(name)?;
-    if count <= 1 << 20 {
-        return Ok(count);
-    }
-    let (kernel, expected) = (case.kernel.clone(), "at most 2^20".to_string());
-    let got = Some(count.to_string());
-    Err(CaseError::Scalar { kernel, name: name.to_string(), got, expected })
 }
 
 fn outputs<const N: usize>(named: [(&'static str, HostTensor); N]) -> Outputs {

@@ -7,6 +7,7 @@
 
 pub mod case;
 pub mod compare;
+pub mod contract;
 pub mod gate;
 pub mod generate;
 pub mod kernels;

@@ -55,7 +55,7 @@ fn compile_as(
     let device = device(target)?;
     let mut all: Vec<Compiled> = Vec::new();
     for case in production(kernel.name)? {
-        let artefacts = device.compile(|device| (kernel.run)(&form(device), &case).map(|_| ()))?;
+        let artefacts = device.compile(|device| kernel.run(&form(device), &case).map(|_| ()))?;
         for artefact in artefacts {
             if !all.iter().any(|other| Arc::ptr_eq(&other.artefact, &artefact)) {
                 all.push(Compiled { case: label(kernel, &case), artefact });

@@ -12,11 +12,11 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny")
 }
 
-/// Runs `dsa` with `args`; what it prints and whether it succeeded, or its error.
+/// Runs `dsa` with `args`; what it prints and whether it succeeded, or what it says of its error.
 pub fn dsa(args: &[&str]) -> Result<(String, bool), String> {
     let mut out = Vec::new();
     let all = std::iter::once("dsa").chain(args.iter().copied()).map(Into::into);
-    let code = cli::run(all, &mut out).map_err(|error| format!("{error:#}"))?;
+    let code = cli::run(all, &mut out).map_err(|error| cli::report(&error).0)?;
     Ok((String::from_utf8(out).unwrap(), code == ExitCode::SUCCESS))
 }
 
@@ -102,7 +102,9 @@ fn run_help_lists_every_kernels_tensors_scalars_and_outputs() {
     let (text, ok) = dsa(&["run", "--help"]).unwrap();
     assert!(ok);
     for kernel in ALL {
-        for line in kernel.tensors.iter().chain(kernel.scalars).chain(kernel.outputs) {
+        for line in
+            kernel.tensors.iter().chain(kernel.scalars).chain(kernel.sizes).chain(kernel.outputs)
+        {
             assert!(text.contains(line), "{}: {line:?} is missing", kernel.name);
         }
     }

@@ -172,7 +172,7 @@ fn broken() -> Kernel {
         Ok(outputs)
     }
     let found = find("fold_scales").unwrap();
-    Kernel { reference: wrong, ..*found }
+    Kernel { compute: wrong, ..*found }
 }
 
 #[test]
@@ -219,8 +219,10 @@ fn a_case_is_kept_for_good_by_its_kernel_and_what_it_holds() {
 fn dsa(arguments: &[&str]) -> (String, bool) {
     let mut out = Vec::new();
     let arguments = ["dsa"].into_iter().chain(arguments.iter().copied());
-    let code = cli::run(arguments.map(Into::into), &mut out).unwrap();
-    (String::from_utf8(out).unwrap(), code == std::process::ExitCode::SUCCESS)
+    match cli::run(arguments.map(Into::into), &mut out) {
+        Ok(code) => (String::from_utf8(out).unwrap(), code == std::process::ExitCode::SUCCESS),
+        Err(error) => (cli::report(&error).0, false),
+    }
 }
 
 #[test]

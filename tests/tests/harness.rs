@@ -18,7 +18,7 @@ const SEED: u64 = 7;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 pub fn honest(case: &Case) -> Result<Outputs, CaseError> {
-    (find(&case.kernel)?.reference)(case)
+    find(&case.kernel)?.reference(case)
 }
 
 /// The gate's verdict on a cheat of `kernel`, after a check that the case it saved shows the same.
@@ -171,19 +171,10 @@ fn the_kernel_runs_before_the_reference() {
     static REFERENCE_AT: AtomicUsize = AtomicUsize::new(0);
     fn reference(case: &Case) -> Result<Outputs, CaseError> {
         REFERENCE_AT.store(CLOCK.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-        (find(&case.kernel)?.reference)(case)
+        find(&case.kernel)?.reference(case)
     }
     let found = find("fold_scales").unwrap();
-    let watched = Kernel {
-        name: found.name,
-        file: found.file,
-        tensors: found.tensors,
-        scalars: found.scalars,
-        outputs: found.outputs,
-        machine: found.machine,
-        run: found.run,
-        reference,
-    };
+    let watched = Kernel { compute: reference, ..*found };
     let ran_at = RefCell::new(usize::MAX);
     let run = |case: &Case| {
         ran_at.replace(CLOCK.fetch_add(1, Ordering::SeqCst));

@@ -100,9 +100,8 @@ fn whatever_is_launched_compiles_for_devices_that_are_not_here() {
         for _ in 0..RANDOM_CASES {
             let case = strategy(kernel.name).new_tree(&mut runner).unwrap().current();
             for target in Target::ALL {
-                let compiled = device(target)
-                    .unwrap()
-                    .compile(|device| (kernel.run)(device, &case).map(|_| ()));
+                let compiled =
+                    device(target).unwrap().compile(|device| kernel.run(device, &case).map(|_| ()));
                 assert!(compiled.is_ok(), "{case:?}: {}", compiled.unwrap_err());
             }
         }

@@ -95,7 +95,46 @@ fn an_axis_of_any_length_without_elements_is_refused() {
         let header = format!(r#"{{"x":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}"#);
         let (_folder, path) = file(&with_header(&header, 0));
         let error = Case::load(&path).unwrap_err().to_string();
-        assert!(error.starts_with("tensor x is f32[") && error.contains("2^31"), "{error}");
+        assert!(error.starts_with("tensor x is F32[") && error.contains("2^31"), "{error}");
+    }
+}
+
+#[test]
+fn a_name_that_is_there_twice_is_refused() {
+    let x = r#""x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}"#;
+    let error = refused(&with_header(&format!("{{{x},{x}}}"), 0));
+    assert!(error.contains("header: \"x\" is there twice"), "{error}");
+    let metadata = r#""__metadata__":{"topk":"1","topk":"2"}"#;
+    let error = refused(&with_header(&format!("{{{x},{metadata}}}"), 0));
+    assert!(error.contains("header: \"topk\" is there twice"), "{error}");
+}
+
+#[test]
+fn a_header_longer_than_any_cases_is_refused_unread() {
+    let tensor = |n: usize| format!(r#""{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+    let many: Vec<String> = (0..30_000).map(tensor).collect();
+    let error = refused(&with_header(&format!("{{{}}}", many.join(",")), 0));
+    assert!(error.contains("expected at most the 1048576 of a case"), "{error}");
+}
+
+#[test]
+fn a_tensor_of_more_axes_than_any_kernels_is_refused() {
+    let axes = vec!["1"; 10_000].join(",");
+    let header = format!(r#"{{"x":{{"dtype":"U8","shape":[{axes}],"data_offsets":[0,1]}}}}"#);
+    let (_folder, path) = file(&with_header(&header, 1));
+    let error = Case::load(&path).unwrap_err().to_string();
+    assert!(error.ends_with("expected at most 8 axes") && error.len() < 300, "{error}");
+}
+
+#[test]
+fn what_a_file_says_is_printed_short_and_without_what_a_terminal_acts_on() {
+    for name in [r"\u001b[31mevil\u0007\nPASS".to_string(), "n".repeat(200_000)] {
+        for (dtype, shape) in [("F64", "[2]"), ("F32", "[4294967296,0]"), (name.as_str(), "[2]")] {
+            let tensor = format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,16]}}"#);
+            let (_folder, path) = file(&with_header(&format!(r#"{{"{name}":{tensor}}}"#), 16));
+            let error = Case::load(&path).unwrap_err().to_string();
+            assert!(error.len() < 1_000 && error.chars().all(|c| !c.is_control()), "{error}");
+        }
     }
 }
 
@@ -152,7 +191,7 @@ proptest! {
             Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),
             Ok(case) => {
                 if let Ok(kernel) = find(&case.kernel) {
-                    let _ = (kernel.reference)(&case);
+                    let _ = kernel.reference(&case);
                 }
             }
         }

@@ -78,9 +78,11 @@ fn a_word_that_is_no_choice_is_refused_with_the_choices() {
         ("act_quant", "fmt", "ue8m0 or plain"),
         ("rope", "pairing", "interleaved or half_split"),
         ("indexer_logits", "score_fn", "relu or sigmoid"),
-        ("top_k", "policy", "fixed"),
+        ("top_k", "policy", "fixed or fraction or window"),
+        ("sparse_mla", "strided", "false or true or aligned or wide"),
     ] {
-        let message = refusal(&sample(kernel).set(scalar, "nonsense"));
+        let case = sample(kernel).set(scalar, "nonsense");
+        let message = find(kernel).unwrap().check(&case).unwrap_err().to_string();
         assert!(message.contains("nonsense") && message.contains(choices), "{message}");
     }
 }
@@ -97,7 +99,7 @@ fn a_missing_scalar_is_refused_by_its_name() {
     ] {
         let mut case = sample(kernel);
         case.scalars.remove(scalar);
-        assert!(refusal(&case).starts_with(&format!("scalar {scalar} of {kernel} is None")));
+        assert!(refusal(&case).starts_with(&format!("scalar {scalar} of {kernel} is missing")));
     }
 }
 
@@ -147,16 +149,27 @@ fn an_upload_whose_bytes_do_not_fill_its_shape_is_refused() {
     }
 }
 
+#[test]
+fn memory_that_a_device_does_not_have_is_one_error() {
+    let device = device();
+    // 32 TiB: refused by its size, or by the device when it is read.
+    let asked = device.empty(&[1 << 45], DType::U8).and_then(|tensor| device.download(&tensor));
+    let error = asked.unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    // And the device is as good as before.
+    holds(&sample("gemm"));
+}
+
 /// Runs the case both ways; what comes out does not matter, that it comes out does.
 fn survives(case: &Case) {
     let kernel = find(&case.kernel).unwrap();
     let device = device();
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        let _ = (kernel.run)(&device, case);
+        let _ = kernel.run(&device, case);
     }));
     assert!(ran.is_ok(), "the kernel panicked on {case:?}");
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        let _ = (kernel.reference)(case);
+        let _ = kernel.reference(case);
     }));
     assert!(ran.is_ok(), "the reference panicked on {case:?}");
 }

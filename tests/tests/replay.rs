@@ -90,11 +90,11 @@ fn every_kernel_replays_its_generated_case_from_a_file_to_the_same_bits() {
         let found = find(&loaded.kernel).unwrap();
         let device = device();
         let unit = (found.machine)(&device).matrix;
-        judge_on(unit, found, &|case| (found.run)(&device, case), &loaded).unwrap();
+        judge_on(unit, found, &|case| found.run(&device, case), &loaded).unwrap();
 
         // Its outputs, saved, load as tensors of the same bits.
         let outputs = run(&loaded);
-        let path = folder.path().join("out/outputs.safetensors");
+        let path = folder.path().join("outputs");
         save_outputs(&path, &outputs).unwrap();
         let read = Case::load(&path).unwrap().tensors;
         assert_eq!(read.len(), outputs.len());

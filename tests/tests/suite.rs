@@ -3,6 +3,8 @@
 mod big;
 mod cheats;
 mod cli;
+mod cli_of_files;
+mod contracts;
 mod determinism;
 mod edges_attention;
 mod edges_attention_numbers;
@@ -19,6 +21,8 @@ mod gates;
 mod harness;
 mod licences;
 mod metadata;
+mod kept_cases;
+mod mutants;
 mod offline;
 mod properties;
 mod refusals;

@@ -34,12 +34,12 @@ pub fn kernel_of(case: &Case) -> &'static Kernel {
 
 /// Runs the case's kernel on the device.
 pub fn run(case: &Case) -> Outputs {
-    (kernel_of(case).run)(&device(), case).unwrap()
+    kernel_of(case).run(&device(), case).unwrap()
 }
 
 /// Runs the case's reference.
 pub fn expected(case: &Case) -> Outputs {
-    (kernel_of(case).reference)(case).unwrap()
+    kernel_of(case).reference(case).unwrap()
 }
 
 /// Runs the case, holds it against the reference, and returns what the kernel gave.

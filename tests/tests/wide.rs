@@ -40,7 +40,7 @@ fn the_width_of_addresses_changes_no_bit_of_any_result() {
         let random = (0..RANDOM_CASES)
             .map(|_| strategy(kernel.name).new_tree(&mut runner).unwrap().current());
         for case in random.chain([sample(kernel.name)]) {
-            let run = |device| (kernel.run)(device, &case).unwrap();
+            let run = |device| kernel.run(device, &case).unwrap();
             let (expected, got) = (run(&narrow), run(&wide));
             for (name, tensor) in &expected {
                 assert!(tensor.bytes == got[name].bytes, "{name} of {case:?}");

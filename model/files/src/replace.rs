@@ -18,11 +18,15 @@ pub fn replace(
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<(), FileError> {
     let failed = |error| FileError::io(path, error);
+    // Asked of the path as it is: where /dev/stdout is a pipe, its links lead to a name that is none.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return write_into(path, write).map_err(failed);
+    }
     let target = resolve(path).map_err(failed)?;
     let permissions = match fs::metadata(&target) {
         Ok(old) if old.is_file() => Some(old.permissions()),
         Ok(old) if old.is_dir() => return Err(FileError::refused(path, "is a folder")),
-        Ok(_) => return write_into(&target, write).map_err(failed),
+        Ok(_) => return Err(FileError::refused(path, "became a device while it was looked at")),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(failed(error)),
     };

@@ -1,6 +1,6 @@
 //! `dsa check`: the gate of the kernels, and the cases that fell before.
 
-use super::{compiled, open};
+use super::{compiled, device_name, open};
 use anyhow::bail;
 use clap::Args;
 use dsa_kernels::Device;
@@ -17,7 +17,7 @@ pub(super) struct Check {
     /// Kernels, or source files (`indexer`, `top_k`, `quant`, ...); all if none is named.
     kernels: Vec<String>,
     /// cpu, cuda, hip or with an index, cuda:1.
-    #[arg(long, env = "DSA_DEVICE")]
+    #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
     device: Option<String>,
     /// Cases of each kernel, from 1.
     #[arg(long, env = "DSA_CASES", default_value_t = DEFAULT_CASES,

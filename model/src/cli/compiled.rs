@@ -1,6 +1,7 @@
 //! What kernels are compiled to for devices that are not here: `dsa emit`, and the table of `dsa check`.
 
-use anyhow::{Context, bail};
+use super::run::expect_place;
+use anyhow::bail;
 use clap::Args;
 use dsa_kernels::KernelError;
 use dsa_kernels::offline::{Budget, Code, Target};
@@ -8,7 +9,7 @@ use dsa_tests::CaseError;
 use dsa_tests::kernels::{Kernel, find};
 use dsa_tests::offline::{Compiled, compile};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What `dsa emit` takes.
@@ -24,7 +25,7 @@ pub(super) struct Emit {
     /// Only the Nth of the kernels that are launched, as numbered in the output.
     #[arg(long, value_name = "N")]
     only: Option<usize>,
-    /// A file in place of the standard output.
+    /// A file in place of the standard output; it is made or replaced whole.
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -49,6 +50,9 @@ pub(super) fn emit(out: &mut dyn Write, emit: &Emit) -> anyhow::Result<()> {
     let kernel = find(&emit.kernel)?;
     if emit.form.ptx && emit.target != Target::Sm90a {
         bail!("--ptx is for sm_90a: there is no PTX for {}; try --asm", emit.target);
+    }
+    if let Some(path) = &emit.out {
+        expect_place(path)?;
     }
     let compiled = compile(kernel, emit.target)?;
     let comment = if emit.form.ir || emit.target == Target::Gfx950 { ";" } else { "//" };
@@ -83,23 +87,10 @@ pub(super) fn emit(out: &mut dyn Write, emit: &Emit) -> anyhow::Result<()> {
     match &emit.out {
         None => out.write_all(text.as_bytes())?,
         Some(path) => {
-            write_whole(path, &text).with_context(|| path.display().to_string())?;
+            dsa_files::replace(path, |file| file.write_all(text.as_bytes()))?;
             writeln!(out, "{} for {} -> {}", kernel.name, emit.target, path.display())?;
         }
     }
-    Ok(())
-}
-
-/// Writes the file beside its place and moves it there, so that no one reads half of it.
-fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path)?;
     Ok(())
 }
 

@@ -89,7 +89,7 @@ pub fn replay(kernel: &Kernel, device: &Device, folder: &Path) -> std::io::Resul
             }
         };
         replayed.cases += 1;
-        let run = |case: &Case| (kernel.run)(device, case);
+        let run = |case: &Case| kernel.run(device, case);
         if let Err(reason) = judge_on(unit, kernel, &run, &case) {
             replayed.fallen.push((path, reason));
         }

@@ -58,11 +58,11 @@ pub(super) fn reference_indexer_logits_paged(case: &Case) -> Result<Outputs, Cas
     let logits = reference::indexer::indexer_logits_paged(
         q.view(),
         case.array_u8("cache")?.view(),
-        count(case, "page_size")?,
+        case.scalar("page_size")?,
         weights.view(),
         &case.vec_i32("context_lens")?,
         case.array_i32("block_table")?.view(),
-        count(case, "max_context")?,
+        case.scalar("max_context")?,
         reference_score_fn(case)?,
     )?;
     Ok(outputs([("logits", HostTensor::of(&logits))]))
@@ -77,7 +77,7 @@ pub(super) fn run_top_k(device: &Device, case: &Case) -> Result<Outputs, CaseErr
         Some("window") => {
             Policy::Window { window: case.scalar("window")?, sinks: case.scalar("sinks")? }
         }
-        _ => choice(case, "policy", &[("fixed", Policy::Fixed)])?,
+        _ => Policy::Fixed,
     };
     let logits = case.upload_rows(device, "logits")?;
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
@@ -103,7 +103,7 @@ pub(super) fn reference_top_k(case: &Case) -> Result<Outputs, CaseError> {
     };
     let logits: Matrix = case.array("logits")?;
     let (ks, ke) = (case.vec_i32("ks")?, case.vec_i32("ke")?);
-    let topk = count(case, "topk")?;
+    let topk = case.scalar("topk")?;
     let indices = reference::top_k::top_k(logits.view(), &ks, &ke, topk, policy);
     let values: Vec<i32> = indices.iter().copied().collect();
     Ok(outputs([("indices", HostTensor::i32(indices.shape(), &values))]))
