@@ -1,9 +1,11 @@
 //! Checks the reference by its public functions; one file here for each part.
 mod attention;
+mod checkpoint;
 mod golden;
 mod indexer;
 mod layer;
 mod linear;
+mod model;
 mod quant;
 mod random;
 mod rope;

@@ -1,0 +1,158 @@
+//! Whole models in exact arithmetic, against what transformers computed of them in f32: DeepSeek-V3.2
+//! (tiny), GLM-5 (glm5) and GLM-5.2, whose layers 2 and 3 share the keys of layer 1 (glm).
+use crate::checkpoint::{Golden, seen};
+use crate::random::worst;
+use dsa_reference::arithmetic::Arithmetic;
+use dsa_reference::attention_layer::Mode;
+use dsa_reference::model::{Forward, forward, greedy};
+use dsa_reference::rope::Pairing;
+use ndarray::Array2;
+
+/// No value may be further off; the two implementations themselves are 1e-5 apart.
+const BOUND: f32 = 2e-5;
+
+fn golden(name: &str) -> (Golden, Arithmetic) {
+    let pairing = if name == "tiny" { Pairing::HalfSplit } else { Pairing::Interleaved };
+    (Golden::read(name, &["model.safetensors"]), Arithmetic::exact(pairing))
+}
+
+fn prefill(golden: &Golden, arithmetic: &Arithmetic, mode: Mode) -> Forward {
+    let ids = golden.ids();
+    forward(&ids, ids.len(), &golden.config, &golden.weights, arithmetic, mode).unwrap()
+}
+
+/// How far the logits of a changed model are from the stored ones.
+fn logits_off(golden: &Golden, arithmetic: &Arithmetic, mode: Mode) -> f32 {
+    let pass = prefill(golden, arithmetic, mode);
+    worst(&pass.logits, &golden.expected.matrix("logits"))
+}
+
+fn check(name: &str) {
+    let (golden, exact) = golden(name);
+    let pass = prefill(&golden, &exact, Mode::Sparse);
+    for (layer, keys) in pass.keys.iter().enumerate() {
+        let stored = golden.keys(&format!("layer{layer}.topk"), 0);
+        for (t, (keys, stored)) in keys.rows().into_iter().zip(&stored).enumerate() {
+            assert_eq!(&seen(keys, t), stored, "{name}: keys of layer {layer}, row {t}");
+        }
+        assert_eq!(keys.nrows(), stored.len());
+    }
+    for (layer, hidden) in pass.hidden.iter().enumerate() {
+        let off = worst(hidden, &golden.expected.matrix(&format!("layer{layer}.hidden")));
+        assert!(off < BOUND, "{name}: hidden state of layer {layer} is off by {off}");
+    }
+    assert_eq!(pass.hidden.len(), golden.weights.layers.len());
+    let off = worst(&pass.logits, &golden.expected.matrix("logits"));
+    assert!(off < BOUND, "{name}: logits are off by {off}");
+    let ids = golden.expected.integers("greedy_ids");
+    let (chosen, logits) =
+        greedy(&golden.ids(), ids.len(), &golden.config, &golden.weights, &exact).unwrap();
+    assert_eq!(chosen, ids, "{name}");
+    let off = worst(&logits, &golden.expected.matrix("greedy_logits"));
+    assert!(off < BOUND, "{name}: logits of decoding are off by {off}");
+}
+
+#[test]
+fn deepseek_v3_2_is_what_transformers_computes() {
+    check("tiny");
+}
+
+#[test]
+fn glm_5_is_what_transformers_computes() {
+    check("glm5");
+}
+
+#[test]
+fn glm_5_2_with_shared_keys_is_what_transformers_computes() {
+    check("glm");
+}
+
+#[test]
+fn the_goldens_tell_the_indexers_pairings_apart() {
+    for (name, wrong) in [("tiny", Pairing::Interleaved), ("glm5", Pairing::HalfSplit)] {
+        let (golden, _) = golden(name);
+        let off = logits_off(&golden, &Arithmetic::exact(wrong), Mode::Sparse);
+        assert!(off > 1.0, "{name}: {off}");
+    }
+}
+
+#[test]
+fn the_goldens_tell_the_latents_eps_from_the_others() {
+    let (mut golden, exact) = golden("glm5");
+    golden.config.attention.rms_norm_eps = golden.config.rms_norm_eps;
+    let off = logits_off(&golden, &exact, Mode::Sparse);
+    assert!(off > 5.0 * BOUND, "{off}");
+    let (mut golden, exact) = self::golden("glm5");
+    golden.config.rms_norm_eps = 1e-6;
+    let off = logits_off(&golden, &exact, Mode::Sparse);
+    assert!(off > 5.0 * BOUND, "{off}");
+}
+
+#[test]
+fn the_goldens_tell_a_scale_without_mscale_apart() {
+    let (mut golden, exact) = golden("tiny");
+    let yarn = golden.config.attention.yarn.as_mut().unwrap();
+    (yarn.mscale, yarn.mscale_all_dim) = (0.0, 0.0);
+    let off = logits_off(&golden, &exact, Mode::Sparse);
+    assert!(off > 0.1, "{off}");
+}
+
+#[test]
+fn the_goldens_tell_sparse_from_dense_and_shared_layers_from_dense_ones() {
+    for name in ["tiny", "glm", "glm5"] {
+        let (golden, exact) = golden(name);
+        let off = logits_off(&golden, &exact, Mode::Dense);
+        assert!(off > 0.1, "{name}: {off}");
+    }
+}
+
+#[test]
+fn a_layer_with_an_indexer_of_its_own_is_not_a_shared_one() {
+    let (mut golden, exact) = golden("glm5");
+    golden.weights.layers[2].self_attn.indexer = None;
+    let pass = prefill(&golden, &exact, Mode::Sparse);
+    assert_eq!(pass.keys[2], pass.keys[1]);
+    let off = worst(&pass.logits, &golden.expected.matrix("logits"));
+    assert!(off > 0.1, "{off}");
+}
+
+#[test]
+fn a_later_token_changes_nothing_before_it_and_decoding_is_the_same_pass() {
+    let (golden, exact) = golden("tiny");
+    let whole = prefill(&golden, &exact, Mode::Sparse);
+    let ids = &golden.ids()[..60];
+    let run = |from| {
+        forward(ids, from, &golden.config, &golden.weights, &exact, Mode::Sparse).unwrap().logits
+    };
+    let short = run(60);
+    assert_eq!(short, whole.logits.slice_axis(ndarray::Axis(0), (..60).into()));
+    assert_eq!(short, run(0));
+    assert_eq!(short, run(31));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let (golden, exact) = golden("glm");
+    let error = |golden: &Golden, ids: &[i32]| {
+        let run = forward(ids, 0, &golden.config, &golden.weights, &exact, Mode::Sparse);
+        run.unwrap_err().to_string()
+    };
+    for id in [-1, 320] {
+        let message = format!("token id is {id}, expected at least 0 and below vocab_size");
+        assert_eq!(error(&golden, &[5, id]), message);
+    }
+    let (mut other, _) = self::golden("glm");
+    other.weights.layers[0].self_attn.indexer = None;
+    assert_eq!(error(&other, &[5]), "indexer of layer 0 is none, expected its weights");
+    let (mut other, _) = self::golden("glm");
+    other.weights.lm_head = Array2::zeros((320, 63));
+    assert_eq!(error(&other, &[5]), "lm_head has shape [320, 63], expected [320, 64]");
+    let (mut other, _) = self::golden("glm");
+    other.config.attention.num_attention_heads = 5;
+    assert_eq!(error(&other, &[5]), "q_b_proj has shape [160, 48], expected [200, 48]");
+    let (config, weights) = (&golden.config, &golden.weights);
+    let empty = greedy(&[], 1, config, weights, &exact).unwrap_err().to_string();
+    assert_eq!(empty, "prompt length is 0, expected at least 1 token");
+    let none = forward(&[], 0, config, weights, &exact, Mode::Sparse).unwrap();
+    assert_eq!(none.logits.dim(), (0, 320));
+}
