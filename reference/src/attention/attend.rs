@@ -1,8 +1,6 @@
-//! The attention itself: exact in f64, or with the demo's roundings in each of its two forms.
+//! The attention itself, in each of the demo's two forms.
 //!
 //! ```text
-//! exact      q' = q_nope·W_UK, attention of q' ‖ q_pe to c ‖ k_pe (sparse_mla), o = o'·W_UV
-//!
 //! prefill    k_nope ‖ v = round(c·Wkv_bᵀ)
 //!            S = round( round(⟨q, k_nope ‖ k_pe⟩) · τ )      P = round(softmax S)      o = round(P·v)
 //!
@@ -10,9 +8,10 @@
 //!            S = round( round( round⟨q', c⟩ + round⟨q_pe, k_pe⟩ ) · τ )      P = round(softmax S)
 //!            o' = round(P·c)      o = round(o'·W_UV)
 //! ```
-//! The published model multiplies c by the fp8 weight in prefill, with c quantised once more (which
+//! In exact arithmetic nothing is rounded but q', k, v, o' and o, to f32, and both forms are the same
+//! function. In the official one all of it is rounded to bf16. The published model multiplies c by the fp8 weight in prefill, with c quantised once more (which
 //! changes nothing where scales are powers of two), and by the weight rounded to bf16 in decoding.
-//! So a token's output depends on the form, in its last bits.
+//! So there a token's output depends on the form, in its last bits.
 //!
 //! Source: `MLA.forward` of the DeepSeek-V3.2-Exp inference demo (November 2025).
 use super::AttentionWeights;
@@ -23,7 +22,7 @@ use crate::error::{Result, check_shape, check_value};
 use crate::linear::linear;
 use crate::math::{dot, key, softmax};
 use crate::quant::bf16_round;
-use crate::sparse_attention::{row, sparse_mla};
+use crate::sparse_attention::row;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis, Slice};
 
 /// In which form the demo computes a token. In exact arithmetic both are the same.
@@ -61,29 +60,9 @@ pub fn attend(
     check_shape("kv_b_proj", weights.kv_b_proj.shape(), &[kv_b_rows, config.kv_lora_rank])?;
     check_value("num_attention_heads", heads, "at least 1", heads > 0)?;
     match form {
-        _ if !arithmetic.bf16 => exact(q, c, k_pe, indices, config, weights),
         Form::Prefill => prefill(q, c, k_pe, indices, config, weights, arithmetic),
-        Form::Decode => decode(q, c, k_pe, indices, config, weights),
+        Form::Decode => decode(q, c, k_pe, indices, config, weights, arithmetic),
     }
-}
-
-fn exact(
-    q: ArrayView3<f32>,
-    c: ArrayView2<f32>,
-    k_pe: ArrayView2<f32>,
-    indices: ArrayView2<i32>,
-    config: &AttentionConfig,
-    weights: &AttentionWeights,
-) -> Result<Array3<f32>> {
-    let kv_b = weights.kv_b_proj.dequantise()?; // [h · (nope + v), rank]
-    let (q_nope, q_pe) = q.split_at(Axis(2), config.qk_nope_head_dim); // [n, h, nope], [n, h, rope]
-    let q_absorbed = absorb(q_nope, kv_b.view(), config); // [n, h, rank]
-    let q = join(q_absorbed.view(), q_pe); // [n, h, rank + rope]
-    let kv = join(c.insert_axis(Axis(1)), k_pe.insert_axis(Axis(1))); // [s, 1, rank + rope]
-    let kv = kv.remove_axis(Axis(1)); // [s, rank + rope]
-    let (tau, rank) = (config.softmax_scale(), config.kv_lora_rank);
-    let latent = sparse_mla(q.view(), kv.view(), indices, tau, rank, None, None)?.out; // [n, h, rank]
-    Ok(unabsorb(latent.view(), kv_b.view(), config))
 }
 
 fn prefill(
@@ -103,13 +82,11 @@ fn prefill(
     let (k_nope, v) = kv.view().split_at(Axis(2), nope); // [s, h, nope], [s, h, v]
     let k_pe = Array3::from_shape_fn((s, heads, rope_dim), |(n, _, i)| k_pe[(n, i)]); // [s, h, rope]
     let k = join(k_nope, k_pe.view()); // [s, h, nope + rope]
-    let tau = config.softmax_scale();
-    let score = |t, head, n| {
-        let product = bf16_round(dot(row(&q, t, head), row(&k.view(), n, head)) as f32);
-        bf16_round(product * tau)
-    };
+    let tau = f64::from(config.softmax_scale());
+    let round = |x| round(x, arithmetic);
+    let score = |t, head, n| round(tau * round(dot(row(&q, t, head), row(&k.view(), n, head))));
     let value = |head, n| row(&v, n, head); // [v]
-    Ok(weigh(indices, s, heads, config.v_head_dim, score, value))
+    Ok(weigh(indices, s, heads, config.v_head_dim, score, value, arithmetic))
 }
 
 fn decode(
@@ -119,20 +96,22 @@ fn decode(
     indices: ArrayView2<i32>,
     config: &AttentionConfig,
     weights: &AttentionWeights,
+    arithmetic: &Arithmetic,
 ) -> Result<Array3<f32>> {
     let (s, heads, rank) = (c.nrows(), config.num_attention_heads, config.kv_lora_rank);
-    let kv_b = weights.kv_b_proj.dequantise()?.mapv(bf16_round); // [h · (nope + v), rank]
+    let kv_b = arithmetic.rounded(weights.kv_b_proj.dequantise()?); // [h · (nope + v), rank]
     let (q_nope, q_pe) = q.split_at(Axis(2), config.qk_nope_head_dim); // [n, h, nope], [n, h, rope]
-    let q_absorbed = absorb(q_nope, kv_b.view(), config).mapv(bf16_round); // [n, h, rank]
-    let tau = config.softmax_scale();
+    let q_absorbed = arithmetic.rounded(absorb(q_nope, kv_b.view(), config)); // [n, h, rank]
+    let tau = f64::from(config.softmax_scale());
+    let round = |x| round(x, arithmetic);
     let score = |t, head, n| {
-        let latent = bf16_round(dot(row(&q_absorbed.view(), t, head), c.row(n)) as f32);
-        let rotary = bf16_round(dot(row(&q_pe, t, head), k_pe.row(n)) as f32);
-        bf16_round(bf16_round(latent + rotary) * tau)
+        let latent = round(dot(row(&q_absorbed.view(), t, head), c.row(n)));
+        let rotary = round(dot(row(&q_pe, t, head), k_pe.row(n)));
+        round(tau * round(latent + rotary))
     };
     let value = |_, n| c.index_axis_move(Axis(0), n); // [rank]
-    let latent = weigh(indices, s, heads, rank, score, value); // [n, h, rank]
-    Ok(unabsorb(latent.view(), kv_b.view(), config).mapv(bf16_round))
+    let latent = weigh(indices, s, heads, rank, score, value, arithmetic); // [n, h, rank]
+    Ok(arithmetic.rounded(unabsorb(latent.view(), kv_b.view(), config)))
 }
 
 /// `o[t, h] = round( Σ_n P[t, h, n] · value(h, n) )`, `P = round(softmax(score(t, h, n)))` over the
@@ -142,24 +121,34 @@ fn weigh<'a>(
     s: usize,
     heads: usize,
     d: usize,
-    score: impl Fn(usize, usize, usize) -> f32,
+    score: impl Fn(usize, usize, usize) -> f64,
     value: impl Fn(usize, usize) -> ArrayView1<'a, f32>,
+    arithmetic: &Arithmetic,
 ) -> Array3<f32> {
-    let mut o = Array3::zeros((indices.nrows(), heads, d)); // [n, h, d]
+    let mut out = Array3::zeros((indices.nrows(), heads, d)); // [n, h, d]
     for (t, listed) in indices.rows().into_iter().enumerate() {
         let keys: Vec<usize> = listed.iter().filter_map(|&index| key(index, s)).collect(); // [keys]
         for head in 0..heads {
-            let scores: Vec<f64> = keys.iter().map(|&n| f64::from(score(t, head, n))).collect(); // [keys]
-            let p = softmax(&scores).p; // [keys]
-            let p: Vec<f32> = p.iter().map(|&p| bf16_round(p as f32)).collect(); // [keys]
-            for i in 0..d {
-                let terms =
-                    p.iter().zip(&keys).map(|(&p, &n)| f64::from(p) * f64::from(value(head, n)[i]));
-                o[(t, head, i)] = bf16_round(terms.sum::<f64>() as f32);
+            let scores: Vec<f64> = keys.iter().map(|&n| score(t, head, n)).collect(); // [keys]
+            let mut o = vec![0.0f64; d]; // [d]
+            for (p, &n) in softmax(&scores).p.into_iter().zip(&keys) {
+                let p = round(p, arithmetic);
+                for (o, &v) in o.iter_mut().zip(value(head, n)) {
+                    *o += p * f64::from(v);
+                }
+            }
+            for (i, o) in o.into_iter().enumerate() {
+                out[(t, head, i)] = arithmetic.round(o as f32);
             }
         }
     }
-    o
+    out
+}
+
+/// A score or a probability, which stays f64 where it is not rounded to bf16. As in the model, it is
+/// an f32 before it is a bf16.
+fn round(x: f64, arithmetic: &Arithmetic) -> f64 {
+    if arithmetic.bf16 { f64::from(bf16_round(x as f32)) } else { x }
 }
 
 /// `q'[t, h] = q_nope[t, h]·W_UK[h]`: `[n, h, nope]` to `[n, h, kv_lora_rank]`.

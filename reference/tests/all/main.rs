@@ -6,6 +6,7 @@ mod indexer;
 mod layer;
 mod linear;
 mod model;
+mod official;
 mod quant;
 mod random;
 mod rope;
