@@ -1,6 +1,7 @@
 //! Checks the reference by its public functions; one file here for each part.
 mod attention;
 mod checkpoint;
+mod experts;
 mod golden;
 mod indexer;
 mod layer;
@@ -10,5 +11,6 @@ mod official;
 mod quant;
 mod random;
 mod rope;
+mod router;
 mod splits;
 mod top_k;

@@ -9,7 +9,7 @@ use dsa_reference::arithmetic::Arithmetic;
 use dsa_reference::attention::*;
 use dsa_reference::attention_layer::Options;
 use dsa_reference::embedding::embedding;
-use dsa_reference::experts::{ExpertsWeights, routed_experts};
+use dsa_reference::experts::{ExpertsWeights, experts, routed_experts};
 use dsa_reference::feed_forward::feed_forward;
 use dsa_reference::model::{LayerWeights, Mlp};
 use dsa_reference::quant::{bf16_round, e4m3_encode};
@@ -286,6 +286,8 @@ fn the_feed_forward_networks_and_the_gate() {
         // f32 sums of bf16 values.
         stage.bf16("moe.routed", &routed_experts(x.view(), &routing, &w.experts, &a).unwrap());
         stage.bf16("moe.shared", &feed_forward(x.view(), &w.shared, &a).unwrap());
+        let whole = experts(x.view(), w, &golden.config.router, &a).unwrap();
+        stage.bf16("block.ffn_out", &whole);
         stage.equal("block.ffn_out", &a.rounded(one("moe.routed") + one("moe.shared")));
     });
 }
