@@ -1,11 +1,13 @@
 //! Whole models in exact arithmetic, against what transformers computed of them in f32: DeepSeek-V3.2
 //! (tiny), GLM-5 (glm5) and GLM-5.2, whose layers 2 and 3 share the keys of layer 1 (glm).
 use crate::checkpoint::{Golden, seen};
-use crate::random::worst;
+use crate::random::{Random, worst};
 use dsa_reference::arithmetic::Arithmetic;
-use dsa_reference::attention_layer::Mode;
+use dsa_reference::attention::*;
+use dsa_reference::attention_layer::{self, Mode, Options};
 use dsa_reference::model::{Forward, forward, greedy};
 use dsa_reference::rope::Pairing;
+use dsa_reference::weight::Weight;
 use ndarray::{Array1, Array2, ArrayView1, Axis};
 
 /// How far a value may be off, in units of the largest value of its row. Both implementations that
@@ -143,6 +145,49 @@ fn in_exact_arithmetic_decoding_is_the_same_function_as_prefill() {
             let pass = forward(&golden.ids(), from, config, weights, &exact, Mode::Sparse).unwrap();
             assert!(off(&pass.logits, &whole.logits) < BOUND);
             assert_eq!(pass.keys, whole.keys);
+        }
+    }
+}
+
+#[test]
+fn the_models_attention_is_that_of_attention_layer() {
+    let (golden, exact) = golden("tiny");
+    let c = &golden.config.attention;
+    let w = &golden.weights.layers[1].self_attn;
+    let i = w.indexer.as_ref().unwrap();
+    let m = |w: &Weight| w.dequantise().unwrap();
+    let plain = attention_layer::AttentionWeights {
+        q_a_proj: m(&w.q_a_proj),
+        q_a_layernorm: w.q_a_layernorm.clone(),
+        q_b_proj: m(&w.q_b_proj),
+        kv_a_proj_with_mqa: m(&w.kv_a_proj_with_mqa),
+        kv_a_layernorm: w.kv_a_layernorm.clone(),
+        kv_b_proj: m(&w.kv_b_proj),
+        o_proj: m(&w.o_proj),
+        indexer: attention_layer::IndexerWeights {
+            wq_b: m(&i.wq_b),
+            wk: m(&i.wk),
+            k_norm_weight: i.k_norm_weight.clone(),
+            k_norm_bias: i.k_norm_bias.clone(),
+            weights_proj: i.weights_proj.clone(),
+        },
+    };
+    let mut random = Random::new(9);
+    let x = random.array2(70, c.hidden_size);
+    for dsa in [exact.dsa, Options::default()] {
+        let a = Arithmetic { dsa, ..exact };
+        let qr = query_latent(x.view(), c, w, &a).unwrap();
+        let q = queries(qr.view(), 0, c, w, &a).unwrap();
+        let (latent, k_pe) = latents(x.view(), 0, c, w, &a).unwrap();
+        let latent = store_latent(latent.view(), &a).unwrap();
+        let keys = index(x.view(), qr.view(), c, i, &a).unwrap();
+        assert_eq!(keys, attention_layer::indexer_topk(x.view(), c, &plain, &dsa).unwrap());
+        let whole = attention_layer::attention(x.view(), c, &plain, &dsa, Mode::Sparse).unwrap();
+        for form in [Form::Prefill, Form::Decode] {
+            let (q, latent, k_pe) = (q.view(), latent.view(), k_pe.view());
+            let o = attend(q, latent, k_pe, keys.view(), form, c, w, &a).unwrap();
+            let out = output(o.view(), c, w, &a).unwrap();
+            assert!(off(&out, &whole) < BOUND, "{dsa:?} {form:?}");
         }
     }
 }
