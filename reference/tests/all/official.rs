@@ -1,20 +1,20 @@
 //! The official arithmetic, stage by stage: each is fed with what the demo fed it with, in prefill and
 //! in the first decoded token, and judged by what came out there.
 //!
-//! End to end nothing is judged: in such a model one unit in the last place of an f32 turns the
-//! logits upside down.
+//! End to end, one unit in the last place of an f32 may turn the logits of such a model upside down.
+//! The reference has the demo's roundings and sums that are exact for it, so it gives the demo's.
 use crate::checkpoint::{Golden, seen};
 use dsa_reference::add_norm::add_rms_norm;
 use dsa_reference::arithmetic::Arithmetic;
 use dsa_reference::attention::*;
-use dsa_reference::attention_layer::Options;
+use dsa_reference::attention_layer::{Mode, Options};
 use dsa_reference::embedding::embedding;
 use dsa_reference::experts::{ExpertsWeights, experts, routed_experts};
 use dsa_reference::feed_forward::feed_forward;
-use dsa_reference::model::{LayerWeights, Mlp};
+use dsa_reference::model::{LayerWeights, Mlp, forward};
 use dsa_reference::quant::{bf16_round, e4m3_encode};
 use dsa_reference::router::{Routing, router};
-use ndarray::{Array2, Array3, ArrayView2, Axis, concatenate};
+use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, concatenate};
 
 /// The prompt is as long; the first decoded token stands behind it.
 const PROMPT: usize = 160;
@@ -290,4 +290,46 @@ fn the_feed_forward_networks_and_the_gate() {
         stage.bf16("block.ffn_out", &whole);
         stage.equal("block.ffn_out", &a.rounded(one("moe.routed") + one("moe.shared")));
     });
+}
+
+/// What softmax makes of logits.
+fn shares(logits: ArrayView1<f32>) -> Vec<f64> {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
+    let exp: Vec<f64> = logits.iter().map(|x| f64::from(x - max).exp()).collect();
+    let sum: f64 = exp.iter().sum();
+    exp.iter().map(|e| e / sum).collect()
+}
+
+/// The mean Kullback–Leibler divergence of rows of logits.
+fn divergence(a: ArrayView2<f32>, b: ArrayView2<f32>) -> f64 {
+    assert_eq!(a.dim(), b.dim());
+    let row = |(a, b)| -> f64 {
+        let terms = shares(a).into_iter().zip(shares(b));
+        terms.map(|(a, b)| a * (a / b).ln()).sum()
+    };
+    a.rows().into_iter().zip(b.rows()).map(row).sum::<f64>() / a.nrows() as f64
+}
+
+#[test]
+fn the_whole_model_end_to_end() {
+    let (golden, a) = (golden(), Arithmetic::official());
+    // The decoded tokens are given, so one pass shows what each of them was chosen from.
+    let chosen = golden.expected.integers("greedy_ids");
+    let ids = [golden.ids(), chosen[..chosen.len() - 1].to_vec()].concat();
+    let pass = forward(&ids, PROMPT, &golden.config, &golden.weights, &a, Mode::Sparse).unwrap();
+    for (layer, keys) in pass.keys.iter().enumerate() {
+        let stored = golden.keys(&format!("layer{layer}.index.topk"), 0);
+        for (t, (keys, stored)) in keys.rows().into_iter().zip(&stored).enumerate() {
+            assert_eq!(&seen(keys, t), stored, "keys of layer {layer}, row {t}");
+        }
+    }
+    let (prompt, _) = pass.logits.view().split_at(Axis(0), PROMPT);
+    let off = divergence(golden.expected.matrix("logits").view(), prompt);
+    assert!(off < 1e-6, "prefill: {off}");
+    let (_, decoded) = pass.logits.view().split_at(Axis(0), PROMPT - 1);
+    let off = divergence(golden.expected.matrix("greedy_logits").view(), decoded);
+    assert!(off < 1e-6, "decoding: {off}");
+    for (logits, &id) in decoded.rows().into_iter().zip(&chosen) {
+        assert!(logits.iter().all(|&logit| logit <= logits[id as usize]), "{id} is the best");
+    }
 }
