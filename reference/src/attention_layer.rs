@@ -28,7 +28,7 @@ use crate::top_k::{Policy, top_k};
 use heads::{causal, join, join_heads, part, rope_part, split_heads};
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, Slice};
 
-mod heads;
+pub(crate) mod heads;
 mod weights;
 pub use weights::{AttentionConfig, AttentionWeights, IndexerWeights, Options};
 

@@ -18,6 +18,9 @@
 //! | attend to those alone | [`sparse_attention`] | out `[s, h, d_v]`, lse `[s, h]` |
 //! | the same with every token | [`dense_attention`], [`mask`] | what sparse is held against |
 //! | all of it from the weights | [`attention_layer`] | the attention half of one layer |
+//! | the same stage by stage, weights as stored | [`attention`], [`weight`], [`arithmetic`] | |
+//! | the other half | [`add_norm`], [`router`], [`experts`], [`feed_forward`], [`swiglu`] | |
+//! | every layer, from ids to logits | [`embedding`], [`model`] | logits `[s, vocab_size]` |
 //!
 //! # Conventions
 //! * Arrays are f32 views. Who simulates a bf16 or fp8 input hands in values that are exactly
@@ -34,18 +37,28 @@
 //!   (or as no key). Nothing panics, short of the memory running out.
 #![forbid(unsafe_code)]
 
+pub mod add_norm;
+pub mod arithmetic;
+pub mod attention;
 pub mod attention_layer;
 pub mod dense_attention;
+pub mod embedding;
 mod error;
+pub mod experts;
+pub mod feed_forward;
 pub mod hadamard;
 pub mod indexer;
 pub mod linear;
 pub mod mask;
 mod math;
+pub mod model;
 pub mod norm;
 pub mod quant;
 pub mod rope;
+pub mod router;
 pub mod sparse_attention;
+pub mod swiglu;
 pub mod top_k;
+pub mod weight;
 
 pub use error::{Error, Result};

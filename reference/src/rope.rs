@@ -45,19 +45,19 @@ impl Yarn {
     }
 }
 
-/// The `dim/2` angles a token turns by from one position to the next, f32 as in the demo.
+/// The `dim/2` angles a token turns by from one position to the next.
 ///
 /// ```text
-/// f_i    = θ^(−2i/dim)
-/// d(r)   = dim · ln(original / (2π r)) / (2 ln θ)        the i that makes r turns
+/// f_i    = 1 / θ^(2i/dim)
+/// d(r)   = dim · ln(original / (2π r)) / (2 ln θ)        the i that makes r turns; f64
 /// low    = max(floor d(beta_fast), 0),  high = min(ceil d(beta_slow), dim − 1)
 /// smooth = 1 − clamp((i − low) / (high − low), 0, 1)
 /// f'_i   = f_i / factor · (1 − smooth) + f_i · smooth    if YaRN
 /// ```
-/// Where `low == high`, 0.001 is added to `high`. `f_i` is rounded to f32, as the demo has it; the
-/// rest is f64, rounded once (in f32 throughout, its last bit would depend on the order).
+/// Where `low == high`, 0.001 is added to `high`. Each step is an f32 and in the demo's order: the
+/// last bit depends on it, and with it, some layers later, which keys are selected.
 pub fn frequencies(dim: usize, theta: f64, yarn: Option<&Yarn>) -> Vec<f32> {
-    let plain = |i: usize| theta.powf(-((2 * i) as f64) / dim as f64) as f32;
+    let plain = |i: usize| 1.0 / theta.powf((2 * i) as f64 / dim as f64) as f32;
     let Some(yarn) = yarn else {
         return (0..dim / 2).map(plain).collect(); // [dim/2]
     };
@@ -67,9 +67,8 @@ pub fn frequencies(dim: usize, theta: f64, yarn: Option<&Yarn>) -> Vec<f32> {
     let high = d(yarn.beta_slow).ceil().min(dim as f64 - 1.0);
     let high = if high == low { high + 0.001 } else { high };
     let stretched = |i: usize| {
-        let smooth = 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        let f = f64::from(plain(i));
-        (f / yarn.factor * (1.0 - smooth) + f * smooth) as f32
+        let smooth = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        plain(i) / yarn.factor as f32 * (1.0 - smooth) + plain(i) * smooth
     };
     (0..dim / 2).map(stretched).collect() // [dim/2]
 }

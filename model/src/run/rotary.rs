@@ -39,12 +39,13 @@ impl Rotary {
 
 /// The rope/2 angles from one position to the next, in f32.
 ///
-/// `θ^(-2i/rope)`, rounded to f32; with YaRN divided by `factor` where a pair makes fewer than `beta_slow` turns in
-/// the original context, kept where it makes more than `beta_fast`, with a linear ramp between. Source:
-/// `precompute_freqs_cis` of the official inference demo.
+/// `1 / θ^(2i/rope)`; with YaRN divided by `factor` where a pair makes fewer than `beta_slow` turns in
+/// the original context, kept where it makes more than `beta_fast`, with a linear ramp between. Each step is an
+/// f32 and in the order of the source, since the last bit depends on it: `precompute_freqs_cis` of the official
+/// inference demo.
 fn frequencies(config: &Config) -> Vec<f32> {
     let (dim, base) = (config.qk_rope_head_dim, config.rope_theta);
-    let plain = (0..dim / 2).map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32);
+    let plain = (0..dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f64 / dim as f64) as f32);
     let Some(yarn) = config.rope_scaling else {
         return plain.collect();
     };
@@ -61,9 +62,8 @@ fn frequencies(config: &Config) -> Vec<f32> {
     plain
         .enumerate()
         .map(|(i, f)| {
-            let slowed = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
-            let f = f64::from(f);
-            (f / yarn.factor * slowed + f * (1.0 - slowed)) as f32
+            let kept = 1.0 - ((i as f32 - first as f32) / (last - first) as f32).clamp(0.0, 1.0);
+            f / yarn.factor as f32 * (1.0 - kept) + f * kept
         })
         .collect()
 }

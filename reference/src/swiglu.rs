@@ -1,0 +1,23 @@
+//! SwiGLU: what stands between the two products of a feed-forward network.
+//!
+//! Source: `MLP` and `Expert` of the DeepSeek-V3.2-Exp inference demo.
+use crate::arithmetic::Arithmetic;
+use crate::error::{Result, check_shape};
+use ndarray::{Array2, ArrayView2, Zip};
+
+/// `y = round( gate / (1 + e^−gate) · up )`, all `[n, dim]`; nothing is rounded in between.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if the shapes differ.
+pub fn swiglu(
+    gate: ArrayView2<f32>,
+    up: ArrayView2<f32>,
+    arithmetic: &Arithmetic,
+) -> Result<Array2<f32>> {
+    check_shape("up", up.shape(), gate.shape())?;
+    let y = Zip::from(gate).and(up).map_collect(|&gate, &up| {
+        let (gate, up) = (f64::from(gate), f64::from(up));
+        (gate / (1.0 + (-gate).exp()) * up) as f32
+    }); // [n, dim]
+    Ok(arithmetic.rounded(y))
+}
