@@ -7,20 +7,20 @@
 
 use anyhow::Context;
 use dsa_benches::args::{CostArgs, command, parsed};
+use dsa_benches::free_memory;
 use dsa_benches::peaks::{Ceilings, random};
 use dsa_benches::session::{Session, before, describe};
-use dsa_benches::free_memory;
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_kernels::{DType, Device, DeviceKind};
+use dsa_model::Config;
 use dsa_model::layers::Attention;
 use dsa_model::run::{self, Batch, Cache, CacheSize, KvFormat, Mode};
 use dsa_model::verify::timed::{Judged, Timed, judge_timed};
 use dsa_model::verify::{Bound, Check, verify_random};
 use dsa_model::weights::Random;
-use dsa_model::Config;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::process::ExitCode;

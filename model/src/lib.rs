@@ -3,10 +3,10 @@
 pub mod cli;
 pub mod config;
 pub mod error;
-pub mod layers;
-pub mod run;
 mod json;
+pub mod layers;
 mod names;
+pub mod run;
 pub mod verify;
 pub mod weights;
 

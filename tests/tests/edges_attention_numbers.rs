@@ -226,8 +226,8 @@ fn a_softmax_scale_that_is_not_positive_is_refused_by_kernel_and_reference() {
         ] {
             let case = case.set("softmax_scale", scale);
             let kernel = kernel_of(&case);
-            let of_kernel = (kernel.run)(&device(), &case).unwrap_err().to_string();
-            let of_reference = (kernel.reference)(&case).unwrap_err().to_string();
+            let of_kernel = kernel.run(&device(), &case).unwrap_err().to_string();
+            let of_reference = kernel.reference(&case).unwrap_err().to_string();
             for error in [of_kernel, of_reference] {
                 assert!(error.contains("softmax_scale"), "{error}");
             }

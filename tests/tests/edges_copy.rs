@@ -34,7 +34,7 @@ fn a_read_sums_every_element_once_however_it_walks() {
         for (rows, cols) in [(1, 16), (7, 1_008), (7_001, 16)] {
             let bytes = floats(2, &[rows, cols]).bytes;
             let x = device.upload(&bytes, &[rows, cols], DType::F32).unwrap();
-            let out = device.empty(&[1, sums(&device, rows * cols, walk)], DType::I32);
+            let out = device.empty(&[1, sums(&device, rows * cols, walk)], DType::I32).unwrap();
             read(&device, &x, &out, walk).unwrap();
             let words = bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()));
             let want = words.fold(0, i32::wrapping_add);
@@ -54,7 +54,7 @@ fn every_chain_takes_every_step() {
         values[..width].fill(2.0);
         values[width..2 * width].fill(1.0);
         let x = device.upload_f32(&values, &[rows, width], DType::F32).unwrap();
-        let out = device.empty(&[peak::chain_rows(&device, shape), width], DType::F32);
+        let out = device.empty(&[peak::chain_rows(&device, shape), width], DType::F32).unwrap();
         peak::chain(&device, &x, &out, shape, 1).unwrap();
         let want = shape.chains as f32 * 65_535.0;
         assert!(device.download_f32(&out).unwrap().iter().all(|sum| *sum == want), "{shape}");

@@ -9,8 +9,9 @@ use crate::cli::dsa;
 use crate::samples::sample;
 use crate::support::device;
 use dsa_figures::{Options, draw, latest};
-use dsa_model::attention::read_weights;
+use dsa_kernels::DType;
 use dsa_model::config::Config;
+use dsa_model::layers::Attention;
 use dsa_model::weights::Checkpoint;
 use dsa_tests::Case;
 use dsa_tests::kernels::{ALL, find};
@@ -175,7 +176,7 @@ fn read_checkpoint(path: &Path) -> Outcome {
         let names: Vec<String> = checkpoint.names().map(str::to_string).collect();
         names.iter().try_for_each(|name| checkpoint.tensor(name).map(|_| ()))?;
         let layer = checkpoint.root().at("model.layers").at(0).at("self_attn");
-        read_weights(&config, &layer).map(|_| ())
+        Attention::new(&device(), &config, layer, DType::F32).map(|_| ())
     };
     read().map_or_else(refused, |()| Outcome::Accepted)
 }

@@ -34,10 +34,10 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
     // The probes of the device's ceilings are kernels that the list does not name: of the memory,
     let walked = device(target).unwrap().compile(|device| {
         let of = |rows, cols, dtype| device.empty(&[rows, cols], dtype);
-        let (x, out) = (of(64, 64, DType::F32), of(64, 64, DType::F32));
+        let (x, out) = (of(64, 64, DType::F32)?, of(64, 64, DType::F32)?);
         for walk in bandwidth::walks(device) {
             bandwidth::copy(device, &x, &out, walk)?;
-            let sums = of(1, bandwidth::sums(device, x.len(), walk), DType::I32);
+            let sums = of(1, bandwidth::sums(device, x.len(), walk), DType::I32)?;
             bandwidth::read(device, &x, &sums, walk)?;
         }
         Ok::<_, CaseError>(())
@@ -46,8 +46,8 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
     // of vector arithmetic,
     let counted = device(target).unwrap().compile(|device| {
         for shape in peak::chains(device) {
-            let x = device.empty(&[2 + shape.chains, shape.width], DType::F32);
-            let out = device.empty(&[peak::chain_rows(device, shape), shape.width], DType::F32);
+            let x = device.empty(&[2 + shape.chains, shape.width], DType::F32)?;
+            let out = device.empty(&[peak::chain_rows(device, shape), shape.width], DType::F32)?;
             peak::chain(device, &x, &out, shape, 1)?;
         }
         Ok::<_, CaseError>(())

@@ -309,13 +309,7 @@ impl Attention {
 
     /// Refuses an input or a cache that is not this layer's and the batch's, and a step whose largest tensors have
     /// more rows than the kernels can number, before anything of it is done.
-    fn check(
-        &self,
-        x: &Tensor,
-        batch: &Batch,
-        cache: &LayerCache,
-        expanded: bool,
-    ) -> Result<()> {
+    fn check(&self, x: &Tensor, batch: &Batch, cache: &LayerCache, expanded: bool) -> Result<()> {
         let (n, hidden) = (batch.tokens(), self.config.hidden_size);
         let right = *x.shape() == [n, hidden] && x.dtype() == self.dtype && x.is_contiguous();
         let got = format!("{} {:?} of strides {:?}", x.dtype(), x.shape(), x.strides());

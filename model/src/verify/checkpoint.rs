@@ -7,7 +7,7 @@ use super::trial::Trial;
 use super::{TOKENS, check_tokens};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::{Checkpoint, Dtype, is_there, WeightPath};
+use crate::weights::{Checkpoint, Dtype, WeightPath, is_there};
 use dsa_kernels::{DType, Device};
 use dsa_reference::attention_layer::indexer_topk;
 use dsa_reference::norm::rms_norm;
@@ -187,8 +187,8 @@ impl Model<'_> {
             let weights = attention_weights(&self.config, &source)?;
             let (c, options) = (attention_config(&self.config), attention_options(&self.config));
             let by_reference = indexer_topk(x.view(), &c, &weights, &options)?; // [s, topk]
-            let by_kernels = Trial::new(self.device, &self.config, &source, x.view(), DType::F32)?
-                .selected()?;
+            let by_kernels =
+                Trial::new(self.device, &self.config, &source, x.view(), DType::F32)?.selected()?;
             for (who, got) in [("reference", by_reference), ("kernels", by_kernels)] {
                 let different = differing(got.view(), want.view());
                 let first =

@@ -2,8 +2,8 @@
 
 use super::report::{Bound, Section};
 use super::thresholds::{KERNEL, worst_row};
-use crate::layers::Trace;
 use crate::error::Result;
+use crate::layers::Trace;
 use dsa_kernels::{Device, dense_attention};
 use dsa_reference::sparse_attention::Attention as Expected;
 use dsa_tests::case::HostTensor;

@@ -147,7 +147,7 @@ impl Judge<'_> {
             expected: "a case of its attention".into(),
         };
         let kernel = find(&case.kernel).map_err(failed)?;
-        let expected = (kernel.reference)(&case).map_err(failed)?;
+        let expected = kernel.reference(&case).map_err(failed)?;
         let unit = (kernel.machine)(device).matrix;
         let at = format!("{} of token {row}, heads {from}..{}", kernel.name, from + count);
         self.found.push(match compare_on(unit, kernel.name, &got, &expected) {
@@ -192,8 +192,7 @@ impl Judge<'_> {
             if mine != others_keys {
                 let keys = [&given, &all[topk..]].concat();
                 let keys = self.device.upload_i32(&keys, others.shape())?;
-                by_other =
-                    self.layer.trace_with_keys(&x, &other, self.cache.layer(0)?, &keys)?;
+                by_other = self.layer.trace_with_keys(&x, &other, self.cache.layer(0)?, &keys)?;
             }
         }
         let hidden = |of: &Tensor, row| self.device.download_f32(&of.narrow(0, row, 1)?);
