@@ -102,7 +102,7 @@ pub const BUGS: &[Bug] = &[
     bug("half-split pairs for interleaved ones", "rope", ROPE,
         "(2 * i, 2 * i + 1)", "(i, i + pairs)"),
     bug("eps outside the root", "rms_norm", NORM,
-        "(square + eps * by * by).sqrt()", "(square.sqrt() + eps * by)"),
+        "(square + eps).sqrt()", "(square.sqrt() + eps)"),
     bug("LayerNorm without its bias", "layer_norm", NORM,
         "fma(y, weight[i], bias[i])", "(y * weight[i])"),
     bug("the last column of a row is dropped", "gemm", LOAD,
@@ -164,7 +164,7 @@ pub const BUGS: &[Bug] = &[
     bug("the first head's sink for all, where splits are merged", "sparse_mla_paged", MERGE,
         "sink[divided(row, heads).1]", "sink[0]"),
     bug("splits are merged relative to 0", "sparse_mla", MERGE,
-        "shift + sum.ln()", "sum.ln()"),
+        "top + sum.ln()", "sum.ln()"),
     // Dense attention.
     bug("a range begins at the first key", "dense_mla", KEYS,
         "clamp(self.starts[t], 0i32, limit) as usize", "0usize.runtime()"),

@@ -341,7 +341,7 @@ mod tests {
         // 4.8e9 elements of 576, and 5.5e9 bytes of records.
         let fits = check_size(size(64), DType::Bf16).unwrap();
         assert_eq!(fits.max_seq, 131_008);
-        let error = check_size(size(1 << 14), DType::Bf16).unwrap_err().to_string();
+        let error = check_size(size(1 << 15), DType::Bf16).unwrap_err().to_string();
         assert!(error.contains("fewer than 2^31 tokens"), "{error}");
     }
 }

@@ -183,10 +183,10 @@ fn what_does_not_fit_is_refused() {
     let run = |tau, d_v, length: Option<&[i32]>, sink: Option<&[f32]>| {
         sparse_mla(q.view(), kv.view(), indices.view(), tau, d_v, length, sink)
     };
-    assert!(run(0.0, 4, Some(&[1, 1]), Some(&[0.0])).is_ok());
-    for tau in [-1.0, f32::NAN, INF, -INF] {
+    assert!(run(0.5, 4, Some(&[1, 1]), Some(&[0.0])).is_ok());
+    for tau in [0.0, -1.0, f32::NAN, INF, -INF] {
         let error = run(tau, 4, None, None).unwrap_err().to_string();
-        let expected = "expected a finite number that is not negative";
+        let expected = "expected a finite positive number";
         assert_eq!(error, format!("softmax_scale is {tau}, {expected}"));
         assert!(dense_mla(q.view(), kv.view(), &[0, 0], &[1, 1], tau, 4).is_err());
         assert!(dense_masked(q.view(), kv.view(), Array2::zeros((2, 3)).view(), tau, 4).is_err());
