@@ -7,9 +7,9 @@
 
 use anyhow::Context;
 use dsa_benches::args::{CostArgs, command, parsed};
-use dsa_benches::free_memory;
 use dsa_benches::peaks::{Ceilings, random};
 use dsa_benches::session::{Session, before, describe};
+use dsa_benches::{free_memory, sentence};
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};

@@ -121,7 +121,7 @@ pub fn run(
         Command::Check(check) => check::check(out, &check),
         Command::Run(run) => {
             if run.reference && written("device") {
-                return Err(Usage::new("--device with --reference: it runs on no device"));
+                return Err(Usage::error("--device with --reference: it runs on no device"));
             }
             run::run(out, &run)?;
             Ok(ExitCode::SUCCESS)
@@ -133,11 +133,11 @@ pub fn run(
         Command::Verify { checkpoint, config, tokens, device, seed } => {
             // A link that leads nowhere is a text too: verify says what is wrong with it.
             let stored = checkpoint.as_ref().map(|folder| folder.join("expected.safetensors"));
-            if let Some(stored) = stored.filter(|path| path.symlink_metadata().is_ok()) {
-                for name in ["tokens", "seed"].into_iter().filter(|name| written(name)) {
-                    let stored = stored.display();
-                    return Err(Usage::new(format!("--{name}: the text is that of {stored}")));
-                }
+            if let Some(stored) = stored.filter(|path| path.symlink_metadata().is_ok())
+                && let Some(name) = ["tokens", "seed"].into_iter().find(|name| written(name))
+            {
+                let stored = stored.display();
+                return Err(Usage::error(format!("--{name}: the text is that of {stored}")));
             }
             let device = open(device.as_deref())?;
             let report = match checkpoint {

@@ -122,12 +122,12 @@ pub fn of(case: &Case, device: &Device) -> Vec<&'static str> {
             paths.push(either(whole.iter().all(|n| n % width == 0), "vectors", "elements"));
             paths.push(score());
             paths.push(either(shape("q")[1] == 1, "one token", "two tokens"));
-            let words = in_vectors(case, "cache", 4) && page * dim % 4 == 0;
+            let words = in_vectors(case, "cache", 4) && (page * dim).is_multiple_of(4);
             paths.push(either(words, "scales in words", "scales in bytes"));
         }
         "top_k" => {
             let (rows, length) = (shape("logits")[0], shape("logits")[1]);
-            let whole = rows * (length + gap(case, DType::F32)) % 4 == 0;
+            let whole = (rows * (length + gap(case, DType::F32))).is_multiple_of(4);
             let pieces = word("pieces").map_or(length > 16_384, |pieces| pieces != "0");
             paths.push(either(whole, "vectors", "elements"));
             paths.push(either(pieces, "sifted", "not sifted"));
@@ -208,6 +208,6 @@ fn gap(case: &Case, dtype: DType) -> usize {
 fn in_vectors(case: &Case, name: &str, width: usize) -> bool {
     case.tensors.get(name).is_some_and(|tensor| {
         let cols = tensor.shape.last().copied().unwrap_or(0);
-        cols % width == 0 && gap(case, tensor.dtype) % width == 0
+        cols % width == 0 && gap(case, tensor.dtype).is_multiple_of(width)
     })
 }

@@ -12,7 +12,7 @@ pub struct Usage(pub(super) String);
 
 impl Usage {
     /// As an error of one line.
-    pub(super) fn new(text: impl std::fmt::Display) -> anyhow::Error {
+    pub(super) fn error(text: impl std::fmt::Display) -> anyhow::Error {
         Self(format!("error: {text}\n")).into()
     }
 }
@@ -52,7 +52,7 @@ pub(super) fn check_environment(get: impl Fn(&str) -> Option<OsString>) -> anyho
     let check = |name: &str, right: &dyn Fn(&str) -> bool, expected: &str| match get(name) {
         // An empty variable is one that is not set.
         Some(value) if !value.is_empty() && !value.to_str().is_some_and(right) => {
-            Err(Usage::new(format!("{name} is {value:?}, expected {expected}")))
+            Err(Usage::error(format!("{name} is {value:?}, expected {expected}")))
         }
         _ => Ok(()),
     };

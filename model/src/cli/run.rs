@@ -63,15 +63,15 @@ fn case(kernel: &Kernel, run: &Run) -> anyhow::Result<Case> {
     for scalar in &run.scalars {
         match scalar.split_once('=') {
             Some(("kernel", _)) => {
-                return Err(Usage::new("--set kernel: the kernel is the first argument"));
+                return Err(Usage::error("--set kernel: the kernel is the first argument"));
             }
             Some((name, value)) if !name.is_empty() => {
                 if !set.insert(name) {
-                    return Err(Usage::new(format!("--set {name}: is there twice")));
+                    return Err(Usage::error(format!("--set {name}: is there twice")));
                 }
                 case = case.set(name, value);
             }
-            _ => return Err(Usage::new(format!("--set {scalar:?}, expected NAME=VALUE"))),
+            _ => return Err(Usage::error(format!("--set {scalar:?}, expected NAME=VALUE"))),
         }
     }
     Ok(case)
