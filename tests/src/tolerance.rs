@@ -40,13 +40,14 @@ pub fn tolerance(kernel: &str, output: &str, dtype: DType) -> Tolerance {
 pub fn tolerance_on(unit: MatrixUnit, kernel: &str, output: &str, dtype: DType) -> Tolerance {
     match (kernel, output) {
         ("indexer_logits" | "indexer_logits_paged", _) if unit == MatrixUnit::Wgmma => Tolerance {
-            abs: 1e-3,
+            abs: 2e-3,
             rel: 0.0,
             cos: 5e-6,
             of_row: true,
             source: "DeepGEMM's calc_diff < 5e-6; Hopper's fp8 product accumulates in fewer bits \
-                     than f32: on an H200 1.7e-4 of a score with heads of 15 and 27, 8e-4 of the \
-                     row's largest with 64 heads of 128, whose sums cancel",
+                     than f32 and cuts the rest off: on an H200 1.7e-4 of a score with heads of 15 \
+                     and 27, 1.24e-3 of the row's largest with 64 heads of 128 and codes of keys up \
+                     to 448, whose sums cancel (difference of the whole 1.3e-7)",
         },
         ("sparse_mla" | "sparse_mla_paged" | "dense_mha" | "dense_mla", "out")
             if unit == MatrixUnit::Wgmma && dtype != DType::F32 =>

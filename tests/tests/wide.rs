@@ -142,8 +142,9 @@ fn of_rows_with_one_slot_the_last_is_stored_in_twenty_runs() {
 
 #[test]
 fn four_hundred_rows_for_eight_slots_are_stored_as_when_written_one_by_one() {
-    let case = Case::load(Path::new("data/cases/store_kv_repeated_slots.safetensors")).unwrap();
-    let expected = std::fs::read("data/cases/store_kv_repeated_slots.cache").unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/cases");
+    let case = Case::load(&folder.join("store_kv_repeated_slots.safetensors")).unwrap();
+    let expected = std::fs::read(folder.join("store_kv_repeated_slots.cache")).unwrap();
     for again in 0..20 {
         assert!(run(&case)["cache"].bytes == expected, "run {again}");
     }
