@@ -24,7 +24,7 @@ pub fn all(kernel: &str, device: &Device) -> Vec<&'static str> {
         "store_kv" | "store_index_keys" | "hadamard" | "rms_norm" | "layer_norm" => &[FLOATS],
         "rope" => &[FLOATS, &["interleaved", "half_split"]],
         "place_rows" => &[FLOATS, &["a head each", "one head for all"]],
-        "gemm" => &[FLOATS, LOADS, GEMM_TILES],
+        "gemm" => &[FLOATS, LOADS, GEMM_TILES, GEMM_OUTS],
         "indexer_logits" => {
             &[&["e4m3"], FLOATS, LOADS, SCORES, &["keys without gaps", "keys with gaps"]]
         }
@@ -53,6 +53,7 @@ pub fn all(kernel: &str, device: &Device) -> Vec<&'static str> {
 
 const GEMM_TILES: &[&str] =
     &["to 4 rows", "to 8 rows", "to 64 rows", "to 128 columns", "more columns"];
+const GEMM_OUTS: &[&str] = &["to f32", "to bf16", "to f16"];
 const HEAD_TILES: &[&str] = &["4 heads", "8 heads", "16 heads", "32 heads"];
 const QUERY_TILES: &[&str] = &["4 queries", "8 queries", "16 queries", "32 queries", "64 queries"];
 
@@ -102,6 +103,11 @@ pub fn of(case: &Case, device: &Device) -> Vec<&'static str> {
         "gemm" => {
             let (m, n) = (shape("x")[1], shape("w")[1]);
             paths.push(loads(gemm::machine(device, dtype), &["x", "w"]));
+            paths.push(match word("out") {
+                Some("bf16") => GEMM_OUTS[1],
+                Some("f16") => GEMM_OUTS[2],
+                _ => GEMM_OUTS[0],
+            });
             paths.push(match m {
                 0..=4 => GEMM_TILES[0],
                 5..=8 => GEMM_TILES[1],

@@ -29,10 +29,16 @@ impl TensorLine {
         (is_name(name) && (of || known)).then_some(Self { name, shapes, types, optional })
     }
 
-    /// The types that the tensor may have in `case`.
+    /// The types that the tensor may have in `case`. `as NAME` is the type of the tensor NAME, or the one that the
+    /// scalar NAME names: f32 where that is left out.
     pub fn types(&self, case: &Case) -> Vec<DType> {
         match self.types.strip_prefix("as ") {
-            Some(other) => case.tensors.get(other).map(|tensor| tensor.dtype).into_iter().collect(),
+            Some(other) => {
+                let tensor = case.tensors.get(other).map(|tensor| tensor.dtype);
+                let scalar =
+                    || case.scalars.get(other).map_or(Some(DType::F32), |word| named(word));
+                tensor.or_else(scalar).into_iter().collect()
+            }
             None => self.types.split('|').filter_map(named).collect(),
         }
     }

@@ -129,20 +129,21 @@ struct Gemm {
     n: usize,
     k: usize,
     dtype: DType,
+    out: DType,
     strided: &'static str,
 }
 
 pub(super) fn gemm() -> Forms {
-    let form = |((b, m, n, k), dtype, strided)| Gemm { b, m, n, k, dtype, strided };
+    let form = |((b, m, n, k), dtype, out, strided)| Gemm { b, m, n, k, dtype, out, strided };
     // Low tiles, high ones, and wide ones.
     let m = prop_oneof![0usize..40, 65usize..80];
-    let random = ((1usize..4, m, 1usize..140, 1usize..200), float(), gap()).prop_map(form);
+    let random = ((1usize..4, m, 1usize..140, 1usize..200), float(), float(), gap()).prop_map(form);
     // A projection, and the absorbed product of some heads.
     let production = move |model: Model| {
         let projection = (Just(1usize), 1usize..5, 1usize..70, Exactly(model.hidden()));
         let (nope, _) = model.expanded();
         let absorbed = (1usize..9, 1usize..5, Exactly(512), Exactly(nope - ROPE_DIM));
-        (prop_oneof![projection.boxed(), absorbed.boxed()], float(), gap()).prop_map(form)
+        (prop_oneof![projection.boxed(), absorbed.boxed()], float(), float(), gap()).prop_map(form)
     };
     Forms::new(random, production, |form: &Gemm, rng| {
         const FILLS: [Fill; 3] = [Fill::Normal, Fill::Tenth, Fill::Ties];
@@ -157,7 +158,11 @@ pub(super) fn gemm() -> Forms {
             x = extreme::rows_within(rng, form.dtype, &[b, m, k], 40);
             w = extreme::rows_within(rng, form.dtype, &[b, n, k], 40);
         }
-        Case::new("gemm").with("x", x).with("w", w).set("strided", form.strided)
+        Case::new("gemm")
+            .with("x", x)
+            .with("w", w)
+            .set("out", form.out)
+            .set("strided", form.strided)
     })
 }
 

@@ -71,9 +71,14 @@ pub(super) fn reference_layer_norm(case: &Case) -> Result<Outputs, CaseError> {
     Ok(outputs([("out", HostTensor::of(&out).cast(case.tensor("x")?.dtype))]))
 }
 
+/// The type of a product's output: f32, or what a linear layer of that type rounds it to.
+fn out_dtype(case: &Case) -> Result<DType, CaseError> {
+    choice(case, "out", &[("f32", DType::F32), ("bf16", DType::Bf16), ("f16", DType::F16)])
+}
+
 pub(super) fn run_gemm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (x, w) = (case.upload_rows(device, "x")?, case.upload_rows(device, "w")?);
-    let out = gemm::gemm(device, &x, &w, DType::F32)?;
+    let out = gemm::gemm(device, &x, &w, out_dtype(case)?)?;
     Ok(outputs([("out", HostTensor::download(device, &out)?)]))
 }
 
@@ -84,7 +89,7 @@ pub(super) fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
         let product = reference::linear::linear(x.index_axis(Axis(0), b), w.index_axis(Axis(0), b));
         out.index_axis_mut(Axis(0), b).assign(&product);
     }
-    Ok(outputs([("out", HostTensor::of(&out))]))
+    Ok(outputs([("out", HostTensor::of(&out).cast(out_dtype(case)?))]))
 }
 
 pub(super) fn run_fold_scales(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
