@@ -41,7 +41,7 @@ fn table(llvm_version: &str) -> Result<String, String> {
     let mut table = "pub(crate) const SOURCES: &[Source] = &[\n".to_string();
     for (name, text) in &files {
         let code = sources::code(text);
-        let reached = if sources::has_kernel(text) {
+        let reached = if sources::has_kernel(name, text) {
             sources::reached(&files, name)
         } else {
             Default::default()

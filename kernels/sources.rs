@@ -27,9 +27,9 @@ pub fn code(text: &str) -> String {
     code
 }
 
-/// Whether `text` launches a kernel.
-pub fn has_kernel(text: &str) -> bool {
-    code(text).lines().any(|line| line.starts_with("#[cube(launch"))
+/// Whether the file `name` launches a kernel. What a `tests.rs` launches is no kernel of the crate.
+pub fn has_kernel(name: &str, text: &str) -> bool {
+    !name.ends_with("tests.rs") && code(text).lines().any(|line| line.starts_with("#[cube(launch"))
 }
 
 /// `start` and every file that it reaches.

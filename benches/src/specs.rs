@@ -5,7 +5,7 @@ use crate::args::Axes;
 use crate::session::Spec;
 use crate::timed::Named;
 use dsa_figures::Stage;
-use dsa_kernels::quant::KvRecord;
+use dsa_kernels::cache_write::KvRecord;
 use dsa_kernels::{Device, Result, Tensor};
 use std::collections::BTreeMap;
 

@@ -16,10 +16,10 @@
 
 mod keys;
 mod logits;
+mod tiling;
 
-use crate::contract::{Bound, Contract};
 use crate::device::Device;
-use crate::quant::expect_page_size;
+use crate::pages::expect_page_size;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
@@ -27,6 +27,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use keys::*;
 use logits::{LaneLogits, fill_unseen};
+use tiling::Tiling;
 
 /// How a query head's dot product with a key becomes its share of the score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -53,31 +54,6 @@ fn score<W: Size>(
             weight / (Vector::new(1.0f32) + (Vector::new(0.0f32) - dot).exp())
         }
     }
-}
-
-/// What of the kernel is fixed while it is compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tiling {
-    /// Query rows in a tile.
-    queries: usize,
-    /// Heads a query, padded to whole cells of every unit with ones that do not count.
-    heads: usize,
-    /// Whether there are any such.
-    padded: bool,
-    /// Keys in a tile.
-    keys: usize,
-    /// Tiles of keys in memory: the next are loaded while one is worked on.
-    stages: usize,
-    /// Elements from a key to the next, if they are without gaps: the addresses of a tile's keys are then
-    /// constants apart.
-    key_stride: Option<usize>,
-    /// Elements of a head.
-    dim: usize,
-    /// The same, padded to what the matrix unit multiplies.
-    tile_dim: usize,
-    /// Whether keys live in the paged cache (decode) or in rows (prefill).
-    paged: bool,
-    score_fn: ScoreFn,
 }
 
 /// One program scores `tiling.queries` rows of one request against `span` keys, tile by tile.
@@ -138,33 +114,6 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
                 logits.data[lanes.at[i] + own.key[i]] = logit;
             }
         }
-    }
-}
-
-/// The keys `start .. end` of a program, of which it scores the tiles `first .. last`: from the first key that
-/// one of its queries may see to the last one. The rest is not even read.
-#[derive(CubeType)]
-struct Span {
-    start: usize,
-    end: usize,
-    first: usize,
-    last: usize,
-    tiles: usize,
-}
-
-#[cube]
-impl Span {
-    fn new(
-        start: usize,
-        end: usize,
-        lowest: usize,
-        highest: usize,
-        #[comptime] keys: usize,
-    ) -> Self {
-        let skipped = clamp(lowest, start, end) - start;
-        let first = start + skipped / keys * keys;
-        let tiles = (clamp(highest, first, end) - first).div_ceil(keys);
-        Span { start, end, first, last: min(first + tiles * keys, end), tiles }
     }
 }
 
@@ -231,19 +180,6 @@ fn head_weights<W: Size>(
     values
 }
 
-/// What [`indexer_logits`] takes and returns. Contract: DeepGEMM `fp8_mqa_logits` with `clean_logits`.
-pub const LOGITS: Contract = Contract {
-    tensors: &[
-        "q: [s, H, D] e4m3|bf16|f16|f32, rows",
-        "k: [s_kv, D] as q, rows",
-        "k_scale: [s_kv] f32",
-        "weights: [s, H] f32, rows",
-        "ks: [s] i32",
-        "ke: [s] i32",
-    ],
-    outputs: &["logits: [s, s_kv] f32"],
-};
-
 /// Index logits of a prefill chunk: every query row against the keys of its own range.
 ///
 /// - `q`: `[s, H, D]` e4m3, bf16, f16 or f32, last stride 1, H from 1 to 128;
@@ -264,8 +200,21 @@ pub fn indexer_logits(
     ke: &Tensor,
     score_fn: ScoreFn,
 ) -> Result<Tensor> {
-    let bound = LOGITS.check([q, k, k_scale, weights, ks, ke], Bound::default())?;
-    let [s, s_kv] = bound.sizes(["s", "s_kv"]);
+    q.expect_rank("q", &["s", "H", "D"])?;
+    q.expect_dtype("q", &TYPES)?;
+    k.expect_rank("k", &["s_kv", "D"])?;
+    let (s, dim, s_kv) = (q.shape()[0], q.shape()[2], k.shape()[0]);
+    k.expect_shape("k", &[("s_kv", s_kv), ("D", dim)])?;
+    k_scale.expect_shape("k_scale", &[("s_kv", s_kv)])?;
+    k_scale.expect_dtype("k_scale", &[DType::F32])?;
+    k_scale.expect_contiguous("k_scale")?;
+    for (name, range) in [("ks", ks), ("ke", ke)] {
+        range.expect_shape(name, &[("s", s)])?;
+        range.expect_dtype(name, &[DType::I32])?;
+        range.expect_contiguous(name)?;
+    }
+    k.expect_dtype("k", &[q.dtype()])?;
+    k.expect_rows("k")?;
     let logits = device.output("logits", &[s, s_kv], DType::F32)?;
     let keys = KeySource {
         k,
@@ -429,47 +378,4 @@ fn launch(
 /// How the indexer of keys of type `dtype` runs on `device`.
 pub fn machine(device: &Device, dtype: DType) -> Machine {
     device.matrix_machine(dtype.elem(), 1).unwrap_or_else(|| device.machine(256))
-}
-
-impl Tiling {
-    /// The tiles that suit `machine`.
-    fn new(
-        machine: Machine,
-        rows: usize,
-        heads: usize,
-        dim: usize,
-        elem_size: usize,
-        key_stride: Option<usize>,
-        paged: bool,
-        score_fn: ScoreFn,
-    ) -> Self {
-        if machine.is_wgmma() {
-            // A 64 x 128 product: 64 keys against two queries of 64 heads, or as many as fit.
-            let (heads, padded) = (heads.next_multiple_of(8), !heads.is_multiple_of(8));
-            // A power of two, so that the lanes of a row can share out its logits.
-            let queries = (128 / heads).max(1).ilog2().min(rows.next_power_of_two().ilog2());
-            let queries = 1 << queries;
-            // The swizzled layout cuts rows into panels of 128 bytes.
-            let tile_dim = dim.next_multiple_of(128 / elem_size);
-            let (keys, stages) = (64, if elem_size == 1 { 4 } else { 2 });
-            return Self {
-                queries,
-                heads,
-                padded,
-                keys,
-                stages,
-                key_stride,
-                dim,
-                tile_dim,
-                paged,
-                score_fn,
-            };
-        }
-        let keys = 32;
-        let lanes = Share::new(machine, keys, LANES).lanes();
-        let padded = !heads.is_multiple_of(LANES * lanes);
-        let heads = heads.next_multiple_of(LANES * lanes);
-        let (queries, stages, tile_dim) = (1, 1, dim);
-        Self { queries, heads, padded, keys, stages, key_stride, dim, tile_dim, paged, score_fn }
-    }
 }

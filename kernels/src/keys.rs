@@ -9,7 +9,7 @@
 mod record;
 
 use crate::attention::AttentionArgs;
-use crate::quant::{KvRecord, expect_page_size};
+use crate::pages::{KvRecord, Pages, PagesLaunch, expect_page_size};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
@@ -32,29 +32,6 @@ pub(crate) enum RowFormat {
     Elements,
     /// As an fp8 record of the paged cache.
     Record { kv_lora_rank: usize },
-}
-
-/// How rows lie in their buffer: `page_size` of them, `stride` apart, in each page, a page every
-/// `page_stride`; rows in one piece are one page. In elements, of records in bytes.
-#[derive(CubeType, CubeLaunch)]
-pub(crate) struct Pages {
-    /// Rows that there are.
-    pub count: usize,
-    /// From a row to the next of its page.
-    pub stride: usize,
-    /// Rows of a page.
-    pub page_size: usize,
-    /// From a page to the next.
-    pub page_stride: usize,
-}
-
-#[cube]
-impl Pages {
-    /// Where row `slot` begins.
-    pub fn start(&self, slot: usize) -> usize {
-        let (page, row) = divided(slot, self.page_size);
-        page * self.page_stride + row * self.stride
-    }
 }
 
 /// What a key's row is, of all keys of a launch: rows of elements, in one piece or in pages, or fp8 records.

@@ -11,7 +11,7 @@
 
 pub mod attention;
 pub mod bandwidth;
-pub mod contract;
+pub mod cache_write;
 pub mod copy;
 pub mod dense_attention;
 pub mod device;
@@ -24,6 +24,7 @@ mod keys;
 mod merge_splits;
 pub mod norm;
 pub mod offline;
+mod pages;
 pub mod peak;
 pub mod quant;
 pub mod rope;

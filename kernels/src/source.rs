@@ -81,7 +81,7 @@ mod tests {
             assert!(attention.contains(&part), "{attention:?}");
         }
         let indexer = names(Some("indexer.rs"));
-        for part in ["indexer/keys.rs", "indexer/logits.rs", "keys.rs"] {
+        for part in ["indexer/keys.rs", "indexer/logits.rs", "indexer/tiling.rs", "pages.rs"] {
             assert!(indexer.contains(&part), "{indexer:?}");
         }
         let top_k = names(Some("top_k.rs"));
@@ -121,8 +121,9 @@ mod tests {
         let text = "//! Text.\nfn a() {}\n\n#[cfg(test)]\nmod tests {\n    fn t() {\n    }\n}\n    // Why.\nfn b() {}\n";
         assert_eq!(files::code(text), "fn a() {}\n\nfn b() {}\n");
         assert_eq!(files::code("#[cfg(test)]\nmod tests;\nfn a() {}\n"), "fn a() {}\n");
-        assert!(!files::has_kernel("#[cfg(test)]\nmod tests {\n#[cube(launch)]\n}\n"));
-        assert!(files::has_kernel("#[cube(launch_unchecked)]\nfn a() {}\n"));
+        assert!(!files::has_kernel("a.rs", "#[cfg(test)]\nmod tests {\n#[cube(launch)]\n}\n"));
+        assert!(files::has_kernel("a.rs", "#[cube(launch_unchecked)]\nfn a() {}\n"));
+        assert!(!files::has_kernel("a/tests.rs", "#[cube(launch_unchecked)]\nfn a() {}\n"));
     }
 
     #[test]

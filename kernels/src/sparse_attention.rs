@@ -27,7 +27,7 @@ use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
 use crate::device::Device;
 use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Lists, RowFormat};
 use crate::merge_splits::merge_splits;
-use crate::quant::KvRecord;
+use crate::pages::KvRecord;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
@@ -208,7 +208,7 @@ pub fn sparse_mla(
     attend(device, q, rows, list, args)
 }
 
-/// [`sparse_mla`] from the paged fp8 cache ([`store_kv`](crate::quant::store_kv)), of any page size.
+/// [`sparse_mla`] from the paged fp8 cache ([`store_kv`](crate::cache_write::store_kv)), of any page size.
 ///
 /// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1;
 /// - `indices`: `[s, topk]` i32 of slots, `page · page_size + offset`.

@@ -16,13 +16,14 @@
 //! token, shared by all heads, which is what makes gathering selected tokens worth while.
 //!
 //! Source: `MLA` and `Indexer` of the DeepSeek-V3.2-Exp inference demo (November 2025).
+use crate::cache_write::KvRecord;
 use crate::dense_attention::{dense_mha, dense_mla};
 use crate::error::{Result, check_value};
 use crate::hadamard::hadamard;
 use crate::indexer::{ScoreFn, indexer_logits};
 use crate::linear::{BLOCK, linear};
 use crate::norm::{layer_norm, rms_norm};
-use crate::quant::{KvRecord, act_quant, e4m3_decode};
+use crate::quant::{act_quant, e4m3_decode};
 use crate::sparse_attention::sparse_mla;
 use crate::top_k::{Policy, top_k};
 use heads::{causal, join, join_heads, part, rope_part, split_heads};

@@ -9,9 +9,10 @@
 //!
 //! Source: the DeepSeek-V3.2 paper's index score; argument order and layouts of DeepGEMM's
 //! `fp8_mqa_logits` and `fp8_paged_mqa_logits`.
+use crate::cache_write::index_cache_read;
 use crate::error::{Result, check_shape, check_value};
 use crate::math::{dot, key, key_range};
-use crate::quant::{e4m3_decode, index_cache_read};
+use crate::quant::e4m3_decode;
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayView3, ArrayView4, Axis};
 
 /// What a head makes of its dot product before the heads are summed.
@@ -86,7 +87,7 @@ fn logit(
 /// Scores `[b · next_n, max_context]` of a decoding step over a paged cache.
 ///
 /// `q` `[b, next_n, H, D]`; `cache` `[n_pages, page_size · (D + 4)]` bytes, see
-/// [`index_cache_pages`](crate::quant::index_cache_pages); `weights` `[b · next_n, H]`;
+/// [`index_cache_pages`](crate::cache_write::index_cache_pages); `weights` `[b · next_n, H]`;
 /// `context_lens` `[b]`; `block_table` `[b, max_pages]`: key n of request b lies in page
 /// `block_table[b, n / page_size]`, slot `n % page_size`.
 ///

@@ -4,16 +4,11 @@
 //! there is no infinity; NaN is 0x7f and 0xff. A block of values shares one f32 scale:
 //! `value = code · scale`.
 //!
-//! Source: `act_quant` of the DeepSeek-V3.2-Exp inference demo; the 656-byte record of FlashMLA
-//! ([`KvRecord`]); the paged key cache of DeepGEMM ([`index_cache_pages`]). All are simulated bit
-//! for bit, so that a kernel's error is never mixed up with the error of quantising.
+//! Source: `act_quant` of the DeepSeek-V3.2-Exp inference demo, simulated bit for bit, so that a kernel's
+//! error is never mixed up with the error of quantising. What the caches hold is in
+//! [`cache_write`](crate::cache_write).
 use crate::error::{Result, check_value};
 use ndarray::{Array2, ArrayView2, Axis, Slice};
-
-mod index_cache;
-mod kv_cache;
-pub use index_cache::{index_cache_pages, index_cache_read};
-pub use kv_cache::KvRecord;
 
 /// The largest e4m3 number.
 pub const E4M3_MAX: f32 = 448.0;
@@ -119,14 +114,14 @@ pub fn act_quant(x: ArrayView2<f32>, block: usize, fmt: ScaleFmt) -> Result<Quan
 }
 
 /// Largest `|x|` of one block; NaN does not count.
-fn amax(x: ArrayView2<f32>, row: usize, columns: std::ops::Range<usize>) -> f32 {
+pub(crate) fn amax(x: ArrayView2<f32>, row: usize, columns: std::ops::Range<usize>) -> f32 {
     let x = x.index_axis_move(Axis(0), row);
     let x = x.slice_axis(Axis(0), Slice::from(columns)); // [block]
     x.iter().fold(0.0, |amax, x| x.abs().max(amax)) // f32::max passes over NaN
 }
 
 /// e4m3 of `x / s`. A NaN is 0x7f, whatever its sign: machines differ in it.
-fn encode_scaled(x: f32, s: f32) -> u8 {
+pub(crate) fn encode_scaled(x: f32, s: f32) -> u8 {
     let scaled = (x / s).clamp(-E4M3_MAX, E4M3_MAX);
     if scaled.is_nan() { 0x7f } else { e4m3_encode(scaled) }
 }
@@ -138,7 +133,7 @@ fn pow2(e: i32) -> f32 {
 
 /// The smallest power of two that is at least `x` (positive, normal): the exponent field, one more
 /// if any mantissa bit is set.
-fn pow2_ceil(x: f32) -> f32 {
+pub(crate) fn pow2_ceil(x: f32) -> f32 {
     let bits = x.to_bits();
     let exponent = (bits >> 23) + u32::from(bits & 0x7f_ffff != 0);
     f32::from_bits(exponent << 23)

@@ -11,9 +11,9 @@
 //!
 //! Source: the DeepSeek-V3.2 paper; arguments, sink and edge conventions of FlashMLA's
 //! `flash_mla_sparse_fwd`, the logarithm natural.
+use crate::cache_write::KvRecord;
 use crate::error::{Result, check_shape, check_value};
 use crate::math::{attend, key, score};
-use crate::quant::KvRecord;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis, Slice};
 use std::collections::HashSet;
 

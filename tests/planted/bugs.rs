@@ -48,6 +48,7 @@ const fn on_matrix_unit(
 }
 
 const ATTENTION: &str = "model/src/layers/attention.rs";
+const CACHE_WRITE: &str = "kernels/src/cache_write.rs";
 const COLUMNS: &str = "kernels/src/top_k/columns.rs";
 const DENSE: &str = "kernels/src/dense_attention.rs";
 const FOLD: &str = "kernels/src/fold_scales.rs";
@@ -82,11 +83,11 @@ pub const BUGS: &[Bug] = &[
         "max(amax, 1.0e-4f32)", "amax"),
     bug("the round trip leaves out the scale", "round_trip", QUANT,
         "f32::cast_from(code) * block.scale", "f32::cast_from(code)"),
-    bug("every block's scale goes to the first one's place", "store_kv", QUANT,
+    bug("every block's scale goes to the first one's place", "store_kv", CACHE_WRITE,
         "write_f32(cache, at + rank + 4 * block, scale);", "write_f32(cache, at + rank, scale);"),
-    bug("the rope part's bytes are swapped", "store_kv", QUANT,
+    bug("the rope part's bytes are swapped", "store_kv", CACHE_WRITE,
         "u8::cast_from(bits >> 8)", "u8::cast_from(bits & 0xffu32)"),
-    bug("an index key's scale goes to the page's first slot", "store_index_keys", QUANT,
+    bug("an index key's scale goes to the page's first slot", "store_index_keys", CACHE_WRITE,
         "codes_end + 4 * row", "codes_end"),
     bug("of two rows for one slot the first wins, or any", "store_kv", SLOTS,
         "again = again || slots[later] == slot;", ""),

@@ -4,7 +4,7 @@ use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
 use dsa_kernels::attention::{Attention, AttentionArgs};
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{
-    copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
+    cache_write, copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
     sparse_attention, top_k,
 };
 use dsa_reference as reference;
@@ -53,7 +53,7 @@ pub const ALL: &[Kernel] = &[
     },
     Kernel {
         name: "store_kv",
-        file: "quant.rs",
+        file: "cache_write.rs",
         tensors: &[
             "c: [n, kv_lora_rank] f32|bf16|f16",
             "k_pe: [n, rope_dim] as c",
@@ -65,13 +65,13 @@ pub const ALL: &[Kernel] = &[
         outputs: &[RECORD_CACHE],
         scratch: "0",
         work: "n * (kv_lora_rank + rope_dim)",
-        machine: quant::machine,
+        machine: cache_write::machine,
         launch: run_store_kv,
         compute: reference_store_kv,
     },
     Kernel {
         name: "store_index_keys",
-        file: "quant.rs",
+        file: "cache_write.rs",
         tensors: &[
             "k: [n, D] f32|bf16|f16",
             "slots: [n] i32",
@@ -82,7 +82,7 @@ pub const ALL: &[Kernel] = &[
         outputs: &["cache: [n_pages, page_size * (D + 4)] u8"],
         scratch: "0",
         work: "n * D",
-        machine: quant::machine,
+        machine: cache_write::machine,
         launch: run_store_index_keys,
         compute: reference_store_index_keys,
     },

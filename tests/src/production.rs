@@ -5,7 +5,7 @@
 use crate::case::{Case, CaseError, HostTensor};
 use DType::{Bf16, E4m3, F16, F32};
 use dsa_kernels::DType;
-use dsa_reference::quant::KvRecord;
+use dsa_reference::cache_write::KvRecord;
 
 const HIDDEN: usize = 7168;
 const HEADS: usize = 128;

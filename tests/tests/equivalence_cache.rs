@@ -3,7 +3,8 @@
 
 use crate::support::*;
 use dsa_kernels::DType;
-use dsa_reference::quant::{KvRecord, ScaleFmt, act_quant, index_cache_pages};
+use dsa_reference::cache_write::{KvRecord, index_cache_pages};
+use dsa_reference::quant::{ScaleFmt, act_quant};
 use dsa_tests::{Case, HostTensor, Outputs};
 use ndarray::{Array1, Array2};
 

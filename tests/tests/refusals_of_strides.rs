@@ -2,8 +2,9 @@
 
 use crate::support::device;
 use dsa_kernels::attention::AttentionArgs;
+use dsa_kernels::cache_write::{self, KvRecord};
 use dsa_kernels::indexer::ScoreFn;
-use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt};
+use dsa_kernels::quant::{Quantised, ScaleFmt};
 use dsa_kernels::rope::Pairing;
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
@@ -145,9 +146,9 @@ fn caches_refuse_gaps_within_rows() {
     let c_turned = turned(device, F32, &[3, 4]);
     let cache = empty(device, &[2, 3 * record.bytes()], DType::U8);
     let cache_turned = turned(device, DType::U8, &[2, 3 * record.bytes()]);
-    refused("c", quant::store_kv(device, &c_turned, &c, &slots, &cache, 3));
-    refused("k_pe", quant::store_kv(device, &c, &c_turned, &slots, &cache, 3));
-    refused("cache", quant::store_kv(device, &c, &c, &slots, &cache_turned, 3));
+    refused("c", cache_write::store_kv(device, &c_turned, &c, &slots, &cache, 3));
+    refused("k_pe", cache_write::store_kv(device, &c, &c_turned, &slots, &cache, 3));
+    refused("cache", cache_write::store_kv(device, &c, &c, &slots, &cache_turned, 3));
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn index_keys_that_act_quant_did_not_make_are_refused_by_name() {
     let slots = empty(device, &[5], DType::I32);
     let store = |codes: Tensor, scale: Tensor| {
         let keys = Quantised { codes, scale };
-        quant::store_index_keys(device, &keys, &slots, &cache, 3).unwrap_err().to_string()
+        cache_write::store_index_keys(device, &keys, &slots, &cache, 3).unwrap_err().to_string()
     };
     let codes = || empty(device, &[5, 8], DType::E4m3);
     let scale = || empty(device, &[5, 1], DType::F32);

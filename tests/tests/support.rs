@@ -3,7 +3,8 @@
 //! Shapes are reused on purpose: a kernel is compiled once for each of its compile-time shapes.
 
 use dsa_kernels::{DType, Device};
-use dsa_reference::quant::{KvRecord, ScaleFmt, act_quant, index_cache_pages};
+use dsa_reference::cache_write::{KvRecord, index_cache_pages};
+use dsa_reference::quant::{ScaleFmt, act_quant};
 use dsa_tests::compare::compare_on;
 use dsa_tests::generate::{Fill, Rng, tensor};
 use dsa_tests::kernels::{Kernel, find};

@@ -1,8 +1,8 @@
 //! Where the rows of the indexer's tiles are: the heads of its queries, the keys that each query may see, and the
 //! keys, as rows or in the paged cache.
 
-use super::Tiling;
-use crate::keys::{Pages, PagesLaunch};
+use super::tiling::Tiling;
+use crate::pages::{Pages, PagesLaunch};
 use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
@@ -110,6 +110,33 @@ impl<'a> KeyRanges<'a> {
             }
         }
         (clamp(start, 0i32, self.s_kv) as usize, clamp(end, 0i32, self.s_kv) as usize)
+    }
+}
+
+/// The keys `start .. end` of a program, of which it scores the tiles `first .. last`: from the first key that
+/// one of its queries may see to the last one. The rest is not even read.
+#[derive(CubeType)]
+pub(super) struct Span {
+    pub start: usize,
+    pub end: usize,
+    pub first: usize,
+    pub last: usize,
+    pub tiles: usize,
+}
+
+#[cube]
+impl Span {
+    pub fn new(
+        start: usize,
+        end: usize,
+        lowest: usize,
+        highest: usize,
+        #[comptime] keys: usize,
+    ) -> Self {
+        let skipped = clamp(lowest, start, end) - start;
+        let first = start + skipped / keys * keys;
+        let tiles = (clamp(highest, first, end) - first).div_ceil(keys);
+        Span { start, end, first, last: min(first + tiles * keys, end), tiles }
     }
 }
 

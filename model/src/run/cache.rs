@@ -14,8 +14,9 @@ use super::{Batch, Mode, Rotary};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::check_dtype;
+use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
-use dsa_kernels::quant::{KvRecord, Quantised, ScaleFmt, act_quant, store_index_keys, store_kv};
+use dsa_kernels::quant::{Quantised, ScaleFmt, act_quant};
 use dsa_kernels::{DType, Device, Tensor};
 
 /// What sparse decode reads.

@@ -6,7 +6,7 @@ use crate::layers::{Attention, Trace};
 use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode};
 use crate::weights::Weights;
 use dsa_kernels::{DType, Device, Tensor};
-use dsa_reference::quant::KvRecord;
+use dsa_reference::cache_write::KvRecord;
 use ndarray::{Array, Array2, ArrayD, ArrayView2, Axis, Dimension, Slice};
 
 /// Tokens of a page.

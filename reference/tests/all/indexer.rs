@@ -1,7 +1,8 @@
 //! Index scores, from arrays and from pages.
 use crate::random::{Random, worst};
+use dsa_reference::cache_write::index_cache_pages;
 use dsa_reference::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
-use dsa_reference::quant::{ScaleFmt, act_quant, e4m3_decode, index_cache_pages};
+use dsa_reference::quant::{ScaleFmt, act_quant, e4m3_decode};
 use ndarray::{Array1, Array2, Array3, Array4, Axis, Slice, array};
 
 const RELU: ScoreFn = ScoreFn::ReluWeighted;

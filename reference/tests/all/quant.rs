@@ -1,5 +1,6 @@
 //! e4m3, scales, cache layouts.
 use crate::random::Random;
+use dsa_reference::cache_write::*;
 use dsa_reference::quant::*;
 use ndarray::{Array2, array};
 

@@ -1,8 +1,8 @@
 //! Merging splits, the fp8 cache, masks.
 use crate::attention::{INF, TAU, assert_close, assert_no_key, sparse};
 use crate::random::Random;
+use dsa_reference::cache_write::KvRecord;
 use dsa_reference::mask::{causal_mask, compose, index_mask};
-use dsa_reference::quant::KvRecord;
 use dsa_reference::sparse_attention::*;
 use ndarray::{Array2, ArrayView2, Axis, Slice, array};
 

@@ -4,7 +4,7 @@ use super::form::{D_QK, Exactly, Forms, KV_LORA_RANK, Model, PAGE, ROPE_DIM, TOP
 use super::{Fill, Rng, extreme, float, gap, index_lists, poison_unused, ranges, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_reference::quant::KvRecord;
+use dsa_reference::cache_write::KvRecord;
 use ndarray::Array2;
 use proptest::prelude::*;
 

@@ -4,7 +4,8 @@ use super::form::{Exactly, Forms, INDEX_DIM, Model, PAGE};
 use super::{Fill, Rng, extreme, gap, ranges, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_reference::quant::{ScaleFmt, act_quant, index_cache_pages};
+use dsa_reference::cache_write::index_cache_pages;
+use dsa_reference::quant::{ScaleFmt, act_quant};
 use ndarray::Array2;
 use proptest::prelude::*;
 

@@ -4,7 +4,7 @@ use super::form::{Exactly, Forms, INDEX_DIM, KV_LORA_RANK, Model, PAGE, ROPE_DIM
 use super::{ALL, Fill, float, gap, slots, tensor};
 use crate::case::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_reference::quant::KvRecord;
+use dsa_reference::cache_write::KvRecord;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]

@@ -78,7 +78,8 @@ pub(super) fn run_sparse_mla_paged(device: &Device, case: &Case) -> Result<Outpu
     let q = case.upload_rows(device, "q")?;
     let kv_lora_rank: usize = case.scalar("kv_lora_rank")?;
     let d_qk = q.shape().last().copied().unwrap_or(0);
-    let record = quant::KvRecord { kv_lora_rank, rope_dim: d_qk.saturating_sub(kv_lora_rank) };
+    let record =
+        cache_write::KvRecord { kv_lora_rank, rope_dim: d_qk.saturating_sub(kv_lora_rank) };
     let a = sparse_attention::sparse_mla_paged(
         device,
         &q,
@@ -95,7 +96,7 @@ pub(super) fn reference_sparse_mla_paged(case: &Case) -> Result<Outputs, CaseErr
     let q: Cuboid = case.array("q")?;
     let kv_lora_rank: usize = case.scalar("kv_lora_rank")?;
     let rope_dim = q.dim().2.saturating_sub(kv_lora_rank);
-    let record = reference::quant::KvRecord { kv_lora_rank, rope_dim };
+    let record = reference::cache_write::KvRecord { kv_lora_rank, rope_dim };
     let cache = case.tensor("cache")?;
     let slots = cache.bytes.len() / record.bytes().max(1);
     let flat = HostTensor::u8(&[slots, record.bytes()], cache.bytes.clone());

@@ -49,13 +49,14 @@ pub(super) fn run_store_kv(device: &Device, case: &Case) -> Result<Outputs, Case
     let (c, k_pe) = (case.upload_rows(device, "c")?, case.upload_rows(device, "k_pe")?);
     let slots = case.upload(device, "slots")?;
     let cache = case.upload(device, "cache")?;
-    quant::store_kv(device, &c, &k_pe, &slots, &cache, case.scalar("page_size")?)?;
+    cache_write::store_kv(device, &c, &k_pe, &slots, &cache, case.scalar("page_size")?)?;
     Ok(outputs([("cache", HostTensor::download(device, &cache)?)]))
 }
 
 pub(super) fn reference_store_kv(case: &Case) -> Result<Outputs, CaseError> {
     let (c, k_pe): (Matrix, Matrix) = (case.array("c")?, case.array("k_pe")?);
-    let record = reference::quant::KvRecord { kv_lora_rank: c.ncols(), rope_dim: k_pe.ncols() };
+    let record =
+        reference::cache_write::KvRecord { kv_lora_rank: c.ncols(), rope_dim: k_pe.ncols() };
     let records = record.quantise_kv(c.view(), k_pe.view());
     let mut cache = case.tensor("cache")?.clone();
     let bytes = record.bytes();
@@ -75,7 +76,7 @@ pub(super) fn run_store_index_keys(device: &Device, case: &Case) -> Result<Outpu
     let keys = quant::act_quant(device, &k, quant::ScaleFmt::Ue8m0)?;
     let slots = case.upload(device, "slots")?;
     let cache = case.upload(device, "cache")?;
-    quant::store_index_keys(device, &keys, &slots, &cache, case.scalar("page_size")?)?;
+    cache_write::store_index_keys(device, &keys, &slots, &cache, case.scalar("page_size")?)?;
     Ok(outputs([("cache", HostTensor::download(device, &cache)?)]))
 }
 

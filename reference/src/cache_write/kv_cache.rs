@@ -1,5 +1,5 @@
 //! The fp8 cache record of FlashMLA: one token's latent and rotary key in one run of bytes.
-use super::{E4M3_MAX, amax, e4m3_decode, encode_scaled, pow2_ceil};
+use crate::quant::{E4M3_MAX, amax, e4m3_decode, encode_scaled, pow2_ceil};
 use ndarray::{Array2, ArrayView2};
 
 /// Columns of the latent that share a scale.
