@@ -65,7 +65,7 @@ impl Case {
     }
 
     fn download(&self, y: &Tensor) -> Array2<f32> {
-        let values = self.device.download_f32(y).unwrap();
+        let values = y.download_f32().unwrap();
         Array2::from_shape_vec((y.shape()[0], y.shape()[1]), values).unwrap()
     }
 
@@ -239,7 +239,7 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
         let y = layer.forward(&x, &batch, cache.layer(0).unwrap()).unwrap();
         cache.advance(&batch);
         let stages = batch.stages();
-        assert!(device.download_f32(&y).unwrap().iter().all(|v| v.is_finite() && *v != 0.0));
+        assert!(y.download_f32().unwrap().iter().all(|v| v.is_finite() && *v != 0.0));
         let measured = Stage::ALL.map(|stage| stages.seconds(stage) > 0.0);
         let sparse = mode == Mode::Sparse;
         assert_eq!(measured, [true, sparse, sparse, !sparse, true], "{mode:?}");
