@@ -15,10 +15,11 @@
 //! Budget (gfx950): at most 24 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::pages::{Pages, PagesLaunch, expect_page_size};
-use crate::quant::{BLOCK, Floor, Quantised, ScaleFmt, amax, block_scale, quantise, rows_and_cols};
-use crate::slots::{expect_slots, launches, slot_of};
+use crate::pages::{Pages, PagesLaunch};
+use crate::quant::{BLOCK, Floor, Quantised, ScaleFmt, amax, block_scale, quantise};
+use crate::slots::{launches, slot_of};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
@@ -111,12 +112,32 @@ pub fn machine(device: &Device) -> Machine {
     device.machine(32)
 }
 
-/// Writes tokens into the paged fp8 cache.
+/// What [`store_kv`] takes and changes. The pages hold records: the latent's codes, a scale for each 128 of them, the
+/// rope part in bf16.
+pub const STORE_KV: Contract = Contract {
+    name: "store_kv",
+    tensors: &[
+        "c: [n, kv_lora_rank] f32|bf16|f16, rows",
+        "k_pe: [n, rope_dim] as c, rows",
+        "slots: [n] i32",
+        "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) + 2 * rope_dim)] u8, rows",
+    ],
+    scalars: &["page_size: integer 1 to 1048576"],
+    sizes: &["n_pages * page_size: 0 to 2147483647"],
+    outputs: &[
+        "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) + 2 * rope_dim)] u8",
+    ],
+};
+
+/// Writes tokens into the paged fp8 cache ([`STORE_KV`]).
 ///
-/// - `c`: `[n, kv_lora_rank]`, `k_pe`: `[n, rope_dim]`, one float type, last stride 1;
+/// - `c`: `[n, kv_lora_rank]`, `k_pe`: `[n, rope_dim]`, one float type;
 /// - `slots`: `[n]` i32, `page · page_size + offset`; a slot out of range is not written, and of several rows
 ///   with one slot the last is;
-/// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1.
+/// - `cache`: `[n_pages, page_size · record.bytes()]` u8.
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn store_kv(
     c: &Tensor,
     k_pe: &Tensor,
@@ -125,12 +146,9 @@ pub fn store_kv(
     page_size: usize,
 ) -> Result<()> {
     let device = c.device();
-    let (n, kv_lora_rank) = rows_and_cols("c", c)?;
-    let (_, rope_dim) = rows_and_cols("k_pe", k_pe)?;
-    k_pe.expect_shape("k_pe", &[("n", n), ("rope_dim", rope_dim)])?;
-    k_pe.expect_dtype("k_pe", &[c.dtype()])?;
+    let bound = STORE_KV.check([c, k_pe, slots, cache].map(Some), &[page_size.into()])?;
+    let [n, kv_lora_rank, rope_dim] = bound.sizes(["n", "kv_lora_rank", "rope_dim"])?;
     let record = KvRecord { kv_lora_rank, rope_dim };
-    expect_cache(cache, slots, n, page_size, record.bytes())?;
     if n == 0 {
         return Ok(());
     }
@@ -159,26 +177,38 @@ pub fn store_kv(
     Ok(())
 }
 
-/// Writes index keys into their paged cache.
+/// What [`store_index_keys`] takes and changes. A page holds the codes of all its tokens, then their scales.
+pub const STORE_INDEX_KEYS: Contract = Contract {
+    name: "store_index_keys",
+    tensors: &[
+        "codes: [n, D] e4m3",
+        "scale: [n, 1] f32",
+        "slots: [n] i32",
+        "cache: [n_pages, page_size * (D + 4)] u8, rows",
+    ],
+    scalars: &["page_size: integer 1 to 1048576"],
+    sizes: &["D: 1 to 128", "n_pages * page_size: 0 to 2147483647"],
+    outputs: &["cache: [n_pages, page_size * (D + 4)] u8"],
+};
+
+/// Writes index keys into their paged cache ([`STORE_INDEX_KEYS`]).
 ///
 /// - `keys`: of [`act_quant`](crate::quant::act_quant) on `[n, D]` with D <= 128;
 /// - `slots`: `[n]` i32; a slot out of range is not written, and of several rows with one slot the last is;
-/// - `cache`: `[n_pages, page_size · (D + 4)]` u8, last stride 1.
+/// - `cache`: `[n_pages, page_size · (D + 4)]` u8.
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn store_index_keys(
     keys: &Quantised,
     slots: &Tensor,
     cache: &Tensor,
     page_size: usize,
 ) -> Result<()> {
-    let device = keys.codes.device();
-    keys.codes.expect_rank("codes", &["n", "D"])?;
-    keys.codes.expect_dtype("codes", &[DType::E4m3])?;
-    keys.codes.expect_contiguous("codes")?;
-    let (n, dim) = (keys.codes.shape()[0], keys.codes.shape()[1]);
-    keys.scale.expect_shape("scale", &[("n", n), ("1: D is at most 128", 1)])?;
-    keys.scale.expect_dtype("scale", &[DType::F32])?;
-    keys.scale.expect_contiguous("scale")?;
-    expect_cache(cache, slots, n, page_size, dim + 4)?;
+    let device = cache.device();
+    let tensors = [&keys.codes, &keys.scale, slots, cache].map(Some);
+    let bound = STORE_INDEX_KEYS.check(tensors, &[page_size.into()])?;
+    let [n, dim] = bound.sizes(["n", "D"])?;
     if n == 0 {
         return Ok(());
     }
@@ -209,21 +239,4 @@ pub fn store_index_keys(
 /// How rows of which `stride` bytes come one after the other lie in the pages of `cache`.
 fn pages(cache: &Tensor, page_size: usize, stride: usize) -> PagesLaunch {
     PagesLaunch::new(cache.shape()[0] * page_size, stride, page_size, cache.strides()[0])
-}
-
-/// Checks a cache of pages of `page_size` records and the slots to be written.
-fn expect_cache(
-    cache: &Tensor,
-    slots: &Tensor,
-    n: usize,
-    page_size: usize,
-    record: usize,
-) -> Result<()> {
-    expect_page_size(page_size)?;
-    cache.expect_rank("cache", &["n_pages", "page bytes"])?;
-    let n_pages = cache.shape()[0];
-    cache.expect_shape("cache", &[("n_pages", n_pages), ("page bytes", page_size * record)])?;
-    cache.expect_dtype("cache", &[DType::U8])?;
-    cache.expect_rows("cache")?;
-    expect_slots(slots, n, cache, n_pages * page_size)
 }

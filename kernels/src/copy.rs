@@ -10,9 +10,10 @@
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::slots::{expect_slots, launches, slot_of};
-use crate::tensor::{DType, Tensor};
+use crate::slots::{launches, slot_of};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -55,25 +56,31 @@ fn place_kernel<E: Numeric>(
     }
 }
 
-/// Puts rows in their places: `out[slots[t], h] = x[t, h]`.
+/// What [`place_rows`] takes and changes.
+pub const PLACE_ROWS: Contract = Contract {
+    name: "place_rows",
+    tensors: &[
+        "out: [rows, h, d] f32|bf16|f16, rows",
+        "x: [n, h, d] or [n, 1, d] as out, rows",
+        "slots: [n] i32",
+    ],
+    scalars: &[],
+    sizes: &[],
+    outputs: &["out: [rows, h, d] as out"],
+};
+
+/// Puts rows in their places: `out[slots[t], h] = x[t, h]` ([`PLACE_ROWS`]).
 ///
-/// - `x`: `[n, h, d]` of any float type, last stride 1; with one head, it goes to every head of `out`;
+/// - `x`: `[n, h, d]` of any float type; with one head, it goes to every head of `out`;
 /// - `slots`: `[n]` i32; a slot out of range is not written, and of several rows with one slot the last is;
-/// - `out`: `[rows, h, d]` of the type of x, last stride 1.
+/// - `out`: `[rows, h, d]` of the type of x.
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn place_rows(x: &Tensor, slots: &Tensor, out: &Tensor) -> Result<()> {
     let device = x.device();
-    x.expect_rank("x", &["n", "h", "d"])?;
-    x.expect_dtype("x", &DType::FLOATS)?;
-    x.expect_rows("x")?;
-    out.expect_rank("out", &["rows", "h", "d"])?;
-    let (n, dim, rows, heads) = (x.shape()[0], x.shape()[2], out.shape()[0], out.shape()[1]);
-    out.expect_shape("out", &[("rows", rows), ("h", heads), ("d", dim)])?;
-    out.expect_dtype("out", &[x.dtype()])?;
-    out.expect_rows("out")?;
-    if x.shape()[1] != 1 {
-        x.expect_shape("x", &[("n", n), ("h", heads), ("d", dim)])?;
-    }
-    expect_slots(slots, n, out, rows)?;
+    let bound = PLACE_ROWS.check([out, x, slots].map(Some), &[])?;
+    let [n, heads, dim] = bound.sizes(["n", "h", "d"])?;
     if n * heads * dim == 0 {
         return Ok(());
     }

@@ -6,8 +6,8 @@
 //! lse[t, h] = ln Σ_n exp S[h, t, n]
 //! ```
 //!
-//! [`dense_mha`] is the expanded form of prefill (192/128 a head), [`dense_mla`] the absorbed form of decode
-//! (576/512, one key for all heads). Conventions for rows without a key, and for scores and values that are no
+//! [`dense_mha`] is the expanded form of prefill (192/128 a head). The absorbed form of decode (576/512, one key for
+//! all heads) is [`mla`](crate::sparse_attention::mla) over a range. Conventions for rows without a key, and for scores and values that are no
 //! numbers, as in [`sparse_attention`](crate::sparse_attention): what a query does not see does not reach it, not
 //! even a NaN in a tile that other queries see.
 //!
@@ -17,9 +17,10 @@
 //! Budget (gfx950): at most 192 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
-use crate::attention::{Attention, AttentionArgs, check_args};
+use crate::attention::{AttentionOut, OUTPUTS};
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::sparse_attention::range_mla;
+use crate::seen::KeyRange;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
@@ -277,41 +278,40 @@ impl Tiling {
     }
 }
 
-/// Attention of each head over the keys of each token's range.
+/// What [`dense_mha`] takes and returns.
+pub const DENSE_MHA: Contract = Contract {
+    name: "dense_mha",
+    tensors: &[
+        "q: [s, h, d_qk] f32|bf16|f16, rows",
+        "k: [s_kv, h, d_qk] as q, rows",
+        "v: [s_kv, h, d_v] as q, rows",
+        "ks: [s] i32",
+        "ke: [s] i32",
+    ],
+    scalars: &["softmax_scale: number above 0"],
+    sizes: &["h: 1 to 128", "d_qk: 1 to 1024", "d_v: 1 to 1024"],
+    outputs: OUTPUTS,
+};
+
+/// Attention of each head over the keys that each token sees ([`DENSE_MHA`]).
 ///
-/// - `q`: `[s, h, d_qk]` f32, bf16 or f16, last stride 1, h from 1 to 128;
-/// - `k`: `[s_kv, h, d_qk]`, `v`: `[s_kv, h, d_v]` of the type of q, last stride 1;
-/// - `ks`, `ke`: `[s]` i32, half-open ranges of keys, clamped to `0..s_kv`; causal attention from position p
-///   on is `ks = 0`, `ke[t] = p + t + 1`;
-/// - `softmax_scale`: finite and positive.
+/// - `q`: `[s, h, d_qk]`, `k`: `[s_kv, h, d_qk]`, `v`: `[s_kv, h, d_v]` of one type, f32, bf16 or f16;
+/// - `softmax_scale`: factor of the scores, finite and positive;
+/// - returns `[s, h, d_v]` of the type of q, and what [`AttentionOut`] says.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the outputs.
 pub fn dense_mha(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    ks: &Tensor,
-    ke: &Tensor,
+    seen: &KeyRange,
     softmax_scale: f32,
-) -> Result<Attention> {
-    let device = q.device();
-    q.expect_rank("q", &["s", "h", "d_qk"])?;
-    let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
-    k.expect_rank("k", &["s_kv", "h", "d_qk"])?;
-    let s_kv = k.shape()[0];
-    k.expect_shape("k", &[("s_kv", s_kv), ("h", heads), ("d_qk", d_qk)])?;
-    v.expect_rank("v", &["s_kv", "h", "d_v"])?;
-    let d_v = v.shape()[2];
-    v.expect_shape("v", &[("s_kv", s_kv), ("h", heads), ("d_v", d_v)])?;
-    check_args(q, heads, d_qk, &AttentionArgs { softmax_scale, d_v, ..Default::default() })?;
-    for (name, tensor) in [("k", k), ("v", v)] {
-        tensor.expect_dtype(name, &[q.dtype()])?;
-        tensor.expect_rows(name)?;
-    }
-    for (name, range) in [("ks", ks), ("ke", ke)] {
-        range.expect_shape(name, &[("s", s)])?;
-        range.expect_dtype(name, &[DType::I32])?;
-        range.expect_contiguous(name)?;
-    }
-    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype())?;
+) -> Result<AttentionOut> {
+    let (device, KeyRange { ks, ke }) = (q.device(), *seen);
+    let bound = DENSE_MHA.check([q, k, v, ks, ke].map(Some), &[softmax_scale.into()])?;
+    let [s, heads, d_qk, d_v] = bound.sizes(["s", "h", "d_qk", "d_v"])?;
+    let whole = AttentionOut::of(&bound)?;
     if s == 0 {
         return Ok(whole);
     }
@@ -352,21 +352,4 @@ pub fn dense_mha(
         );
     }
     Ok(whole)
-}
-
-/// Attention in the absorbed form: each token's heads over a range of shared rows.
-///
-/// - `q`: `[s, h, d_qk]`; `kv`: `[s_kv, d_qk]` (values: the first d_v columns), as in
-///   [`sparse_mla`](crate::sparse_attention::sparse_mla);
-/// - `ks`, `ke`: `[s]` i32, half-open ranges, clamped to `0..s_kv`.
-///
-/// It is the body of sparse attention over the whole range, so the baseline is tuned exactly as well.
-pub fn dense_mla(
-    q: &Tensor,
-    kv: &Tensor,
-    ks: &Tensor,
-    ke: &Tensor,
-    args: &AttentionArgs,
-) -> Result<Attention> {
-    range_mla(q, kv, ks, ke, args)
 }

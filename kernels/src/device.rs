@@ -131,6 +131,11 @@ impl Device {
         if self.wide || far { AddressType::U64 } else { AddressType::U32 }
     }
 
+    /// Whether the other is this device, so that a kernel of one reaches the memory of both.
+    pub fn is(&self, other: &Self) -> bool {
+        self.client.service_id() == other.client.service_id()
+    }
+
     /// The runtime.
     pub fn kind(&self) -> DeviceKind {
         self.kind

@@ -43,6 +43,14 @@ pub enum KernelError {
         /// The values it may take.
         expected: String,
     },
+    /// A line of a contract cannot be read: a mistake in the kernel's source.
+    #[error("the contract of {kernel} has a line that cannot be read: {line}")]
+    Contract {
+        /// The launcher.
+        kernel: &'static str,
+        /// The line.
+        line: String,
+    },
     /// No such device, or it does not open.
     #[error("device {name}: {reason}")]
     Device {

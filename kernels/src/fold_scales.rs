@@ -15,8 +15,9 @@
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -46,19 +47,27 @@ pub fn machine(device: &Device) -> Machine {
     device.machine(256)
 }
 
-/// Folds the queries' scales into the head weights: `out[t, h] = weights[t, h] · q_scale[t, h] · factor`.
+/// What [`fold_scales`] takes and returns.
+pub const FOLD_SCALES: Contract = Contract {
+    name: "fold_scales",
+    tensors: &["weights: [s, H] f32", "q_scale: [s, H] f32"],
+    scalars: &["factor: number"],
+    sizes: &[],
+    outputs: &["out: [s, H] f32"],
+};
+
+/// Folds the queries' scales into the head weights: `out[t, h] = weights[t, h] · q_scale[t, h] · factor`
+/// ([`FOLD_SCALES`]).
 ///
-/// `weights`, `q_scale`: `[s, H]` f32, contiguous. Returns `[s, H]` f32.
+/// `weights`, `q_scale`: `[s, H]` f32. Returns `[s, H]` f32.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the output.
 pub fn fold_scales(weights: &Tensor, q_scale: &Tensor, factor: f32) -> Result<Tensor> {
     let device = weights.device();
-    weights.expect_rank("weights", &["s", "H"])?;
-    let (s, h) = (weights.shape()[0], weights.shape()[1]);
-    q_scale.expect_shape("q_scale", &[("s", s), ("H", h)])?;
-    for (name, tensor) in [("weights", weights), ("q_scale", q_scale)] {
-        tensor.expect_dtype(name, &[DType::F32])?;
-        tensor.expect_contiguous(name)?;
-    }
-    let out = device.output("out", &[s, h], DType::F32)?;
+    let bound = FOLD_SCALES.check([weights, q_scale].map(Some), &[factor.into()])?;
+    let [s, h] = bound.sizes(["s", "H"])?;
+    let out = bound.output("out")?;
     let machine = machine(device);
     // SAFETY: the three buffers hold s · h elements each, and the kernel stops at that number.
     unsafe {

@@ -9,10 +9,11 @@
 //! Budget (sm_90a): at most 192 registers a unit, 192 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 136 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
 
+use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -151,49 +152,49 @@ impl Tiling {
     }
 }
 
-/// `out[b, m, n] = Σ_k x[b, m, k] · w[b, n, k]`, accumulated in f32.
+/// What [`gemm`] takes and returns.
+pub const GEMM: Contract = Contract {
+    name: "gemm",
+    tensors: &["x: [b, m, k] f32|bf16|f16, rows", "w: [b, n, k] as x, rows"],
+    scalars: &["out: f32|bf16|f16 (f32)"],
+    // Without elements in x and w the size of the output would be anybody's number.
+    sizes: &["k: at least 1"],
+    outputs: &["out: [b, m, n] as out"],
+};
+
+/// What [`gemm_into`] takes and changes.
+pub const GEMM_INTO: Contract = Contract {
+    name: "gemm_into",
+    tensors: &[GEMM.tensors[0], GEMM.tensors[1], "out: [b, m, n] f32|bf16|f16, rows"],
+    scalars: &[],
+    ..GEMM
+};
+
+/// `out[b, m, n] = Σ_k x[b, m, k] · w[b, n, k]`, accumulated in f32 ([`GEMM`]).
 ///
-/// - `x`: `[b, m, k]`, f32, bf16 or f16, last stride 1;
-/// - `w`: `[b, n, k]` of the same type, last stride 1;
+/// - `x`: `[b, m, k]`, f32, bf16 or f16;
+/// - `w`: `[b, n, k]` of the same type;
 /// - returns `[b, m, n]` of `out_dtype`.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the output.
 pub fn gemm(x: &Tensor, w: &Tensor, out_dtype: DType) -> Result<Tensor> {
-    let device = x.device();
-    x.expect_rank("x", &["b", "m", "k"])?;
-    let [b, m, _] = [x.shape()[0], x.shape()[1], x.shape()[2]];
-    w.expect_rank("w", &["b", "n", "k"])?;
-    // Before the output is made: without elements in x and w its size would be anybody's number.
-    expect_k(x)?;
-    let out = device.output("out", &[b, m, w.shape()[1]], out_dtype)?;
+    let out = GEMM.check([x, w].map(Some), &[out_dtype.into()])?.output("out")?;
     gemm_into(x, w, &out)?;
     Ok(out)
 }
 
-/// Refuses sums of nothing.
-fn expect_k(x: &Tensor) -> Result<()> {
-    if x.shape()[2] > 0 {
-        return Ok(());
-    }
-    Err(KernelError::Value { name: "k", got: "0".into(), expected: "at least 1".into() })
-}
-
-/// [`gemm`] into an existing tensor, whose last stride is 1.
+/// [`gemm`] into an existing tensor ([`GEMM_INTO`]).
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn gemm_into(x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
     let device = x.device();
-    x.expect_rank("x", &["b", "m", "k"])?;
-    w.expect_rank("w", &["b", "n", "k"])?;
-    let (b, m, k, n) = (x.shape()[0], x.shape()[1], x.shape()[2], w.shape()[1]);
-    w.expect_shape("w", &[("b", b), ("n", n), ("k", k)])?;
-    out.expect_shape("out", &[("b", b), ("m", m), ("n", n)])?;
-    x.expect_dtype("x", &DType::FLOATS)?;
-    w.expect_dtype("w", &[x.dtype()])?;
-    out.expect_dtype("out", &DType::FLOATS)?;
-    for (name, tensor) in [("x", x), ("w", w), ("out", out)] {
-        tensor.expect_rows(name)?;
-    }
+    let bound = GEMM_INTO.check([x, w, out].map(Some), &[])?;
+    let [b, m, n] = bound.sizes(["b", "m", "n"])?;
     if b * m * n == 0 {
         return Ok(());
     }
-    expect_k(x)?;
     let machine = machine(device, x.dtype());
     let tiling = Tiling::new(machine, m, n);
     let programs = b * m.div_ceil(tiling.m) * n.div_ceil(tiling.n);

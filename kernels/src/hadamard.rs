@@ -15,10 +15,11 @@
 //! Budget (sm_90a): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 8 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
+use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -98,24 +99,26 @@ pub fn machine(device: &Device) -> Machine {
     device.machine(64)
 }
 
-/// Rotates every row.
+/// What [`hadamard`] takes and returns.
+pub const HADAMARD: Contract = Contract {
+    name: "hadamard",
+    tensors: &["x: [rows, n] f32|bf16|f16, rows"],
+    scalars: &[],
+    sizes: &["n: 1 to 1024, a power of two"],
+    outputs: &["out: [rows, n] as x"],
+};
+
+/// Rotates every row ([`HADAMARD`]).
 ///
-/// `x`: `[rows, n]` f32, bf16 or f16, last stride 1, n a power of two up to 1024. Returns `[rows, n]` of
-/// the same type.
+/// `x`: `[rows, n]` f32, bf16 or f16, n a power of two up to 1024. Returns `[rows, n]` of the same type.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the output.
 pub fn hadamard(x: &Tensor) -> Result<Tensor> {
     let device = x.device();
-    x.expect_rank("x", &["rows", "n"])?;
-    x.expect_dtype("x", &DType::FLOATS)?;
-    x.expect_rows("x")?;
-    let (rows, n) = (x.shape()[0], x.shape()[1]);
-    if !n.is_power_of_two() || n > 1024 {
-        return Err(KernelError::Shape {
-            tensor: "x",
-            got: x.shape().to_vec(),
-            expected: "rows of a power of two up to 1024".to_string(),
-        });
-    }
-    let out = device.output("out", &[rows, n], x.dtype())?;
+    let bound = HADAMARD.check([Some(x)], &[])?;
+    let [rows, n] = bound.sizes(["rows", "n"])?;
+    let out = bound.output("out")?;
     if rows > 0 {
         let machine = machine(device);
         // SAFETY: the kernel reads and writes n elements of each of `rows` rows.

@@ -18,11 +18,12 @@ mod keys;
 mod logits;
 mod tiling;
 
+use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::pages::expect_page_size;
+use crate::seen::{KeyRange, Seen};
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use keys::*;
@@ -180,191 +181,137 @@ fn head_weights<W: Size>(
     values
 }
 
-/// Index logits of a prefill chunk: every query row against the keys of its own range.
-///
-/// - `q`: `[s, H, D]` e4m3, bf16, f16 or f32, last stride 1, H from 1 to 128;
-/// - `k`: `[s_kv, D]` of the same type, last stride 1;
-/// - `k_scale`: `[s_kv]` f32, contiguous;
-/// - `weights`: `[s, H]` f32 with the query scales folded in, last stride 1;
-/// - `ks`, `ke`: `[s]` i32, half-open key ranges, clamped to `0..s_kv`; may be empty;
-/// - returns `[s, s_kv]` f32, -inf outside the ranges.
-///
-/// Contract: DeepGEMM `fp8_mqa_logits` with `clean_logits`.
-pub fn indexer_logits(
-    q: &Tensor,
-    k: &Tensor,
-    k_scale: &Tensor,
-    weights: &Tensor,
-    ks: &Tensor,
-    ke: &Tensor,
-    score_fn: ScoreFn,
-) -> Result<Tensor> {
-    let device = q.device();
-    q.expect_rank("q", &["s", "H", "D"])?;
-    q.expect_dtype("q", &TYPES)?;
-    k.expect_rank("k", &["s_kv", "D"])?;
-    let (s, dim, s_kv) = (q.shape()[0], q.shape()[2], k.shape()[0]);
-    k.expect_shape("k", &[("s_kv", s_kv), ("D", dim)])?;
-    k_scale.expect_shape("k_scale", &[("s_kv", s_kv)])?;
-    k_scale.expect_dtype("k_scale", &[DType::F32])?;
-    k_scale.expect_contiguous("k_scale")?;
-    for (name, range) in [("ks", ks), ("ke", ke)] {
-        range.expect_shape(name, &[("s", s)])?;
-        range.expect_dtype(name, &[DType::I32])?;
-        range.expect_contiguous(name)?;
-    }
-    k.expect_dtype("k", &[q.dtype()])?;
-    k.expect_rows("k")?;
-    let logits = device.output("logits", &[s, s_kv], DType::F32)?;
-    let keys = KeySource {
-        k,
-        scale: k_scale,
-        starts: ks,
-        ends: ke,
-        block_table: ke,
-        row: k.strides()[0],
-        pages: 1,
-        page_size: s_kv.max(1),
-        page_stride: 0,
-        paged: false,
-    };
-    launch(q, 1, s, s_kv, weights, keys, &logits, score_fn)?;
-    Ok(logits)
+/// What [`logits`] takes and returns where keys are rows. Contract: DeepGEMM `fp8_mqa_logits` with `clean_logits`.
+pub const LOGITS: Contract = Contract {
+    name: "indexer_logits",
+    tensors: &[
+        "q: [s, H, D] e4m3|bf16|f16|f32, rows",
+        "weights: [s, H] f32, rows",
+        "k: [s_kv, D] as q, rows",
+        "k_scale: [s_kv] f32",
+        "ks: [s] i32 (optional)",
+        "ke: [s] i32 (optional)",
+        "context_lens: [1] i32 (optional)",
+    ],
+    scalars: &[],
+    sizes: &["H: 1 to 128", "D: 1 to 256"],
+    outputs: &["logits: [s, s_kv] f32"],
+};
+
+/// What [`logits`] takes and returns where keys are in the paged fp8 cache: in each page the codes of all its tokens,
+/// then their f32 scales. Contract: DeepGEMM `fp8_paged_mqa_logits`, without its scheduling metadata.
+pub const LOGITS_PAGED: Contract = Contract {
+    name: "indexer_logits_paged",
+    tensors: &[
+        "q: [b, next_n, H, D] e4m3",
+        "weights: [b * next_n, H] f32, rows",
+        "cache: [n_pages, page_size * (D + 4)] u8, rows",
+        "block_table: [b, max_pages] i32",
+        "ks: [b * next_n] i32 (optional)",
+        "ke: [b * next_n] i32 (optional)",
+        "context_lens: [b] i32 (optional)",
+    ],
+    scalars: &[
+        "page_size: integer 1 to 1048576",
+        "max_context: integer 0 to max_pages * page_size",
+    ],
+    sizes: &["H: 1 to 128", "D: 1 to 256"],
+    outputs: &["logits: [b * next_n, max_context] f32"],
+};
+
+/// Where the index keys are.
+#[derive(Clone, Copy, Debug)]
+pub enum IndexKeys<'a> {
+    /// Rows, all of which every query of a prefill chunk might see.
+    Rows {
+        /// `[s_kv, D]` of the type of q.
+        k: &'a Tensor,
+        /// `[s_kv]` f32: what a key's elements are to be multiplied by.
+        k_scale: &'a Tensor,
+    },
+    /// The paged fp8 cache of several requests ([`store_index_keys`](crate::cache_write::store_index_keys)).
+    Paged {
+        /// `[n_pages, page_size · (D + 4)]` u8.
+        cache: &'a Tensor,
+        /// Tokens of a page.
+        page_size: usize,
+        /// `[b, max_pages]` i32: the pages of each request. The keys of a page out of range score -inf.
+        block_table: &'a Tensor,
+        /// Columns of the logits.
+        max_context: usize,
+    },
 }
 
-/// Index logits of decode: the new tokens of each request against its paged fp8 cache.
+/// Index logits of query tokens against the keys that they see; -inf where they see none ([`LOGITS`],
+/// [`LOGITS_PAGED`]).
 ///
-/// - `q`: `[b, next_n, H, D]` e4m3, contiguous;
-/// - `cache`: `[n_pages, page_size · (D + 4)]` u8, last stride 1: in each page the codes of all its tokens,
-///   then their f32 scales; any page size;
-/// - `weights`: `[b · next_n, H]` f32 with the query scales folded in;
-/// - `context_lens`: `[b]` i32: token i of next_n sees keys `n < context_len - next_n + i + 1`;
-/// - `block_table`: `[b, max_pages]` i32; a page out of range scores -inf;
-/// - returns `[b · next_n, max_context]` f32, -inf beyond each context.
+/// - `q`: `[s, H, D]`, of keys in pages `[b, next_n, H, D]`;
+/// - `weights`: `[s, H]` f32 of the heads, with the query scales folded in;
+/// - returns `[s, s_kv]` f32, of keys in pages `[b · next_n, max_context]`.
 ///
-/// Contract: DeepGEMM `fp8_paged_mqa_logits` with 1-D context lengths, without its scheduling metadata.
-pub fn indexer_logits_paged(
+/// # Errors
+/// What is not as the contract says, and a device without memory for the logits.
+pub fn logits(
     q: &Tensor,
-    cache: &Tensor,
-    page_size: usize,
     weights: &Tensor,
-    context_lens: &Tensor,
-    block_table: &Tensor,
-    max_context: usize,
+    keys: &IndexKeys,
+    seen: &Seen,
     score_fn: ScoreFn,
 ) -> Result<Tensor> {
-    let device = q.device();
-    q.expect_rank("q", &["b", "next_n", "H", "D"])?;
-    q.expect_dtype("q", &[DType::E4m3])?;
-    q.expect_contiguous("q")?;
-    expect_page_size(page_size)?;
-    let (b, next_n, heads, dim) = (q.shape()[0], q.shape()[1], q.shape()[2], q.shape()[3]);
-    let q = q.reshape(&[b * next_n, heads, dim])?;
-    cache.expect_rank("cache", &["n_pages", "page_size * (D + 4)"])?;
-    let n_pages = cache.shape()[0];
-    let page_bytes = page_size * (dim + 4);
-    cache.expect_shape("cache", &[("n_pages", n_pages), ("page_size * (D + 4)", page_bytes)])?;
-    cache.expect_dtype("cache", &[DType::U8])?;
-    cache.expect_rows("cache")?;
-    context_lens.expect_shape("context_lens", &[("b", b)])?;
-    block_table.expect_rank("block_table", &["b", "max_pages"])?;
-    let max_pages = block_table.shape()[1];
-    block_table.expect_shape("block_table", &[("b", b), ("max_pages", max_pages)])?;
-    for (name, tensor) in [("context_lens", context_lens), ("block_table", block_table)] {
-        tensor.expect_dtype(name, &[DType::I32])?;
-        tensor.expect_contiguous(name)?;
-    }
-    if max_context > max_pages * page_size {
-        return Err(KernelError::Value {
-            name: "max_context",
-            got: format!("{max_context} with pages of {page_size}"),
-            expected: format!("at most the {max_pages} pages of the block table"),
-        });
-    }
-    let logits = device.output("logits", &[b * next_n, max_context], DType::F32)?;
-    let codes = cache.reinterpret(DType::E4m3);
-    let keys = KeySource {
-        k: &codes,
-        scale: cache,
-        starts: context_lens,
-        ends: context_lens,
-        block_table,
-        row: dim,
-        pages: n_pages,
-        page_size,
-        page_stride: cache.strides()[0],
-        paged: true,
+    let (ks, ke, lens) = match *seen {
+        Seen::Range(KeyRange { ks, ke }) => (Some(ks), Some(ke), None),
+        Seen::Context(lens) => (None, None, Some(lens)),
     };
-    launch(&q, b, next_n, max_context, weights, keys, &logits, score_fn)?;
-    Ok(logits)
-}
+    let bound = match *keys {
+        IndexKeys::Rows { k, k_scale } => {
+            let tensors = [Some(q), Some(weights), Some(k), Some(k_scale), ks, ke, lens];
+            LOGITS.check(tensors, &[])?
+        }
+        IndexKeys::Paged { cache, page_size, block_table, max_context } => {
+            let tensors = [Some(q), Some(weights), Some(cache), Some(block_table), ks, ke, lens];
+            LOGITS_PAGED.check(tensors, &[page_size.into(), max_context.into()])?
+        }
+    };
+    let [heads, dim] = bound.sizes(["H", "D"])?;
+    let logits = bound.output("logits")?;
+    let (rows, s_kv) = (logits.shape()[0], logits.shape()[1]);
+    if rows * s_kv == 0 {
+        return Ok(logits);
+    }
 
-/// The types of queries and keys.
-const TYPES: [DType; 4] = [DType::E4m3, DType::Bf16, DType::F16, DType::F32];
-
-fn launch(
-    q: &Tensor,
-    requests: usize,
-    rows: usize,
-    s_kv: usize,
-    weights: &Tensor,
-    keys: KeySource,
-    logits: &Tensor,
-    score_fn: ScoreFn,
-) -> Result<()> {
     let device = q.device();
-    let (s, heads, dim) = (q.shape()[0], q.shape()[1], q.shape()[2]);
-    q.expect_dtype("q", &TYPES)?;
-    q.expect_rows("q")?;
-    if !(1..=128).contains(&heads) || dim == 0 || dim > 256 {
-        return Err(KernelError::Shape {
-            tensor: "q",
-            got: q.shape().to_vec(),
-            expected: "H from 1 to 128 and D from 1 to 256".to_string(),
-        });
-    }
-    weights.expect_shape("weights", &[("s", s), ("H", heads)])?;
-    weights.expect_dtype("weights", &[DType::F32])?;
-    weights.expect_rows("weights")?;
-    if s * s_kv == 0 {
-        return Ok(());
-    }
-
+    let keys = KeySource::new(keys, seen, dim);
+    let requests = if keys.paged { q.shape()[0] } else { 1 };
+    let next_n = rows / requests;
     let machine = machine(device, q.dtype());
-    let tiling = Tiling::new(
-        machine,
-        rows,
-        heads,
-        dim,
-        q.dtype().size(),
-        (keys.row == dim).then_some(dim),
-        keys.paged,
-        score_fn,
-    );
+    let key_stride = (keys.row == dim).then_some(dim);
+    let size = q.dtype().size();
+    let tiling = Tiling::new(machine, next_n, heads, dim, size, key_stride, keys.paged, score_fn);
     // Enough programs to fill the device, few enough that a tile of queries is loaded seldom.
-    let row_tiles = requests * rows.div_ceil(tiling.queries);
+    let row_tiles = requests * next_n.div_ceil(tiling.queries);
     let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
     let span = s_kv.div_ceil(wanted).next_multiple_of(tiling.keys);
     let programs = row_tiles * s_kv.div_ceil(span);
+    let q = if keys.paged { q.clone() } else { q.split(0, 1) }; // [b, next_n, H, D]
     let vectors = load_width(machine, q.dtype().size());
     let in_vectors = q.in_vectors(vectors) && keys.in_vectors(vectors, dim);
     let width = if in_vectors { vectors } else { 1 };
     let scale_width = if keys.scales_in_words(dim) { 4 } else { 1 };
-    // SAFETY: shapes and strides are checked by the caller and above; the kernel compares rows, heads,
-    // keys and pages with their counts before it reads or writes.
+    // SAFETY: shapes and strides are as the contract says; the kernel compares rows, heads, keys and pages
+    // with their counts before it reads or writes.
     unsafe {
         indexer_kernel::launch_unchecked(
             device.client(),
             machine.cube_count(programs)?,
             machine.cube_dim(),
-            device.addresses([q, keys.k, &keys.scale.reinterpret(DType::U8), weights, logits]),
+            device.addresses([&q, &keys.k, &keys.scale, weights, &logits]),
             width,
             scale_width,
             machine.cell_width(),
-            q.split(0, requests).view(width),
+            q.view(width),
             keys.launch(width, scale_width, dim),
             weights.view(1),
-            RangesLaunch::new(keys.starts.arg(1), keys.ends.arg(1), keys.paged),
+            RangesLaunch::new(keys.starts.arg(1), keys.ends.arg(1), keys.by_context),
             logits.view(1),
             span,
             tiling,
@@ -372,7 +319,7 @@ fn launch(
             [q.dtype().elem(), machine.kept(q.dtype().elem())],
         );
     }
-    Ok(())
+    Ok(logits)
 }
 
 /// How the indexer of keys of type `dtype` runs on `device`.

@@ -8,13 +8,67 @@
 
 mod record;
 
-use crate::attention::AttentionArgs;
-use crate::pages::{KvRecord, Pages, PagesLaunch, expect_page_size};
+use crate::pages::{KvRecord, Pages, PagesLaunch};
+use crate::seen::KeyRange;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::prelude::*;
 use record::{load_records, rope_at};
+
+/// The rows of keys, each of which is a value in its first columns.
+#[derive(Clone, Copy, Debug)]
+pub enum Kv<'a> {
+    /// `[s_kv, d_qk]`, or pages `[n_pages, page_size, d_qk]` that lists number through (`page · page_size + offset`),
+    /// of the type of q.
+    Rows(&'a Tensor),
+    /// The paged cache of fp8 records ([`store_kv`](crate::cache_write::store_kv)).
+    Records {
+        /// `[n_pages, page_size · record.bytes()]` u8.
+        cache: &'a Tensor,
+        /// Tokens of a page, any number.
+        page_size: usize,
+        /// What a record holds: together the d_qk elements of q.
+        record: KvRecord,
+    },
+}
+
+/// Which rows each token attends to.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys<'a> {
+    /// Those of its list.
+    Listed {
+        /// `[s, topk]` i32, any order, any topk from 1; duplicates count twice.
+        indices: &'a Tensor,
+        /// `[s]` i32: entries from here on are ignored.
+        topk_length: Option<&'a Tensor>,
+    },
+    /// Those of its range: dense attention.
+    Range(KeyRange<'a>),
+}
+
+impl<'a> Keys<'a> {
+    /// Those of the lists, all of whose entries count.
+    pub fn listed(indices: &'a Tensor) -> Self {
+        Self::Listed { indices, topk_length: None }
+    }
+
+    /// Those of the range `ks .. ke`.
+    pub fn range(ks: &'a Tensor, ke: &'a Tensor) -> Self {
+        Self::Range(KeyRange { ks, ke })
+    }
+
+    pub(crate) fn are_listed(&self) -> bool {
+        matches!(self, Self::Listed { .. })
+    }
+
+    /// The tensors, in the contract's order.
+    pub(crate) fn tensors(&self) -> (&'a Tensor, Option<&'a Tensor>) {
+        match *self {
+            Self::Listed { indices, topk_length } => (indices, topk_length),
+            Self::Range(KeyRange { ks, ke }) => (ks, Some(ke)),
+        }
+    }
+}
 
 /// Which keys a token attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -237,68 +291,33 @@ impl KeyRows {
         )
     }
 
-    /// Rows of elements: `kv` `[s_kv, d_qk]` or `[n_pages, page_size, d_qk]`, of the type of q.
-    pub fn elements(kv: &Tensor, q: &Tensor) -> Result<Self> {
-        q.expect_rank("q", &["s", "h", "d_qk"])?;
-        q.expect_dtype("q", &DType::FLOATS)?;
-        kv.expect_dtype("kv", &[q.dtype()])?;
-        let d_qk = q.shape()[2];
-        let (pages, page_size, row, page_stride) = match *kv.shape() {
-            [s_kv, _] => (1, s_kv, kv.strides()[0], 0),
-            [pages, page_size, _] => (pages, page_size, kv.strides()[1], kv.strides()[0]),
-            _ => {
-                kv.expect_rank("kv", &["s_kv (or n_pages, page_size)", "d_qk"])?;
-                (0, 0, 0, 0)
+    /// Those of the contract.
+    pub fn new(kv: &Kv) -> Self {
+        match *kv {
+            Kv::Rows(kv) => {
+                let (shape, strides) = (kv.shape(), kv.strides());
+                let last = shape.len() - 2;
+                let (pages, page_stride) = if last == 0 { (1, 0) } else { (shape[0], strides[0]) };
+                Self {
+                    buffer: kv.clone(),
+                    format: RowFormat::Elements,
+                    count: pages * shape[last],
+                    stride: strides[last],
+                    page_size: shape[last].max(1),
+                    page_stride,
+                }
             }
-        };
-        if kv.shape().last() != Some(&d_qk) {
-            return Err(KernelError::Shape {
-                tensor: "kv",
-                got: kv.shape().to_vec(),
-                expected: format!("rows of d_qk={d_qk} as q has"),
-            });
+            Kv::Records { cache, page_size, record } => Self {
+                buffer: cache.clone(),
+                format: RowFormat::Record { kv_lora_rank: record.kv_lora_rank },
+                count: cache.shape()[0] * page_size,
+                stride: record.bytes(),
+                page_size,
+                page_stride: cache.strides()[0],
+            },
         }
-        kv.expect_rows("kv")?;
-        Ok(Self {
-            buffer: kv.clone(),
-            format: RowFormat::Elements,
-            count: pages * page_size,
-            stride: row,
-            page_size: page_size.max(1),
-            page_stride,
-        })
     }
 
-    /// Rows of fp8 records: `cache` `[n_pages, page_size · record.bytes()]` u8.
-    pub fn records(cache: &Tensor, page_size: usize, record: KvRecord, q: &Tensor) -> Result<Self> {
-        q.expect_rank("q", &["s", "h", "d_qk"])?;
-        expect_page_size(page_size)?;
-        if record.kv_lora_rank.saturating_add(record.rope_dim) != q.shape()[2] {
-            return Err(KernelError::Value {
-                name: "record",
-                got: format!("{record:?}"),
-                expected: format!("d_qk={} elements as q has", q.shape()[2]),
-            });
-        }
-        cache.expect_rank("cache", &["n_pages", "page_size * record"])?;
-        let n_pages = cache.shape()[0];
-        let bytes = page_size * record.bytes();
-        cache.expect_shape("cache", &[("n_pages", n_pages), ("page_size * record", bytes)])?;
-        cache.expect_dtype("cache", &[DType::U8])?;
-        cache.expect_rows("cache")?;
-        cache.expect_numbered("cache", n_pages * page_size)?;
-        Ok(Self {
-            buffer: cache.clone(),
-            format: RowFormat::Record { kv_lora_rank: record.kv_lora_rank },
-            count: n_pages * page_size,
-            stride: record.bytes(),
-            page_size,
-            page_stride: cache.strides()[0],
-        })
-    }
-}
-
-impl KeyRows {
     /// Bytes of the vectors in which records can be read: 8, or 1 where a part of one begins in between.
     pub fn record_width(&self) -> usize {
         let RowFormat::Record { kv_lora_rank } = self.format else { return 1 };
@@ -336,41 +355,23 @@ impl KeyLists {
         )
     }
 
-    /// The lists `indices` `[s, topk]`, of which the first `args.topk_length` entries count.
-    pub fn indices(indices: &Tensor, q: &Tensor, args: &AttentionArgs) -> Result<Self> {
-        let s = q.shape()[0];
-        indices.expect_rank("indices", &["s", "topk"])?;
-        let topk = indices.shape()[1];
-        indices.expect_shape("indices", &[("s", s), ("topk", topk)])?;
-        indices.expect_dtype("indices", &[DType::I32])?;
-        indices.expect_rows("indices")?;
-        if let Some(length) = &args.topk_length {
-            length.expect_shape("topk_length", &[("s", s)])?;
-            length.expect_dtype("topk_length", &[DType::I32])?;
-            length.expect_contiguous("topk_length")?;
+    /// Those of the contract, of keys that are `count` rows.
+    pub fn new(keys: &Keys, count: usize) -> Self {
+        match *keys {
+            Keys::Listed { indices, topk_length } => Self {
+                key_set: KeySet::Listed,
+                indices: indices.clone(),
+                starts: None,
+                ends: topk_length.cloned(),
+                limit: indices.shape()[1],
+            },
+            Keys::Range(KeyRange { ks, ke }) => Self {
+                key_set: KeySet::Range,
+                indices: ks.clone(),
+                starts: Some(ks.clone()),
+                ends: Some(ke.clone()),
+                limit: count,
+            },
         }
-        Ok(Self {
-            key_set: KeySet::Listed,
-            indices: indices.clone(),
-            starts: None,
-            ends: args.topk_length.clone(),
-            limit: topk,
-        })
-    }
-
-    /// The ranges `ks .. ke` of rows.
-    pub fn range(ks: &Tensor, ke: &Tensor, q: &Tensor, count: usize) -> Result<Self> {
-        for (name, range) in [("ks", ks), ("ke", ke)] {
-            range.expect_shape(name, &[("s", q.shape()[0])])?;
-            range.expect_dtype(name, &[DType::I32])?;
-            range.expect_contiguous(name)?;
-        }
-        Ok(Self {
-            key_set: KeySet::Range,
-            indices: ks.clone(),
-            starts: Some(ks.clone()),
-            ends: Some(ke.clone()),
-            limit: count,
-        })
     }
 }

@@ -16,10 +16,11 @@
 //! Budget (sm_90a): at most 32 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
+use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -122,49 +123,66 @@ pub fn machine(device: &Device) -> Machine {
     device.machine(256)
 }
 
-/// `weight · x / sqrt(mean(x²) + eps)`.
+/// What [`rms_norm`] takes and returns.
+pub const RMS_NORM: Contract = Contract {
+    name: "rms_norm",
+    tensors: &["x: [rows, cols] f32|bf16|f16, rows", "weight: [cols] f32"],
+    scalars: &["eps: number at least 0"],
+    sizes: &[],
+    outputs: &["out: [rows, cols] as x"],
+};
+
+/// What [`rms_norm_into`] takes and changes.
+pub const RMS_NORM_INTO: Contract = Contract {
+    name: "rms_norm_into",
+    tensors: &[RMS_NORM.tensors[0], RMS_NORM.tensors[1], "out: [rows, cols] as x, rows"],
+    ..RMS_NORM
+};
+
+/// What [`layer_norm`] takes and returns.
+pub const LAYER_NORM: Contract = Contract {
+    name: "layer_norm",
+    tensors: &[RMS_NORM.tensors[0], RMS_NORM.tensors[1], "bias: [cols] f32"],
+    ..RMS_NORM
+};
+
+/// `weight · x / sqrt(mean(x²) + eps)` ([`RMS_NORM`]).
 ///
-/// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1;
+/// - `x`: `[rows, cols]` f32, bf16 or f16;
 /// - `weight`: `[cols]` f32;
 /// - returns `[rows, cols]` of the type of x.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the output.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    let device = x.device();
-    let out = device.output("out", x.shape(), x.dtype())?;
+    let out = RMS_NORM.check([x, weight].map(Some), &[eps.into()])?.output("out")?;
     norm(x, weight, None, &out, eps)?;
     Ok(out)
 }
 
-/// [`rms_norm`] into an existing tensor of the same shape and type, whose last stride is 1.
+/// [`rms_norm`] into an existing tensor of the same shape and type ([`RMS_NORM_INTO`]).
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn rms_norm_into(x: &Tensor, weight: &Tensor, out: &Tensor, eps: f32) -> Result<()> {
+    RMS_NORM_INTO.check([x, weight, out].map(Some), &[eps.into()])?;
     norm(x, weight, None, out, eps)
 }
 
-/// `weight · (x - mean(x)) / sqrt(var(x) + eps) + bias`; shapes as [`rms_norm`], `bias`: `[cols]` f32.
+/// `weight · (x - mean(x)) / sqrt(var(x) + eps) + bias`; shapes as [`rms_norm`], `bias`: `[cols]` f32
+/// ([`LAYER_NORM`]).
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the output.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    let device = x.device();
-    let out = device.output("out", x.shape(), x.dtype())?;
+    let out = LAYER_NORM.check([x, weight, bias].map(Some), &[eps.into()])?.output("out")?;
     norm(x, weight, Some(bias), &out, eps)?;
     Ok(out)
 }
 
+/// The launch of both; tensors and eps are as the contracts say.
 fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor, eps: f32) -> Result<()> {
-    let device = x.device();
-    x.expect_rank("x", &["rows", "cols"])?;
-    x.expect_dtype("x", &DType::FLOATS)?;
-    x.expect_rows("x")?;
-    let (rows, cols) = (x.shape()[0], x.shape()[1]);
-    for (name, tensor) in [("weight", weight), ("bias", bias.unwrap_or(weight))] {
-        tensor.expect_shape(name, &[("cols", cols)])?;
-        tensor.expect_dtype(name, &[DType::F32])?;
-        tensor.expect_contiguous(name)?;
-    }
-    out.expect_shape("out", &[("rows", rows), ("cols", cols)])?;
-    out.expect_dtype("out", &[x.dtype()])?;
-    out.expect_rows("out")?;
-    if !(eps.is_finite() && eps >= 0.0) {
-        let expected = "finite and not negative".to_string();
-        return Err(KernelError::Value { name: "eps", got: eps.to_string(), expected });
-    }
+    let (device, rows, cols) = (x.device(), x.shape()[0], x.shape()[1]);
     if rows * cols == 0 {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! How rows lie in the pages of a cache, and what an fp8 record of one is.
 
 use crate::quant::BLOCK;
+use crate::tensor::Tensor;
 use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
@@ -42,13 +43,17 @@ impl KvRecord {
     pub fn bytes(&self) -> usize {
         self.kv_lora_rank + 4 * self.kv_lora_rank.div_ceil(BLOCK) + 2 * self.rope_dim
     }
-}
 
-/// Refuses a page size of 0, or one whose bytes a usize might not count.
-pub(crate) fn expect_page_size(page_size: usize) -> Result<()> {
-    if (1..=1 << 20).contains(&page_size) {
-        return Ok(());
+    /// Refuses queries of other columns than a record holds.
+    pub(crate) fn expect_columns(&self, q: &Tensor) -> Result<()> {
+        let columns = self.kv_lora_rank.checked_add(self.rope_dim);
+        match q.shape().last() {
+            Some(d_qk) if columns != Some(*d_qk) => Err(KernelError::Value {
+                name: "record",
+                got: format!("{self:?}"),
+                expected: format!("d_qk={d_qk} elements as q has"),
+            }),
+            _ => Ok(()),
+        }
     }
-    let expected = "1 to 2^20".to_string();
-    Err(KernelError::Value { name: "page_size", got: page_size.to_string(), expected })
 }

@@ -16,8 +16,9 @@
 //! Budget (gfx950): at most 24 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -185,17 +186,38 @@ pub struct Quantised {
     pub scale: Tensor,
 }
 
-/// Quantises rows in blocks of 128.
+/// What [`act_quant`] takes and returns.
+pub const ACT_QUANT: Contract = Contract {
+    name: "act_quant",
+    tensors: &["x: [rows, cols] f32|bf16|f16, rows"],
+    scalars: &[],
+    sizes: &[],
+    outputs: &["codes: [rows, cols] e4m3", "scale: [rows, ceil(cols / 128)] f32"],
+};
+
+/// What [`round_trip`] takes and changes.
+pub const ROUND_TRIP: Contract = Contract {
+    name: "round_trip",
+    tensors: &[ACT_QUANT.tensors[0], "out: [rows, cols] as x, rows"],
+    scalars: &[],
+    sizes: &[],
+    outputs: &["out: [rows, cols] as x"],
+};
+
+/// Quantises rows in blocks of 128 ([`ACT_QUANT`]).
 ///
-/// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1; the last block may be partial;
+/// - `x`: `[rows, cols]` f32, bf16 or f16; the last block may be partial;
 /// - returns codes `[rows, cols]` e4m3 and scales `[rows, ceil(cols / 128)]` f32. A NaN element gives a NaN
 ///   code and does not touch its block's scale.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the outputs.
 pub fn act_quant(x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
     let device = x.device();
-    let (rows, cols) = rows_and_cols("x", x)?;
+    let bound = ACT_QUANT.check([Some(x)], &[])?;
+    let [rows, cols] = bound.sizes(["rows", "cols"])?;
     let blocks = cols.div_ceil(BLOCK);
-    let codes = device.output("codes", &[rows, cols], DType::E4m3)?;
-    let scale = device.output("scale", &[rows, blocks], DType::F32)?;
+    let (codes, scale) = (bound.output("codes")?, bound.output("scale")?);
     if rows * cols > 0 {
         let machine = machine(device);
         // SAFETY: every access is below rows and cols, which are the shapes of all three tensors.
@@ -220,13 +242,13 @@ pub fn act_quant(x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
 /// Quantises and dequantises: what the latent goes through before it is cached in bf16 (the fixed
 /// November 2025 model).
 ///
-/// `x`, `out`: `[rows, cols]` of one type, last stride 1; they may be the same tensor.
+/// `x`, `out`: `[rows, cols]` of one type; they may be the same tensor ([`ROUND_TRIP`]).
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn round_trip(x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> Result<()> {
     let device = x.device();
-    let (rows, cols) = rows_and_cols("x", x)?;
-    out.expect_shape("out", &[("rows", rows), ("cols", cols)])?;
-    out.expect_dtype("out", &[x.dtype()])?;
-    out.expect_rows("out")?;
+    let [rows, cols] = ROUND_TRIP.check([x, out].map(Some), &[])?.sizes(["rows", "cols"])?;
     if rows * cols == 0 {
         return Ok(());
     }
@@ -247,12 +269,4 @@ pub fn round_trip(x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The rows and columns of a tensor of floats.
-pub(crate) fn rows_and_cols(name: &'static str, x: &Tensor) -> Result<(usize, usize)> {
-    x.expect_rank(name, &["rows", "cols"])?;
-    x.expect_dtype(name, &DType::FLOATS)?;
-    x.expect_rows(name)?;
-    Ok((x.shape()[0], x.shape()[1]))
 }

@@ -13,10 +13,11 @@
 //! Budget (sm_90a): at most 24 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 24 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
+use crate::Result;
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -86,11 +87,29 @@ pub fn machine(device: &Device) -> Machine {
     device.machine(32)
 }
 
-/// Rotates every head of every row into `out`, which may be `x` itself.
+/// What [`rope`] takes and changes.
+pub const ROPE: Contract = Contract {
+    name: "rope",
+    tensors: &[
+        "x: [n, heads, dim] f32|bf16|f16, rows",
+        "cos: [positions, dim / 2] f32",
+        "sin: [positions, dim / 2] f32",
+        "positions: [n] i32",
+        "out: [n, heads, dim] as x, rows",
+    ],
+    scalars: &[],
+    sizes: &["dim: at least 2, even", "positions: at least 1"],
+    outputs: &["out: [n, heads, dim] as x"],
+};
+
+/// Rotates every head of every row into `out`, which may be `x` itself ([`ROPE`]).
 ///
-/// - `x`, `out`: `[n, heads, dim]` of one float type, last stride 1, dim even;
-/// - `cos`, `sin`: `[positions, dim/2]` f32, contiguous;
+/// - `x`, `out`: `[n, heads, dim]` of one float type, dim even;
+/// - `cos`, `sin`: `[positions, dim / 2]` f32;
 /// - `positions`: `[n]` i32, the row's line of the tables; a row whose line they do not have becomes NaN.
+///
+/// # Errors
+/// What is not as the contract says.
 pub fn rope(
     x: &Tensor,
     cos: &Tensor,
@@ -100,37 +119,8 @@ pub fn rope(
     pairing: Pairing,
 ) -> Result<()> {
     let device = x.device();
-    x.expect_rank("x", &["n", "heads", "dim"])?;
-    x.expect_dtype("x", &DType::FLOATS)?;
-    x.expect_rows("x")?;
-    let (rows, heads, dim) = (x.shape()[0], x.shape()[1], x.shape()[2]);
-    if dim == 0 || dim % 2 != 0 {
-        return Err(KernelError::Shape {
-            tensor: "x",
-            got: x.shape().to_vec(),
-            expected: "an even dim".to_string(),
-        });
-    }
-    out.expect_shape("out", &[("n", rows), ("heads", heads), ("dim", dim)])?;
-    out.expect_dtype("out", &[x.dtype()])?;
-    out.expect_rows("out")?;
-    cos.expect_rank("cos", &["positions", "dim/2"])?;
-    let table = cos.shape()[0];
-    if table == 0 {
-        return Err(KernelError::Shape {
-            tensor: "cos",
-            got: cos.shape().to_vec(),
-            expected: "at least one position".to_string(),
-        });
-    }
-    for (name, tensor) in [("cos", cos), ("sin", sin)] {
-        tensor.expect_shape(name, &[("positions", table), ("dim/2", dim / 2)])?;
-        tensor.expect_dtype(name, &[DType::F32])?;
-        tensor.expect_contiguous(name)?;
-    }
-    positions.expect_shape("positions", &[("n", rows)])?;
-    positions.expect_dtype("positions", &[DType::I32])?;
-    positions.expect_contiguous("positions")?;
+    let bound = ROPE.check([x, cos, sin, positions, out].map(Some), &[])?;
+    let [rows, heads, dim] = bound.sizes(["n", "heads", "dim"])?;
     if rows * heads == 0 {
         return Ok(());
     }

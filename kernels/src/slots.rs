@@ -3,8 +3,6 @@
 //! Of several rows with the same slot the last is stored, as if they were written one after the other. No two
 //! programs write one place, so no order of theirs shows in it.
 
-use crate::Result;
-use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::prelude::*;
 use std::ops::Range;
@@ -38,14 +36,6 @@ pub(crate) fn slot_of(
     }
     let stored = !again && slot >= 0 && slot < n_slots as i32;
     (select(stored, slot, 0i32) as usize, stored)
-}
-
-/// Refuses slots of other than `n` rows, or a cache of more slots than an i32 numbers.
-pub(crate) fn expect_slots(slots: &Tensor, n: usize, cache: &Tensor, n_slots: usize) -> Result<()> {
-    slots.expect_shape("slots", &[("n", n)])?;
-    slots.expect_dtype("slots", &[DType::I32])?;
-    slots.expect_contiguous("slots")?;
-    cache.expect_numbered("cache", n_slots)
 }
 
 /// The launches that `n` rows take, one after the other.

@@ -74,10 +74,8 @@ mod tests {
 
     #[test]
     fn a_kernel_is_its_parts_and_not_another_kernel() {
-        let attention = names(Some("dense_attention.rs"));
-        for part in
-            ["sparse_attention.rs", "merge_splits.rs", "attention.rs", "keys.rs", "keys/record.rs"]
-        {
+        let attention = names(Some("sparse_attention.rs"));
+        for part in ["merge_splits.rs", "attention.rs", "keys.rs", "keys/record.rs", "pages.rs"] {
             assert!(attention.contains(&part), "{attention:?}");
         }
         let indexer = names(Some("indexer.rs"));

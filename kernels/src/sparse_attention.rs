@@ -23,14 +23,14 @@
 //! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
-use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
+use crate::Result;
+use crate::attention::{AttentionArgs, AttentionOut, OUTPUTS, sink_factor};
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Lists, RowFormat};
+use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Keys, Kv, Lists, RowFormat};
 use crate::merge_splits::merge_splits;
-use crate::pages::KvRecord;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
-use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -188,79 +188,100 @@ impl Tiling {
     }
 }
 
-/// Attention of each query token over the rows its index list names.
-///
-/// - `q`: `[s, h, d_qk]` f32, bf16 or f16, last stride 1, h from 1 to 128, d_qk up to 1024;
-/// - `kv`: `[s_kv, d_qk]`, or pages `[n_pages, page_size, d_qk]` that indices number through
-///   (`page · page_size + offset`), of the type of q, last stride 1;
-/// - `indices`: `[s, topk]` i32, last stride 1, any order, any topk from 1; duplicates count twice.
-///
-/// Contract: FlashMLA `flash_mla_sparse_fwd`, without its demands on h and topk.
-pub fn sparse_mla(
-    q: &Tensor,
-    kv: &Tensor,
-    indices: &Tensor,
-    args: &AttentionArgs,
-) -> Result<Attention> {
-    let rows = KeyRows::elements(kv, q)?;
-    let list = KeyLists::indices(indices, q, args)?;
-    attend(q, rows, list, args)
-}
+/// Lines of the contracts of [`mla`].
+const Q: &str = "q: [s, h, d_qk] f32|bf16|f16, rows";
+const ROWS: &str = "kv: [s_kv, d_qk] or [n_pages, page_size, d_qk] as q, rows";
+/// Pages of fp8 records: the latent's codes, a scale for each 128 of them, the rope part in bf16.
+const RECORDS: &str = "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) \
+                       + 2 * (d_qk - kv_lora_rank))] u8, rows";
+const SINK: &str = "attn_sink: [h] f32 (optional)";
+const SCALARS: &[&str] = &[
+    "softmax_scale: number above 0",
+    "d_v: integer 1 to d_qk",
+    "splits: integer 1 to 1024 (chosen for the device)",
+];
+const RECORD_SCALARS: &[&str] = &[
+    "softmax_scale: number above 0",
+    "d_v: integer 1 to d_qk",
+    "splits: integer 1 to 1024 (chosen for the device)",
+    "kv_lora_rank: integer 1 to d_qk",
+    "page_size: integer 1 to 1048576",
+];
+const SIZES: &[&str] = &["h: 1 to 128", "d_qk: 1 to 1024"];
+const RECORD_SIZES: &[&str] =
+    &["h: 1 to 128", "d_qk: 1 to 1024", "n_pages * page_size: 0 to 2147483647"];
 
-/// [`sparse_mla`] from the paged fp8 cache ([`store_kv`](crate::cache_write::store_kv)), of any page size.
-///
-/// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1;
-/// - `indices`: `[s, topk]` i32 of slots, `page · page_size + offset`.
-///
-/// Contract: FlashMLA `flash_mla_with_kvcache` with `indices`: codes times their scale, any f32, are rounded
-/// to the type of q.
-pub fn sparse_mla_paged(
-    q: &Tensor,
-    cache: &Tensor,
-    page_size: usize,
-    record: KvRecord,
-    indices: &Tensor,
-    args: &AttentionArgs,
-) -> Result<Attention> {
-    let rows = KeyRows::records(cache, page_size, record, q)?;
-    let list = KeyLists::indices(indices, q, args)?;
-    attend(q, rows, list, args)
-}
+/// What [`mla`] takes and returns for listed keys in rows: FlashMLA `flash_mla_sparse_fwd`, without its demands on
+/// h and topk.
+pub const SPARSE_MLA: Contract = Contract {
+    name: "sparse_mla",
+    tensors: &[Q, ROWS, SINK, "indices: [s, topk] i32, rows", "topk_length: [s] i32 (optional)"],
+    scalars: SCALARS,
+    sizes: SIZES,
+    outputs: OUTPUTS,
+};
 
-/// Dense attention in the absorbed form: each token's heads over a contiguous range of rows, by the same
-/// body as [`sparse_mla`], so that neither side is tuned better than the other.
-///
-/// - `q`, `kv`: as [`sparse_mla`];
-/// - `ks`, `ke`: `[s]` i32, half-open ranges of rows, clamped to the rows there are.
-pub(crate) fn range_mla(
-    q: &Tensor,
-    kv: &Tensor,
-    ks: &Tensor,
-    ke: &Tensor,
-    args: &AttentionArgs,
-) -> Result<Attention> {
-    if args.topk_length.is_some() {
-        let (got, expected) = ("given".to_string(), "none: a range has no list".to_string());
-        return Err(KernelError::Value { name: "topk_length", got, expected });
-    }
-    let rows = KeyRows::elements(kv, q)?;
-    let list = KeyLists::range(ks, ke, q, rows.count)?;
-    attend(q, rows, list, args)
-}
+/// For listed keys in fp8 records: FlashMLA `flash_mla_with_kvcache` with `indices`; codes times their scale, any f32,
+/// are rounded to the type of q.
+pub const SPARSE_MLA_PAGED: Contract = Contract {
+    name: "sparse_mla_paged",
+    tensors: &[Q, RECORDS, SINK, "indices: [s, topk] i32, rows", "topk_length: [s] i32 (optional)"],
+    scalars: RECORD_SCALARS,
+    sizes: RECORD_SIZES,
+    ..SPARSE_MLA
+};
 
-fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> Result<Attention> {
-    let device = q.device();
-    let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
-    check_args(q, heads, d_qk, args)?;
-    if args.d_v > d_qk {
-        let expected = format!("at most d_qk={d_qk}");
-        return Err(KernelError::Value { name: "d_v", got: args.d_v.to_string(), expected });
-    }
-    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype())?;
+/// For ranges of rows: dense attention in the absorbed form.
+pub const DENSE_MLA: Contract = Contract {
+    name: "dense_mla",
+    tensors: &[Q, ROWS, SINK, "ks: [s] i32", "ke: [s] i32"],
+    ..SPARSE_MLA
+};
+
+/// For ranges of fp8 records.
+pub const DENSE_MLA_PAGED: Contract = Contract {
+    name: "dense_mla_paged",
+    tensors: &[Q, RECORDS, SINK, "ks: [s] i32", "ke: [s] i32"],
+    scalars: RECORD_SCALARS,
+    sizes: RECORD_SIZES,
+    ..SPARSE_MLA
+};
+
+/// Attention of each query token's heads over rows that they share, its list of them or its range: the same body, so
+/// that neither side is tuned better than the other ([`SPARSE_MLA`], [`SPARSE_MLA_PAGED`], [`DENSE_MLA`],
+/// [`DENSE_MLA_PAGED`]).
+///
+/// - `q`: `[s, h, d_qk]` f32, bf16 or f16;
+/// - returns `[s, h, d_v]` of the type of q, and what [`AttentionOut`] says.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the outputs.
+pub fn mla(q: &Tensor, kv: &Kv, keys: &Keys, args: &AttentionArgs) -> Result<AttentionOut> {
+    let sink = args.attn_sink.as_ref();
+    let scalars = [args.softmax_scale.into(), args.d_v.into(), args.splits.into()];
+    let (first, second) = keys.tensors();
+    let bound = match *kv {
+        Kv::Rows(kv) => {
+            let contract = if keys.are_listed() { &SPARSE_MLA } else { &DENSE_MLA };
+            contract.check([Some(q), Some(kv), sink, Some(first), second], &scalars)?
+        }
+        Kv::Records { cache, page_size, record } => {
+            let contract = if keys.are_listed() { &SPARSE_MLA_PAGED } else { &DENSE_MLA_PAGED };
+            let [scale, d_v, splits] = scalars;
+            let scalars = [scale, d_v, splits, record.kv_lora_rank.into(), page_size.into()];
+            record.expect_columns(q)?;
+            contract.check([Some(q), Some(cache), sink, Some(first), second], &scalars)?
+        }
+    };
+    let [s, heads, d_qk] = bound.sizes(["s", "h", "d_qk"])?;
+    let whole = AttentionOut::of(&bound)?;
     if s == 0 {
         return Ok(whole);
     }
 
+    let device = q.device();
+    let rows = KeyRows::new(kv);
+    let lists = KeyLists::new(keys, rows.count);
     // Without rows there is no key, whatever the lists say.
     let limit = if rows.count == 0 { 0 } else { lists.limit };
     let mut machine = machine(device, q.dtype());
@@ -279,7 +300,7 @@ fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> R
     tiling.has_sink &= splits == 1;
     let part = match splits {
         1 => whole.clone(),
-        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32)?,
+        _ => AttentionOut::empty(device, &[splits, s, heads], args.d_v, DType::F32)?,
     };
     let sink = args.attn_sink.as_ref().unwrap_or(&whole.lse);
     let elements = match rows.format {
@@ -291,7 +312,7 @@ fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> R
     let pair = store_width(machine);
     let out_width = if part.out.in_vectors(pair) { pair } else { 1 };
     let part_out = if splits == 1 { part.out.unsqueeze(0) } else { part.out.clone() };
-    // SAFETY: shapes and strides are checked by the callers; the kernel compares heads, list entries and
+    // SAFETY: shapes and strides are as the contract says; the kernel compares heads, list entries and
     // rows with their counts before it reads, and writes `splits · s · heads` rows of d_v.
     unsafe {
         attend_kernel::launch_unchecked(

@@ -30,11 +30,24 @@ impl DType {
     /// The floating-point types that activations come in.
     pub const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
+    /// All types.
+    pub const ALL: [DType; 6] = [Self::F32, Self::Bf16, Self::F16, Self::E4m3, Self::I32, Self::U8];
+
+    /// The type's name: `f32`, `bf16`, `f16`, `e4m3`, `i32`, `u8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::E4m3 => "e4m3",
+            Self::I32 => "i32",
+            Self::U8 => "u8",
+        }
+    }
+
     /// The type of this name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::F32, Self::Bf16, Self::F16, Self::E4m3, Self::I32, Self::U8]
-            .into_iter()
-            .find(|dtype| dtype.to_string() == name)
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
     /// Bytes of an element.
@@ -93,14 +106,7 @@ impl DType {
 
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::E4m3 => "e4m3",
-            Self::I32 => "i32",
-            Self::U8 => "u8",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -123,6 +129,23 @@ pub(crate) fn expect_indexable(tensor: &'static str, shape: &[usize]) -> Result<
     }
     let expected = "fewer than 2^31 rows of fewer than 2^31 elements".to_string();
     Err(KernelError::Shape { tensor, got: shape.to_vec(), expected })
+}
+
+/// Whether elements of this shape and these strides follow each other without gaps.
+pub(crate) fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
+    let mut step = 1;
+    for (size, stride) in shape.iter().zip(strides).rev() {
+        if *size != 1 && *stride != step {
+            return false;
+        }
+        step *= size;
+    }
+    true
+}
+
+/// Whether the elements of each row, of the last axis, follow each other without gaps.
+pub(crate) fn has_whole_rows(shape: &[usize], strides: &[usize]) -> bool {
+    shape.last() == Some(&1) || strides.last() == Some(&1)
 }
 
 /// A strided view of a device's memory.
@@ -211,14 +234,7 @@ impl Tensor {
 
     /// Whether the elements follow each other without gaps.
     pub fn is_contiguous(&self) -> bool {
-        let mut step = 1;
-        for (size, stride) in self.shape.iter().zip(&self.strides).rev() {
-            if *size != 1 && *stride != step {
-                return false;
-            }
-            step *= size;
-        }
-        true
+        is_contiguous(&self.shape, &self.strides)
     }
 
     /// The view of `length` elements of `axis` from `start` on; the same memory.
@@ -324,15 +340,6 @@ impl Tensor {
         Err(KernelError::DType { tensor, got: self.dtype.to_string(), expected })
     }
 
-    /// Refuses a tensor of `n` rows, of a kind that its shape does not show, that an i32 does not number.
-    pub(crate) fn expect_numbered(&self, tensor: &'static str, n: usize) -> Result<()> {
-        if n <= MOST_NUMBERED {
-            return Ok(());
-        }
-        let expected = format!("fewer than 2^31 slots, not {n}");
-        Err(KernelError::Shape { tensor, got: self.shape.clone(), expected })
-    }
-
     /// Rows `rows` of the first axis, which the tensor has; the same memory.
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
         self.narrow(0, rows.start, rows.len())
@@ -367,19 +374,6 @@ impl Tensor {
     fn wrong_shape(&self, tensor: &'static str, axes: impl Iterator<Item = String>) -> KernelError {
         let expected = format!("[{}]", axes.collect::<Vec<_>>().join(", "));
         KernelError::Shape { tensor, got: self.shape.clone(), expected }
-    }
-
-    /// Refuses a tensor whose last axis has gaps.
-    pub(crate) fn expect_rows(&self, tensor: &'static str) -> Result<()> {
-        match self.strides.last() {
-            Some(1) => Ok(()),
-            _ if self.shape.last() == Some(&1) => Ok(()),
-            _ => Err(KernelError::Strides {
-                tensor,
-                got: self.strides.clone(),
-                expected: "a last stride of 1".to_string(),
-            }),
-        }
     }
 
     /// Whether every row of the last axis starts, and ends, at a multiple of `width` elements.

@@ -31,10 +31,12 @@
 pub(crate) mod columns;
 pub(crate) mod radix;
 
+use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::seen::KeyRange;
+use crate::tensor::Tensor;
 use crate::tile::*;
-use crate::top_k_sift::{MOST_PIECES, pieces, sift};
+use crate::top_k_sift::{pieces, sift};
 use crate::{KernelError, Result};
 use columns::*;
 use cubecl::prelude::*;
@@ -167,49 +169,40 @@ pub fn machine(device: &Device) -> Machine {
     device.machine(512)
 }
 
-/// The `topk` best columns of each row of `logits`.
+/// What [`top_k`] takes and returns.
+pub const TOP_K: Contract = Contract {
+    name: "top_k",
+    tensors: &["logits: [rows, length] f32, rows", "ks: [rows] i32", "ke: [rows] i32"],
+    scalars: &["topk: integer 1 to 1048576", "pieces: integer 0 to 1024 (chosen for the device)"],
+    sizes: &[],
+    outputs: &["indices: [rows, topk] i32"],
+};
+
+/// The `topk` best columns of each row of `logits` ([`TOP_K`]).
 ///
-/// - `logits`: `[rows, length]` f32, last stride 1;
-/// - `ks`, `ke`: `[rows]` i32: columns `ks .. ke` count (clamped to the row; may be empty);
-/// - `topk`: at least 1, may exceed the length;
+/// - `logits`: `[rows, length]` f32;
+/// - `seen`: `[rows]`: the columns that count;
+/// - `topk`: may exceed the length;
 /// - returns `[rows, topk]` i32: columns of `logits`, ascending, then -1.
-pub fn top_k(
-    logits: &Tensor,
-    ks: &Tensor,
-    ke: &Tensor,
-    topk: usize,
-    policy: Policy,
-) -> Result<Tensor> {
-    top_k_in_pieces(logits, ks, ke, topk, policy, None)
+///
+/// # Errors
+/// What is not as the contract says, a policy's number out of range, and a device without memory for the indices.
+pub fn top_k(logits: &Tensor, seen: &KeyRange, topk: usize, policy: Policy) -> Result<Tensor> {
+    top_k_in_pieces(logits, seen, topk, policy, None)
 }
 
 /// [`top_k`] with rows that are sifted in so many `pieces`, 0 for not at all, or as suits the device. The
 /// result is the same.
 pub fn top_k_in_pieces(
     logits: &Tensor,
-    ks: &Tensor,
-    ke: &Tensor,
+    seen: &KeyRange,
     topk: usize,
     policy: Policy,
     pieces: Option<usize>,
 ) -> Result<Tensor> {
-    let device = logits.device();
-    logits.expect_rank("logits", &["rows", "length"])?;
-    logits.expect_dtype("logits", &[DType::F32])?;
-    logits.expect_rows("logits")?;
-    let (rows, length) = (logits.shape()[0], logits.shape()[1]);
-    for (name, range) in [("ks", ks), ("ke", ke)] {
-        range.expect_shape(name, &[("rows", rows)])?;
-        range.expect_dtype(name, &[DType::I32])?;
-        range.expect_contiguous(name)?;
-    }
-    if !(1..=1 << 20).contains(&topk) || length >= 1 << 31 {
-        return Err(KernelError::Value {
-            name: "topk",
-            got: format!("{topk} of {length} columns"),
-            expected: "1 to 2^20, of fewer than 2^31 columns".to_string(),
-        });
-    }
+    let (device, KeyRange { ks, ke }) = (logits.device(), *seen);
+    let bound = TOP_K.check([logits, ks, ke].map(Some), &[topk.into(), pieces.into()])?;
+    let [rows, length] = bound.sizes(["rows", "length"])?;
     let bad = match policy {
         Policy::Fixed => None,
         Policy::Fraction { per_mille, .. } => {
@@ -223,14 +216,7 @@ pub fn top_k_in_pieces(
         return Err(KernelError::Value { name, got: value.to_string(), expected });
     }
     let pieces = pieces.unwrap_or_else(|| self::pieces(device, rows, length));
-    if pieces > MOST_PIECES {
-        return Err(KernelError::Value {
-            name: "pieces",
-            got: pieces.to_string(),
-            expected: format!("at most {MOST_PIECES}"),
-        });
-    }
-    let indices = device.output("indices", &[rows, topk], DType::I32)?;
+    let indices = bound.output("indices")?;
     if rows == 0 {
         return Ok(indices);
     }
@@ -278,20 +264,27 @@ fn shift_kernel(
     }
 }
 
+/// What [`shift_indices`] takes and returns.
+pub const SHIFT_INDICES: Contract = Contract {
+    name: "shift_indices",
+    tensors: &["indices: [n, topk] i32", "first: [n] i32"],
+    scalars: &[],
+    sizes: &[],
+    outputs: &["out: [n, topk] i32"],
+};
+
 /// Turns columns of the logits, which count from where each row's request begins, into rows of a table
-/// that holds several requests: `indices[t, j] + first[t]`; -1 stays.
+/// that holds several requests: `indices[t, j] + first[t]`; -1 stays ([`SHIFT_INDICES`]).
 ///
-/// `indices`: `[n, topk]` i32, contiguous; `first`: `[n]` i32. Returns `[n, topk]` i32.
+/// `indices`: `[n, topk]` i32; `first`: `[n]` i32. Returns `[n, topk]` i32.
+///
+/// # Errors
+/// What is not as the contract says, and a device without memory for the output.
 pub fn shift_indices(indices: &Tensor, first: &Tensor) -> Result<Tensor> {
     let device = indices.device();
-    indices.expect_rank("indices", &["n", "topk"])?;
-    let (n, topk) = (indices.shape()[0], indices.shape()[1]);
-    first.expect_shape("first", &[("n", n)])?;
-    for (name, tensor) in [("indices", indices), ("first", first)] {
-        tensor.expect_dtype(name, &[DType::I32])?;
-        tensor.expect_contiguous(name)?;
-    }
-    let out = device.output("out", &[n, topk], DType::I32)?;
+    let bound = SHIFT_INDICES.check([indices, first].map(Some), &[])?;
+    let [n, topk] = bound.sizes(["n", "topk"])?;
+    let out = bound.output("out")?;
     let machine = device.machine(256);
     // SAFETY: both index tensors hold n · topk elements, where the kernel stops.
     unsafe {
@@ -313,6 +306,7 @@ pub fn shift_indices(indices: &Tensor, first: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::offline::{Artefact, Offline, Target};
+    use crate::tensor::DType;
     use std::sync::Arc;
 
     /// What a row that is sifted is compiled to on `target`: [`sift`]'s kernel, then [`choose_kernel`].
@@ -320,7 +314,7 @@ mod tests {
         let work = |device: &Device| {
             let logits = device.empty(&[1, 1 << 17], DType::F32)?;
             let (ks, ke) = (device.empty(&[1], DType::I32)?, device.empty(&[1], DType::I32)?);
-            top_k(&logits, &ks, &ke, 2048, Policy::Fixed).map(|_| ())
+            top_k(&logits, &KeyRange { ks: &ks, ke: &ke }, 2048, Policy::Fixed).map(|_| ())
         };
         let artefacts = Offline::open(target).unwrap().compile(work).unwrap();
         let names: Vec<_> = artefacts.iter().map(|artefact| artefact.function()).collect();

@@ -13,5 +13,5 @@ pub use cache::{Cache, CacheSize, KvFormat, LayerCache};
 pub use rotary::Rotary;
 pub use stages::{Stage, Stages};
 
-pub(crate) use cache::IndexKeys;
+pub(crate) use cache::IndexCache;
 pub(crate) use rotary::temperature;

@@ -5,13 +5,14 @@
 //! other tests hold against the reference.
 
 use crate::support::*;
-use dsa_kernels::attention::{Attention, AttentionArgs};
+use dsa_kernels::attention::{AttentionArgs, AttentionOut};
 use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
-use dsa_kernels::dense_attention::dense_mla;
-use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
+use dsa_kernels::indexer::{self, IndexKeys, ScoreFn};
+use dsa_kernels::keys::{Keys, Kv};
 use dsa_kernels::quant::{ScaleFmt, act_quant};
-use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
+use dsa_kernels::seen::{KeyRange, Seen};
+use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
 use dsa_kernels::{DType, Device, DeviceKind, KernelError, Tensor};
 use dsa_reference as reference;
@@ -44,7 +45,7 @@ fn ints(device: &Device, values: &[usize], shape: &[usize]) -> Tensor {
 }
 
 #[track_caller]
-fn same_bits(far: &Attention, near: &Attention) {
+fn same_bits(far: &AttentionOut, near: &AttentionOut) {
     for (name, far, near) in [
         ("out", &far.out, &near.out),
         ("lse", &far.lse, &near.lse),
@@ -57,7 +58,7 @@ fn same_bits(far: &Attention, near: &Attention) {
 }
 
 fn args(d_v: usize) -> AttentionArgs {
-    AttentionArgs { softmax_scale: 0.1, d_v, splits: Some(1), ..Default::default() }
+    AttentionArgs { splits: Some(1), ..AttentionArgs::new(0.1, d_v) }
 }
 
 #[test]
@@ -76,13 +77,15 @@ fn a_cache_of_five_thousand_million_elements_is_written_and_attended_to() {
     let near = rows.reshape(&[n, D_QK]).unwrap();
     let q = random(&device, 2, &[2, HEADS, D_QK], DType::Bf16);
     let lists = |slots: &[usize]| ints(&device, &[slots, slots].concat(), &[2, n]);
-    let of = |kv: &Tensor, slots: &[usize]| sparse_mla(&q, kv, &lists(slots), &args(512)).unwrap();
+    let of = |kv: &Tensor, slots: &[usize]| {
+        mla(&q, &Kv::Rows(kv), &Keys::listed(&lists(slots)), &args(512)).unwrap()
+    };
     let all: Vec<usize> = (0..n).collect();
     same_bits(&of(&kv, &FAR), &of(&near, &all));
 
     let range = |kv: &Tensor, from: usize, to: usize| {
         let (ks, ke) = (ints(&device, &[from; 2], &[2]), ints(&device, &[to; 2], &[2]));
-        dense_mla(&q, kv, &ks, &ke, &args(512)).unwrap()
+        mla(&q, &Kv::Rows(kv), &Keys::range(&ks, &ke), &args(512)).unwrap()
     };
     same_bits(&range(&kv, TOKENS - 2, TOKENS), &range(&near, n - 2, n));
 }
@@ -103,7 +106,8 @@ fn a_cache_of_five_thousand_million_bytes_of_records_is_written_and_attended_to(
     let q = random(&device, 5, &[2, HEADS, D_QK], DType::Bf16);
     let of = |cache: &Tensor, slots: &[usize], page| {
         let lists = ints(&device, &[slots, slots].concat(), &[2, n]);
-        sparse_mla_paged(&q, cache, page, RECORD, &lists, &args(512)).unwrap()
+        let kv = Kv::Records { cache, page_size: page, record: RECORD };
+        mla(&q, &kv, &Keys::listed(&lists), &args(512)).unwrap()
     };
     // Pages of another size leave the records where they are.
     same_bits(&of(&far, &FAR, PAGE), &of(&near, &all, n));
@@ -127,8 +131,9 @@ fn index_keys_beyond_two_to_the_32_bytes_are_written_and_scored() {
         store_index_keys(&keys, &ints(&device, &slots, &[2 * PAGE]), cache, PAGE).unwrap();
         let (lens, table) = (ints(&device, &[2 * PAGE], &[1]), ints(&device, &pages, &[1, 2]));
         let score = ScoreFn::default();
-        let n = 2 * PAGE;
-        let logits = indexer_logits_paged(&q, cache, PAGE, &weights, &lens, &table, n, score);
+        let keys =
+            IndexKeys::Paged { cache, page_size: PAGE, block_table: &table, max_context: 2 * PAGE };
+        let logits = indexer::logits(&q, &weights, &keys, &Seen::Context(&lens), score);
         logits.unwrap().download_f32().unwrap()
     };
     let expected = of(&near, [0, 1]);
@@ -206,9 +211,11 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         let k = device.upload(&k_codes, &[S_KV, dim], DType::E4m3).unwrap();
         let k_scale = device.upload(&scales.bytes, &[S_KV], DType::F32).unwrap();
         let score = ScoreFn::default();
-        let logits = indexer_logits(&q, &k, &k_scale, &weights, &starts, &ends, score).unwrap();
+        let (keys, seen) =
+            (IndexKeys::Rows { k: &k, k_scale: &k_scale }, KeyRange { ks: &starts, ke: &ends });
+        let logits = indexer::logits(&q, &weights, &keys, &Seen::Range(seen), score).unwrap();
         check(&logits, "indexer_logits");
-        let indices = top_k(&logits, &starts, &ends, TOPK, Policy::Fixed).unwrap();
+        let indices = top_k(&logits, &seen, TOPK, Policy::Fixed).unwrap();
         for row in rows {
             let of = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap();
             let values = Array2::from_shape_vec((1, S_KV), of(&logits).download_f32().unwrap());
@@ -232,14 +239,21 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         let table = device.upload_i32(&table, &[S, pages]).unwrap();
         let q = q.reshape(&[S, 1, heads, dim]).unwrap();
         let score = ScoreFn::default();
-        let logits = indexer_logits_paged(&q, &cache, page, &weights, &ends, &table, S_KV, score);
+        let keys = IndexKeys::Paged {
+            cache: &cache,
+            page_size: page,
+            block_table: &table,
+            max_context: S_KV,
+        };
+        let logits = indexer::logits(&q, &weights, &keys, &Seen::Context(&ends), score);
         check(&logits.unwrap(), "indexer_logits_paged");
     }
     // 5,000 lists of 2^20 entries of which 100 exist: the outputs are what is large.
     let (n, length, topk) = (5_000, 100, 1 << 20);
     let logits = random(&device, 5, &[n, length], DType::F32);
     let (starts, ends) = (ints(&device, &vec![0; n], &[n]), ints(&device, &vec![length; n], &[n]));
-    let indices = top_k(&logits, &starts, &ends, topk, Policy::Fixed).unwrap();
+    let seen = KeyRange { ks: &starts, ke: &ends };
+    let indices = top_k(&logits, &seen, topk, Policy::Fixed).unwrap();
     let first: Vec<usize> = (0..n).map(|t| 1000 * t).collect();
     let shifted = shift_indices(&indices, &ints(&device, &first, &[n])).unwrap();
     for row in [0, 4095, 4096, n - 1] {
@@ -276,21 +290,25 @@ fn outputs_that_no_device_holds_are_refused_before_anything_is_allocated() {
     let (scale, weights) = (of(&[many], DType::F32), of(&[many, 1], DType::F32));
     let range = of(&[many], DType::I32);
     let score = ScoreFn::default();
-    let logits = indexer_logits(&q, &k, &scale, &weights, &range, &range, score);
+    let seen = KeyRange { ks: &range, ke: &range };
+    let keys = IndexKeys::Rows { k: &k, k_scale: &scale };
+    let logits = indexer::logits(&q, &weights, &keys, &Seen::Range(seen), score);
     refused(logits, "logits", memory);
     let (cache, table) = (of(&[1, 5 * many], DType::U8), of(&[many, 1], DType::I32));
     let q = q.reshape(&[many, 1, 1, 1]).unwrap();
-    let logits = indexer_logits_paged(&q, &cache, many, &weights, &range, &table, many, score);
+    let keys =
+        IndexKeys::Paged { cache: &cache, page_size: many, block_table: &table, max_context: many };
+    let logits = indexer::logits(&q, &weights, &keys, &Seen::Context(&range), score);
     refused(logits, "logits", memory);
 
     let logits = of(&[many, 1], DType::F32);
-    refused(top_k(&logits, &range, &range, many, Policy::Fixed), "indices", memory);
+    refused(top_k(&logits, &seen, many, Policy::Fixed), "indices", memory);
 
     // The parts of a split attention are outputs, too.
     let (q, kv) = (of(&[1 << 17, 128, 1], DType::F32), of(&[1, 1], DType::F32));
     let lists = of(&[1 << 17, 1], DType::I32);
     let args = AttentionArgs { splits: Some(1024), ..args(1) };
-    refused(sparse_mla(&q, &kv, &lists, &args), "out", rows);
+    refused(mla(&q, &Kv::Rows(&kv), &Keys::listed(&lists), &args), "out", rows);
 }
 
 #[test]
@@ -320,5 +338,9 @@ fn what_an_i32_does_not_number_is_refused_wherever_it_comes_from() {
     let narrow = pages.narrow(1, 0, 5 << 17).unwrap();
     assert!(store_kv(&c, &k_pe, &slots, &narrow, 1 << 17).is_ok());
     let pages = page.broadcast(0, 1 << 14).unwrap().narrow(1, 0, 5 << 17).unwrap();
-    refused(store_kv(&c, &k_pe, &slots, &pages, 1 << 17), "cache", "fewer than 2^31 slots");
+    refused(
+        store_kv(&c, &k_pe, &slots, &pages, 1 << 17),
+        "cache",
+        "n_pages * page_size from 0 to 2147483647",
+    );
 }

@@ -3,8 +3,7 @@
 use crate::refusals::refusal;
 use crate::samples::sample;
 use crate::support::*;
-use dsa_kernels::attention::AttentionArgs;
-use dsa_kernels::{DType, dense_attention};
+use dsa_kernels::DType;
 use dsa_tests::kernels::{ALL, find};
 use dsa_tests::{Case, HostTensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -101,22 +100,6 @@ fn a_missing_scalar_is_refused_by_its_name() {
         case.scalars.remove(scalar);
         assert!(refusal(&case).starts_with(&format!("scalar {scalar} of {kernel} is missing")));
     }
-}
-
-#[test]
-fn dense_attention_refuses_what_only_sparse_attention_has() {
-    let device = &device();
-    let q = device.empty(&[2, 4, D_QK], DType::F32).unwrap();
-    let kv = device.empty(&[9, D_QK], DType::F32).unwrap();
-    let range = device.empty(&[2], DType::I32).unwrap();
-    let args = AttentionArgs {
-        softmax_scale: 1.0,
-        d_v: D_V,
-        topk_length: Some(range.clone()),
-        ..Default::default()
-    };
-    let error = dense_attention::dense_mla(&q, &kv, &range, &range, &args).unwrap_err();
-    assert!(error.to_string().starts_with("topk_length is "), "{error}");
 }
 
 #[test]

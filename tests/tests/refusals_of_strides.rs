@@ -3,10 +3,12 @@
 use crate::support::device;
 use dsa_kernels::attention::AttentionArgs;
 use dsa_kernels::cache_write::{self, KvRecord};
-use dsa_kernels::indexer::ScoreFn;
+use dsa_kernels::indexer::{IndexKeys, ScoreFn};
+use dsa_kernels::keys::{Keys, Kv};
 use dsa_kernels::quant::{Quantised, ScaleFmt};
 use dsa_kernels::rope::Pairing;
-use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
+use dsa_kernels::seen::{KeyRange, Seen};
+use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::{DType, Device, KernelError, Tensor};
 use dsa_kernels::{
     bandwidth, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
@@ -84,7 +86,9 @@ fn indexers_refuse_gaps_within_rows() {
     let device = &device();
     let (range, scale) = (empty(device, &[3], DType::I32), empty(device, &[9], F32));
     let index = |q: &Tensor, k: &Tensor, w: &Tensor| {
-        indexer::indexer_logits(q, k, &scale, w, &range, &range, ScoreFn::ReluWeighted)
+        let keys = IndexKeys::Rows { k, k_scale: &scale };
+        let seen = Seen::Range(KeyRange { ks: &range, ke: &range });
+        indexer::logits(q, w, &keys, &seen, ScoreFn::ReluWeighted)
     };
     let (q, k, w) =
         (empty(device, &[3, 4, 8], F32), empty(device, &[9, 8], F32), empty(device, &[3, 4], F32));
@@ -93,8 +97,8 @@ fn indexers_refuse_gaps_within_rows() {
     refused("weights", index(&q, &k, &turned(device, F32, &[3, 4])));
 
     let paged = |q: &Tensor, cache: &Tensor, w: &Tensor, table: &Tensor| {
-        let score = ScoreFn::ReluWeighted;
-        indexer::indexer_logits_paged(q, cache, 2, w, &range, table, 4, score)
+        let keys = IndexKeys::Paged { cache, page_size: 2, block_table: table, max_context: 4 };
+        indexer::logits(q, w, &keys, &Seen::Context(&range), ScoreFn::ReluWeighted)
     };
     let q_shape = [3, 1, 4, 8];
     let (q, cache) = (empty(device, &q_shape, DType::E4m3), empty(device, &[6, 24], DType::U8));
@@ -110,31 +114,40 @@ fn selection_refuses_gaps_within_rows() {
     let device = &device();
     let (logits, range) = (turned(device, F32, &[3, 8]), empty(device, &[3], DType::I32));
     let policy = dsa_kernels::top_k::Policy::Fixed;
-    refused("logits", dsa_kernels::top_k::top_k(&logits, &range, &range, 4, policy));
+    refused(
+        "logits",
+        dsa_kernels::top_k::top_k(&logits, &KeyRange { ks: &range, ke: &range }, 4, policy),
+    );
 }
 
 #[test]
 fn attention_refuses_gaps_within_rows() {
     let device = &device();
-    let args = AttentionArgs { softmax_scale: 1.0, d_v: 4, ..Default::default() };
+    let args = AttentionArgs::new(1.0, 4);
     let (q, kv) = (empty(device, &[3, 4, 8], F32), empty(device, &[9, 8], F32));
     let (q_turned, kv_turned) = (turned(device, F32, &[3, 4, 8]), turned(device, F32, &[9, 8]));
     let (list, range) = (empty(device, &[3, 5], DType::I32), empty(device, &[3], DType::I32));
     let list_turned = turned(device, DType::I32, &[3, 5]);
-    refused("q", sparse_mla(&q_turned, &kv, &list, &args));
-    refused("kv", sparse_mla(&q, &kv_turned, &list, &args));
-    refused("kv", sparse_mla(&q, &turned(device, F32, &[3, 3, 8]), &list, &args));
-    refused("indices", sparse_mla(&q, &kv, &list_turned, &args));
-    refused("kv", dense_attention::dense_mla(&q, &kv_turned, &range, &range, &args));
+    refused("q", mla(&q_turned, &Kv::Rows(&kv), &Keys::listed(&list), &args));
+    refused("kv", mla(&q, &Kv::Rows(&kv_turned), &Keys::listed(&list), &args));
+    refused(
+        "kv",
+        mla(&q, &Kv::Rows(&turned(device, F32, &[3, 3, 8])), &Keys::listed(&list), &args),
+    );
+    refused("indices", mla(&q, &Kv::Rows(&kv), &Keys::listed(&list_turned), &args));
+    refused("kv", mla(&q, &Kv::Rows(&kv_turned), &Keys::range(&range, &range), &args));
 
-    let dense = |k: &Tensor, v: &Tensor| dense_attention::dense_mha(&q, k, v, &range, &range, 1.0);
+    let dense = |k: &Tensor, v: &Tensor| {
+        dense_attention::dense_mha(&q, k, v, &KeyRange { ks: &range, ke: &range }, 1.0)
+    };
     let k = empty(device, &[9, 4, 8], F32);
     refused("k", dense(&turned(device, F32, &[9, 4, 8]), &k));
     refused("v", dense(&k, &turned(device, F32, &[9, 4, 8])));
 
     let record = KvRecord { kv_lora_rank: 4, rope_dim: 4 };
     let cache = turned(device, DType::U8, &[2, 3 * record.bytes()]);
-    refused("cache", sparse_mla_paged(&q, &cache, 3, record, &list, &args));
+    let kv = Kv::Records { cache: &cache, page_size: 3, record };
+    refused("cache", mla(&q, &kv, &Keys::listed(&list), &args));
 }
 
 #[test]

@@ -7,8 +7,10 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Named, Timed};
 use dsa_figures::Stage;
-use dsa_kernels::attention::{Attention, AttentionArgs};
-use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
+use dsa_kernels::attention::{AttentionArgs, AttentionOut};
+use dsa_kernels::keys::{Keys, Kv};
+use dsa_kernels::seen::KeyRange;
+use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::{DType, Device, Result, Tensor, dense_attention};
 use dsa_tests::generate::{Fill, Rng, tensor};
 use dsa_tests::{Case, HostTensor};
@@ -30,10 +32,10 @@ fn attention_gate(kernel: &str, rng: &mut Rng, axes: &Axes) -> Case {
 }
 
 fn args() -> AttentionArgs {
-    AttentionArgs { softmax_scale: SOFTMAX_SCALE, d_v: KV_LORA_RANK, ..Default::default() }
+    AttentionArgs::new(SOFTMAX_SCALE, KV_LORA_RANK)
 }
 
-fn named(a: Attention) -> Named {
+fn named(a: AttentionOut) -> Named {
     vec![("out", a.out), ("lse", a.lse), ("max_logits", a.max_logits)]
 }
 
@@ -82,7 +84,9 @@ pub fn sparse(
         flop: (2 * rows * heads * kept * (D_QK + KV_LORA_RANK)) as u64,
         bytes: (rows * (heads * (D_QK + KV_LORA_RANK) + kept * D_QK) * dtype.size()) as u64,
         gate,
-        work: Box::new(move || Ok(named(sparse_mla(&q, &kv, &indices, &args())?))),
+        work: Box::new(move || {
+            Ok(named(mla(&q, &Kv::Rows(&kv), &Keys::listed(&indices), &args())?))
+        }),
         timed: Timed {
             rows,
             heads,
@@ -128,7 +132,8 @@ pub fn sparse_fp8(device: &Device, axes: &Axes, context: usize, seed: u64) -> Re
             as u64,
         gate,
         work: Box::new(move || {
-            Ok(named(sparse_mla_paged(&q, &cache, PAGE, RECORD, &indices, &args())?))
+            let kv = Kv::Records { cache: &cache, page_size: PAGE, record: RECORD };
+            Ok(named(mla(&q, &kv, &Keys::listed(&indices), &args())?))
         }),
         timed: Timed {
             rows,
@@ -180,7 +185,8 @@ pub fn dense_prefill(device: &Device, axes: &Axes, context: usize, seed: u64) ->
         bytes: ((s + context) * heads * (QK_HEAD + V_HEAD) * dtype.size()) as u64,
         gate,
         work: Box::new(move || {
-            Ok(named(dense_attention::dense_mha(&q, &k, &v, &ks, &ke, SOFTMAX_SCALE)?))
+            let seen = KeyRange { ks: &ks, ke: &ke };
+            Ok(named(dense_attention::dense_mha(&q, &k, &v, &seen, SOFTMAX_SCALE)?))
         }),
         timed: Timed {
             rows: s,
@@ -226,7 +232,9 @@ pub fn dense_decode(device: &Device, axes: &Axes, context: usize, seed: u64) -> 
         flop: (2 * rows * heads * context * (D_QK + KV_LORA_RANK)) as u64,
         bytes: (rows * (heads * (D_QK + KV_LORA_RANK) + context * D_QK) * dtype.size()) as u64,
         gate,
-        work: Box::new(move || Ok(named(dense_attention::dense_mla(&q, &kv, &ks, &ke, &args())?))),
+        work: Box::new(move || {
+            Ok(named(mla(&q, &Kv::Rows(&kv), &Keys::range(&ks, &ke), &args())?))
+        }),
         timed: Timed {
             rows,
             heads,

@@ -7,7 +7,8 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Drawn, Timed};
 use dsa_figures::Stage;
-use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
+use dsa_kernels::indexer::{IndexKeys, ScoreFn, logits};
+use dsa_kernels::seen::{KeyRange, Seen};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
 use dsa_kernels::{DType, Device, Result, Tensor};
 use dsa_tests::generate::{Fill, Rng, tensor};
@@ -40,8 +41,9 @@ pub fn indexer_prefill(device: &Device, axes: &Axes, context: usize, seed: u64) 
         bytes: (context * (INDEX_DIM + 4) + s * heads * (INDEX_DIM + 4) + 4 * s * context) as u64,
         gate,
         work: Box::new(move || {
-            let score = ScoreFn::default();
-            Ok(one("logits", indexer_logits(&q, &k, &k_scale, &weights, &ks, &ke, score)?))
+            let keys = IndexKeys::Rows { k: &k, k_scale: &k_scale };
+            let seen = Seen::Range(KeyRange { ks: &ks, ke: &ke });
+            Ok(one("logits", logits(&q, &weights, &keys, &seen, ScoreFn::default())?))
         }),
         timed: Timed {
             rows: s,
@@ -94,10 +96,14 @@ pub fn indexer_decode(device: &Device, axes: &Axes, context: usize, seed: u64) -
         bytes: (b * context * (INDEX_DIM + 8)) as u64,
         gate,
         work: Box::new(move || {
-            let score = ScoreFn::default();
-            let logits =
-                indexer_logits_paged(&q, &cache, PAGE, &weights, &lens, &table, context, score)?;
-            Ok(one("logits", logits))
+            let keys = IndexKeys::Paged {
+                cache: &cache,
+                page_size: PAGE,
+                block_table: &table,
+                max_context: context,
+            };
+            let seen = Seen::Context(&lens);
+            Ok(one("logits", logits(&q, &weights, &keys, &seen, ScoreFn::default())?))
         }),
         timed: Timed {
             rows: b,
@@ -171,7 +177,9 @@ pub fn select(
         flop: 0,
         bytes: (4 * rows * (context + topk)) as u64,
         gate,
-        work: Box::new(move || Ok(one("indices", top_k(&logits, &ks, &ke, topk, Policy::Fixed)?))),
+        work: Box::new(move || {
+            Ok(one("indices", top_k(&logits, &KeyRange { ks: &ks, ke: &ke }, topk, Policy::Fixed)?))
+        }),
         timed: Timed {
             rows,
             heads: 1,

@@ -1,9 +1,11 @@
 //! Where the rows of the indexer's tiles are: the heads of its queries, the keys that each query may see, and the
 //! keys, as rows or in the paged cache.
 
+use super::IndexKeys;
 use super::tiling::Tiling;
 use crate::pages::{Pages, PagesLaunch};
-use crate::tensor::Tensor;
+use crate::seen::{KeyRange, Seen};
+use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -253,10 +255,13 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N,
 
 /// Where the keys of a launch are.
 pub(super) struct KeySource<'a> {
-    pub k: &'a Tensor,
-    pub scale: &'a Tensor,
+    pub k: Tensor,
+    /// The scales as bytes.
+    pub scale: Tensor,
     pub starts: &'a Tensor,
     pub ends: &'a Tensor,
+    /// Whether `ends` are the contexts of requests.
+    pub by_context: bool,
     pub block_table: &'a Tensor,
     pub row: usize,
     pub pages: usize,
@@ -265,7 +270,43 @@ pub(super) struct KeySource<'a> {
     pub paged: bool,
 }
 
-impl KeySource<'_> {
+impl<'a> KeySource<'a> {
+    /// Those of the contract: keys of `dim` elements, and who sees them.
+    pub fn new(keys: &IndexKeys<'a>, seen: &Seen<'a>, dim: usize) -> Self {
+        let (starts, ends, by_context) = match *seen {
+            Seen::Range(KeyRange { ks, ke }) => (ks, ke, false),
+            Seen::Context(lens) => (lens, lens, true),
+        };
+        match *keys {
+            IndexKeys::Rows { k, k_scale } => Self {
+                k: k.clone(),
+                scale: k_scale.reinterpret(DType::U8),
+                starts,
+                ends,
+                by_context,
+                block_table: ends,
+                row: k.strides()[0],
+                pages: 1,
+                page_size: k.shape()[0].max(1),
+                page_stride: 0,
+                paged: false,
+            },
+            IndexKeys::Paged { cache, page_size, block_table, .. } => Self {
+                k: cache.reinterpret(DType::E4m3),
+                scale: cache.clone(),
+                starts,
+                ends,
+                by_context,
+                block_table,
+                row: dim,
+                pages: cache.shape()[0],
+                page_size,
+                page_stride: cache.strides()[0],
+                paged: true,
+            },
+        }
+    }
+
     /// The argument of a launch, its buffers in vectors of these widths.
     pub fn launch<E: Numeric, N: Size, B: Size>(
         &self,
@@ -275,7 +316,7 @@ impl KeySource<'_> {
     ) -> KeysLaunch<E, N, B> {
         KeysLaunch::new(
             self.k.arg(width),
-            self.scale.reinterpret(crate::DType::U8).arg(scale_width),
+            self.scale.arg(scale_width),
             self.block_table.view(1),
             PagesLaunch::new(self.pages, self.row, self.page_size, self.page_stride),
             self.paged,

@@ -37,12 +37,13 @@ use crate::error::{Error, Result};
 use crate::run::{Batch, LayerCache, Mode, Phase, Stage};
 use crate::weights::Weights;
 use dsa_kernels::attention::AttentionArgs;
-use dsa_kernels::dense_attention::{dense_mha, dense_mla};
+use dsa_kernels::dense_attention::dense_mha;
 use dsa_kernels::indexer::ScoreFn;
+use dsa_kernels::keys::{Keys, Kv};
 use dsa_kernels::norm::{rms_norm, rms_norm_into};
 use dsa_kernels::quant::round_trip;
 use dsa_kernels::rope::{Pairing, rope};
-use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
+use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
 
@@ -101,7 +102,7 @@ pub struct Trace {
     /// Rows of the step's table that were selected, `[n, index_topk]` i32.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
-    pub attention: dsa_kernels::attention::Attention,
+    pub attention: dsa_kernels::attention::AttentionOut,
 }
 
 impl Attention {
@@ -221,9 +222,8 @@ impl Attention {
         let (q, o, expanded, attention) = if expanded {
             let (k, v) = stages
                 .run(Stage::Expansion, || self.kv_b_proj.expand(&cache.latents(batch)?, batch))?; // [rows, h, nope + rope], [rows, h, v]
-            let (first, last) = batch.seen_rows();
-            let attention = stages
-                .run(Stage::Attention, || dense_mha(&q, &k, &v, first, last, self.scale()))?; // [n, h, v]
+            let attend = || dense_mha(&q, &k, &v, &batch.seen_rows(), self.scale());
+            let attention = stages.run(Stage::Attention, attend)?; // [n, h, v]
             (q, attention.out.clone(), Some((k, v)), attention)
         } else {
             let attention =
@@ -286,19 +286,19 @@ impl Attention {
         indices: Option<&Tensor>,
         batch: &Batch,
         cache: &LayerCache,
-    ) -> dsa_kernels::Result<dsa_kernels::attention::Attention> {
+    ) -> dsa_kernels::Result<dsa_kernels::attention::AttentionOut> {
         let d_v = self.config.kv_lora_rank;
-        let args = AttentionArgs { softmax_scale: self.scale(), d_v, ..Default::default() };
+        let args = AttentionArgs::new(self.scale(), d_v);
         let kv = cache.latents(batch)?; // [rows, rank + rope]
         let records = cache.records(batch)?; // [pages, page bytes]
-        let (first, last) = batch.seen_rows();
         match (indices, records) {
-            (None, _) => dense_mla(q, &kv, first, last, &args),
+            (None, _) => mla(q, &Kv::Rows(&kv), &Keys::Range(batch.seen_rows()), &args),
             (Some(indices), Some((records, record))) if batch.phase() == Phase::Decode => {
                 let page_size = cache.page_size();
-                sparse_mla_paged(q, &records, page_size, record, indices, &args)
+                let kv = Kv::Records { cache: &records, page_size, record };
+                mla(q, &kv, &Keys::listed(indices), &args)
             }
-            (Some(indices), _) => sparse_mla(q, &kv, indices, &args),
+            (Some(indices), _) => mla(q, &Kv::Rows(&kv), &Keys::listed(indices), &args),
         }
     }
 

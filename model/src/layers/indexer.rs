@@ -4,15 +4,16 @@ use super::attention::pairing;
 use super::linear::{Linear, Loader};
 use crate::config::Config;
 use crate::error::Result;
-use crate::run::{Batch, IndexKeys, LayerCache};
+use crate::run::{Batch, IndexCache, LayerCache};
 use crate::weights::Weights;
 use dsa_kernels::Tensor;
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::hadamard::hadamard;
-use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
+use dsa_kernels::indexer::{IndexKeys, ScoreFn, logits};
 use dsa_kernels::norm::layer_norm;
 use dsa_kernels::quant::{ScaleFmt, act_quant};
 use dsa_kernels::rope::{Pairing, rope};
+use dsa_kernels::seen::Seen;
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
 
 /// eps of `k_norm`, a LayerNorm; no configuration names it.
@@ -88,7 +89,7 @@ impl Indexer {
         // The demo computes these in f32, and so does the product, rounding only its inputs.
         let w = self.weights_proj.forward_f32(x)?; // [n, H]
         match cache.index_keys() {
-            IndexKeys::Paged(pages) => {
+            IndexCache::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
                 let q8 = act_quant(&q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
                 let q_scale = q8.scale.reshape(&[n, heads])?;
@@ -96,26 +97,24 @@ impl Indexer {
                 // A chunk is one request with n new tokens, a batch n requests with one each.
                 let next_n = n / batch.requests();
                 let q = q8.codes.reshape(&[batch.requests(), next_n, heads, dim])?;
-                indexer_logits_paged(
-                    &q,
-                    pages,
-                    cache.page_size(),
-                    &w,
-                    batch.contexts(),
-                    batch.block_table(),
-                    batch.longest(),
-                    score_fn,
-                ) // [n, longest]
+                let keys = IndexKeys::Paged {
+                    cache: pages,
+                    page_size: cache.page_size(),
+                    block_table: batch.block_table(),
+                    max_context: batch.longest(),
+                };
+                let seen = Seen::Context(batch.contexts());
+                logits(&q, &w, &keys, &seen, score_fn) // [n, longest]
             }
-            IndexKeys::Rows { keys, ones } => {
+            IndexCache::Rows { keys, ones } => {
                 let q_scale = ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?;
                 let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
                 let q = q.reshape(&[n, heads, dim])?;
                 let (start, rows) = batch.context();
-                let (first, last) = batch.seen_rows();
                 let k = keys.narrow(0, start, rows)?; // [rows, D]
                 let scale = ones.narrow(0, 0, rows)?; // [rows]
-                indexer_logits(&q, &k, &scale, &w, first, last, score_fn) // [n, rows]
+                let keys = IndexKeys::Rows { k: &k, k_scale: &scale };
+                logits(&q, &w, &keys, &Seen::Range(batch.seen_rows()), score_fn) // [n, rows]
             }
         }
     }
@@ -130,15 +129,15 @@ impl Indexer {
         topk: usize,
         policy: Policy,
     ) -> dsa_kernels::Result<Tensor> {
-        let rows = matches!(cache.index_keys(), IndexKeys::Rows { .. });
-        let (ks, ke) = if rows { batch.seen_rows() } else { batch.seen_positions() };
-        let chosen = top_k(logits, ks, ke, topk, policy)?; // [n, topk]
+        let rows = matches!(cache.index_keys(), IndexCache::Rows { .. });
+        let seen = if rows { batch.seen_rows() } else { batch.seen_positions() };
+        let chosen = top_k(logits, &seen, topk, policy)?; // [n, topk]
         // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of
         // several they are to be moved to where their request begins.
         if rows || batch.requests() == 1 {
             return Ok(chosen);
         }
-        shift_indices(&chosen, batch.seen_rows().0)
+        shift_indices(&chosen, batch.seen_rows().ks)
     }
 
     /// Gives position to the first dimensions of every head (in the main attention it is the last),

@@ -2,6 +2,7 @@
 
 use super::{Cache, Rotary, Stages};
 use crate::error::{Error, Result};
+use dsa_kernels::seen::KeyRange;
 use dsa_kernels::{Device, Tensor};
 use std::sync::OnceLock;
 
@@ -225,13 +226,13 @@ impl Batch {
     }
 
     /// The rows of the table that each token sees, `[n]` i32 each: from where its request begins to itself.
-    pub(crate) fn seen_rows(&self) -> (&Tensor, &Tensor) {
-        (&self.places.first, &self.places.last)
+    pub(crate) fn seen_rows(&self) -> KeyRange<'_> {
+        KeyRange { ks: &self.places.first, ke: &self.places.last }
     }
 
     /// The positions of its request that each token sees, `[n]` i32 each: 0 to its own + 1.
-    pub(crate) fn seen_positions(&self) -> (&Tensor, &Tensor) {
-        (&self.places.zero, &self.places.seen)
+    pub(crate) fn seen_positions(&self) -> KeyRange<'_> {
+        KeyRange { ks: &self.places.zero, ke: &self.places.seen }
     }
 
     /// Length of each request's context, the new tokens included: `[requests]` i32.

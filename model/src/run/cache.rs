@@ -62,14 +62,14 @@ pub struct LayerCache {
     record: KvRecord,
     latent: Tensor,          // [requests · max_seq, rank + rope]
     records: Option<Tensor>, // [pages, page_size · record bytes] u8
-    index_keys: IndexKeys,
+    index_keys: IndexCache,
     index_dim: usize,
     scale_fmt: ScaleFmt,
 }
 
 /// The indexer's keys.
 #[derive(Clone, Debug)]
-pub(crate) enum IndexKeys {
+pub(crate) enum IndexCache {
     /// `[pages, page_size · (D + 4)]` u8.
     Paged(Tensor),
     /// As they are.
@@ -218,9 +218,9 @@ impl LayerCache {
         let record = KvRecord { kv_lora_rank: rank, rope_dim };
         let dim = config.index_head_dim;
         let index_keys = if config.attention_options.index_fp8 {
-            IndexKeys::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
+            IndexCache::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
         } else {
-            IndexKeys::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
+            IndexCache::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
         };
         let records = match format {
             KvFormat::Elements => None,
@@ -271,7 +271,7 @@ impl LayerCache {
     }
 
     /// The indexer's keys of all requests.
-    pub(crate) fn index_keys(&self) -> &IndexKeys {
+    pub(crate) fn index_keys(&self) -> &IndexCache {
         &self.index_keys
     }
 
@@ -299,11 +299,11 @@ impl LayerCache {
         batch: &Batch,
     ) -> dsa_kernels::Result<()> {
         match &self.index_keys {
-            IndexKeys::Paged(pages) => {
+            IndexCache::Paged(pages) => {
                 let k8: Quantised = act_quant(k, self.scale_fmt)?; // [n, D], [n, 1]
                 store_index_keys(&k8, batch.slots(), pages, self.page_size)
             }
-            IndexKeys::Rows { keys, .. } => self.store_rows(k, keys, batch),
+            IndexCache::Rows { keys, .. } => self.store_rows(k, keys, batch),
         }
     }
 

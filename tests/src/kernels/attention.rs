@@ -4,22 +4,20 @@ use super::*;
 
 /// The optional arguments of attention.
 fn attention_args(device: &Device, case: &Case, d_v: usize) -> Result<AttentionArgs, CaseError> {
-    let optional =
-        |name: &str| case.tensors.contains_key(name).then(|| case.upload(device, name)).transpose();
     let splits = match case.scalars.get("splits") {
         Some(_) => Some(case.scalar("splits")?),
         None => None,
     };
-    Ok(AttentionArgs {
-        softmax_scale: case.scalar("softmax_scale")?,
-        d_v,
-        topk_length: optional("topk_length")?,
-        attn_sink: optional("attn_sink")?,
-        splits,
-    })
+    let attn_sink = optional(device, case, "attn_sink")?;
+    let args = AttentionArgs::new(case.scalar("softmax_scale")?, d_v);
+    Ok(AttentionArgs { attn_sink, splits, ..args })
 }
 
-fn download_attention(a: &Attention) -> Result<Outputs, CaseError> {
+fn optional(device: &Device, case: &Case, name: &str) -> Result<Option<Tensor>, CaseError> {
+    case.tensors.contains_key(name).then(|| case.upload(device, name)).transpose()
+}
+
+fn download_attention(a: &AttentionOut) -> Result<Outputs, CaseError> {
     Ok(outputs([
         ("out", HostTensor::download(&a.out)?),
         ("lse", HostTensor::download(&a.lse)?),
@@ -42,7 +40,9 @@ pub(super) fn run_sparse_mla(device: &Device, case: &Case) -> Result<Outputs, Ca
     let (q, kv) = (case.upload_rows(device, "q")?, case.upload_rows(device, "kv")?);
     let indices = case.upload_rows(device, "indices")?;
     let args = attention_args(device, case, case.scalar("d_v")?)?;
-    let a = sparse_attention::sparse_mla(&q, &kv, &indices, &args)?;
+    let topk_length = optional(device, case, "topk_length")?;
+    let keys = Keys::Listed { indices: &indices, topk_length: topk_length.as_ref() };
+    let a = sparse_attention::mla(&q, &Kv::Rows(&kv), &keys, &args)?;
     download_attention(&a)
 }
 
@@ -80,14 +80,13 @@ pub(super) fn run_sparse_mla_paged(device: &Device, case: &Case) -> Result<Outpu
     let d_qk = q.shape().last().copied().unwrap_or(0);
     let record =
         cache_write::KvRecord { kv_lora_rank, rope_dim: d_qk.saturating_sub(kv_lora_rank) };
-    let a = sparse_attention::sparse_mla_paged(
-        &q,
-        &case.upload_rows(device, "cache")?,
-        case.scalar("page_size")?,
-        record,
-        &case.upload_rows(device, "indices")?,
-        &attention_args(device, case, kv_lora_rank)?,
-    )?;
+    let cache = case.upload_rows(device, "cache")?;
+    let kv = Kv::Records { cache: &cache, page_size: case.scalar("page_size")?, record };
+    let indices = case.upload_rows(device, "indices")?;
+    let topk_length = optional(device, case, "topk_length")?;
+    let keys = Keys::Listed { indices: &indices, topk_length: topk_length.as_ref() };
+    let args = attention_args(device, case, kv_lora_rank)?;
+    let a = sparse_attention::mla(&q, &kv, &keys, &args)?;
     download_attention(&a)
 }
 
@@ -122,7 +121,7 @@ pub(super) fn run_dense_mha(device: &Device, case: &Case) -> Result<Outputs, Cas
     let v = case.upload_rows(device, "v")?;
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let scale = case.scalar("softmax_scale")?;
-    let a = dense_attention::dense_mha(&q, &k, &v, &ks, &ke, scale)?;
+    let a = dense_attention::dense_mha(&q, &k, &v, &KeyRange { ks: &ks, ke: &ke }, scale)?;
     download_attention(&a)
 }
 
@@ -139,7 +138,7 @@ pub(super) fn run_dense_mla(device: &Device, case: &Case) -> Result<Outputs, Cas
     let (q, kv) = (case.upload_rows(device, "q")?, case.upload_rows(device, "kv")?);
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let args = attention_args(device, case, case.scalar("d_v")?)?;
-    let a = dense_attention::dense_mla(&q, &kv, &ks, &ke, &args)?;
+    let a = sparse_attention::mla(&q, &Kv::Rows(&kv), &Keys::range(&ks, &ke), &args)?;
     download_attention(&a)
 }
 

@@ -18,7 +18,9 @@ pub(super) fn run_indexer_logits(device: &Device, case: &Case) -> Result<Outputs
         (case.upload(device, "k_scale")?, case.upload_rows(device, "weights")?);
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let score = score_fn(case)?;
-    let logits = indexer::indexer_logits(&q, &k, &k_scale, &weights, &ks, &ke, score)?;
+    let keys = IndexKeys::Rows { k: &k, k_scale: &k_scale };
+    let seen = Seen::Range(KeyRange { ks: &ks, ke: &ke });
+    let logits = indexer::logits(&q, &weights, &keys, &seen, score)?;
     Ok(outputs([("logits", HostTensor::download(&logits)?)]))
 }
 
@@ -38,16 +40,15 @@ pub(super) fn reference_indexer_logits(case: &Case) -> Result<Outputs, CaseError
 }
 
 pub(super) fn run_indexer_logits_paged(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
-    let logits = indexer::indexer_logits_paged(
-        &case.upload(device, "q")?,
-        &case.upload_rows(device, "cache")?,
-        case.scalar("page_size")?,
-        &case.upload_rows(device, "weights")?,
-        &case.upload(device, "context_lens")?,
-        &case.upload(device, "block_table")?,
-        case.scalar("max_context")?,
-        score_fn(case)?,
-    )?;
+    let (q, weights) = (case.upload(device, "q")?, case.upload_rows(device, "weights")?);
+    let keys = IndexKeys::Paged {
+        cache: &case.upload_rows(device, "cache")?,
+        page_size: case.scalar("page_size")?,
+        block_table: &case.upload(device, "block_table")?,
+        max_context: case.scalar("max_context")?,
+    };
+    let lens = case.upload(device, "context_lens")?;
+    let logits = indexer::logits(&q, &weights, &keys, &Seen::Context(&lens), score_fn(case)?)?;
     Ok(outputs([("logits", HostTensor::download(&logits)?)]))
 }
 
@@ -85,7 +86,8 @@ pub(super) fn run_top_k(device: &Device, case: &Case) -> Result<Outputs, CaseErr
         Some(_) => Some(case.scalar("pieces")?),
         None => None,
     };
-    let indices = top_k::top_k_in_pieces(&logits, &ks, &ke, topk, policy, pieces)?;
+    let indices =
+        top_k::top_k_in_pieces(&logits, &KeyRange { ks: &ks, ke: &ke }, topk, policy, pieces)?;
     Ok(outputs([("indices", HostTensor::download(&indices)?)]))
 }
 

@@ -1,0 +1,115 @@
+//! What a launcher takes and returns, as text: it is the check before any work, what `dsa run --help` prints, what
+//! every saved case is held against, and what the tests of refusals are made from.
+//!
+//! ```text
+//! tensors  kv: [s_kv, d_qk] or [n_pages, page_size, d_qk] as q, rows   shapes, types (a|b, or those of another), strides
+//! tensors  attn_sink: [h] f32 (optional)
+//! scalars  page_size: integer 1 to 1048576
+//! scalars  splits: integer 1 to 1024 (chosen for the device)           what stands in brackets if it is left out
+//! scalars  out: f32|bf16|f16 (f32)                                     one of these words
+//! sizes    n: 1 to 1024, a power of two
+//! ```
+//!
+//! A name in a shape stands for one size wherever it occurs; a scalar's name for its value, which is 1 if
+//! it is left out. `/` rounds down, within `ceil( )` up. A tensor has no gaps, or with `rows` none between the
+//! elements of a row: its last stride is 1.
+
+mod check;
+mod expression;
+mod line;
+
+pub use check::{Bound, Given};
+pub use expression::{Range, Sizes, value};
+pub use line::{Kind, ScalarLine, Strides, TensorLine};
+
+use crate::tensor::{DType, Tensor};
+use crate::{KernelError, Result};
+
+/// What a launcher takes and returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Contract {
+    /// The launcher's name.
+    pub name: &'static str,
+    /// The tensors, in the order of the launcher's arguments.
+    pub tensors: &'static [&'static str],
+    /// The scalars, in the order of the launcher's arguments.
+    pub scalars: &'static [&'static str],
+    /// What else sizes must be.
+    pub sizes: &'static [&'static str],
+    /// The tensors it makes or changes.
+    pub outputs: &'static [&'static str],
+}
+
+/// What a contract has to know of a tensor, wherever its elements are.
+#[derive(Clone, Copy, Debug)]
+pub struct Form<'a> {
+    /// Its element type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its strides in elements, if it may have gaps.
+    pub strides: Option<&'a [usize]>,
+}
+
+impl<'a> From<&'a Tensor> for Form<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        Self { dtype: tensor.dtype(), shape: tensor.shape(), strides: Some(tensor.strides()) }
+    }
+}
+
+impl Contract {
+    /// The tensors' lines.
+    ///
+    /// # Errors
+    /// [`KernelError::Contract`] with a line that cannot be read. So do the following.
+    pub fn tensor_lines(&self) -> Result<Vec<TensorLine>> {
+        self.parsed(self.tensors, TensorLine::parse)
+    }
+
+    /// The scalars' lines.
+    pub fn scalar_lines(&self) -> Result<Vec<ScalarLine>> {
+        self.parsed(self.scalars, ScalarLine::parse)
+    }
+
+    /// The outputs' lines.
+    pub fn output_lines(&self) -> Result<Vec<TensorLine>> {
+        self.parsed(self.outputs, TensorLine::parse)
+    }
+
+    /// What sizes must be: an expression of their names, and its range.
+    pub fn size_lines(&self) -> Result<Vec<(&'static str, Range)>> {
+        self.parsed(self.sizes, |line| {
+            let (name, range) = line.split_once(": ")?;
+            Some((name, Range::parse(range)?))
+        })
+    }
+
+    fn parsed<T>(
+        &self,
+        lines: &[&'static str],
+        parse: impl Fn(&'static str) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        lines.iter().map(|line| parse(line).ok_or_else(|| self.unreadable(line))).collect()
+    }
+
+    fn unreadable(&self, line: &str) -> KernelError {
+        KernelError::Contract { kernel: self.name, line: line.to_string() }
+    }
+
+    /// Checks the tensors of a launch, which are all on one device, and its scalars; both in the order of the
+    /// contract, `None` and [`Given::Nothing`] for what is left out.
+    ///
+    /// # Errors
+    /// The first that is not as the contract says: [`KernelError::Shape`], [`KernelError::DType`],
+    /// [`KernelError::Strides`] or [`KernelError::Value`].
+    pub fn check<'a, const T: usize>(
+        &'a self,
+        tensors: [Option<&'a Tensor>; T],
+        scalars: &[Given<'a>],
+    ) -> Result<Bound<'a>> {
+        let forms = tensors.map(|tensor| tensor.map(Form::from));
+        let bound = self.bind(&forms, scalars)?;
+        let devices = self.tensors.iter().zip(tensors).filter_map(|(line, t)| Some((line, t?)));
+        bound.on_one_device(devices)
+    }
+}
