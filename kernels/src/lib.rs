@@ -23,10 +23,10 @@ pub mod indexer;
 mod keys;
 mod merge_splits;
 pub mod norm;
-pub mod offline;
 mod pages;
 pub mod peak;
 pub mod quant;
+pub mod random;
 pub mod rope;
 mod slots;
 mod source;
@@ -38,7 +38,7 @@ mod top_k_sift;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;
-pub use source::source_hash;
+pub use source::{source_hash, source_text};
 pub use tensor::{DType, Tensor};
 
 /// Version of the LLVM that is linked in and compiles the kernels.
