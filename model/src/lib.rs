@@ -1,4 +1,5 @@
 //! DeepSeek-V3.2-Exp: configuration, checkpoints, and the attention layer on the kernels.
+#![forbid(unsafe_code)]
 
 pub mod config;
 pub mod error;

@@ -1,4 +1,5 @@
 //! The command line `dsa`, as a function, so that tests call it without another binary.
+#![forbid(unsafe_code)]
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
