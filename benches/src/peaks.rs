@@ -122,11 +122,11 @@ fn matrix_unit(device: &Device, dtype: DType, probes: &mut Vec<Probe>) -> anyhow
     let x = random(device, dtype, &[128, k], 1)?;
     let w = random(device, dtype, &[256, k], 2)?;
     let out = device.empty(&[128, 256], DType::F32)?;
-    let call = |programs, rounds| peak::multiply_in_place(device, &x, &w, &out, programs, rounds);
+    let call = |programs, rounds| peak::multiply_in_place(&x, &w, &out, programs, rounds);
     if call(1, 1)?.is_none() {
         return Ok(());
     }
-    right_product([&x, &w, &out].map(|t| device.download_f32(t)), k)
+    right_product([&x, &w, &out].map(|t| t.download_f32()), k)
         .with_context(|| format!("the product of {dtype} that probes the matrix unit is wrong"))?;
     for programs in [1, 2].map(|n| n * device.cores()) {
         for rounds in [2_000, 20_000] {
@@ -163,17 +163,17 @@ fn plain(device: &Device, probes: &mut Vec<Probe>) -> anyhow::Result<()> {
             device.upload_f32(&vec![1.0; rows * shape.width], &[rows, shape.width], DType::F32)?;
         let rows = peak::chain_rows(device, shape);
         let out = device.empty(&[rows, shape.width], DType::F32)?;
-        let flop = peak::chain(device, &x, &out, shape, 100)?;
+        let flop = peak::chain(&x, &out, shape, 100)?;
         let steps = flop / (2 * rows * shape.width) as f64 + shape.chains as f64;
-        let right = device.download_f32(&out)?.iter().all(|sum| f64::from(*sum) == steps);
+        let right = out.download_f32()?.iter().all(|sum| f64::from(*sum) == steps);
         ensure!(right, "the chains that probe f32 arithmetic ({shape}) are wrong");
-        let time = fastest(device, || peak::chain(device, &x, &out, shape, rounds).map(|_| ()))?;
+        let time = fastest(device, || peak::chain(&x, &out, shape, rounds).map(|_| ()))?;
         let rate = flop / 100.0 * rounds as f64 / time;
         probes.push(Probe { what: PLAIN.into(), form: shape.to_string(), rate });
     }
     for n in [256usize, 512, 1024] {
         let x = random(device, DType::F32, &[1, n, n], n as u64)?;
-        let time = fastest(device, || gemm::gemm(device, &x, &x, DType::F32).map(|_| ()))?;
+        let time = fastest(device, || gemm::gemm(&x, &x, DType::F32).map(|_| ()))?;
         let rate = 2.0 * (n * n * n) as f64 / time;
         probes.push(Probe { what: PLAIN.into(), form: format!("our product of {n} x {n}"), rate });
     }

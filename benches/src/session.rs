@@ -300,7 +300,7 @@ fn time(
                 (0..calls).try_for_each(|_| {
                     // Those of the call before go first, so that a call needs no more memory than it does.
                     outputs.clear();
-                    outputs = (spec.work)(device)?;
+                    outputs = (spec.work)()?;
                     Ok(())
                 })
             });

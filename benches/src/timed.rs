@@ -18,7 +18,7 @@ use std::ops::Range;
 pub type Named = Vec<(&'static str, Tensor)>;
 
 /// One call of what is measured; returns its outputs.
-pub type Call = Box<dyn Fn(&Device) -> dsa_kernels::Result<Named> + Send + Sync>;
+pub type Call = Box<dyn Fn() -> dsa_kernels::Result<Named> + Send + Sync>;
 
 /// Cuts a case out of the timed inputs, and out of the outputs what the reference should return for it.
 pub type Cut = Box<dyn Fn(&Drawn, &Named) -> Result<(Case, Outputs), CaseError> + Send + Sync>;
@@ -96,13 +96,13 @@ impl Drawn<'_> {
         }
         let slots: Vec<i32> = (0..some.shape()[0] as i32).collect();
         let packed = self.device.empty(some.shape(), some.dtype())?;
-        place_rows(self.device, &some, &self.device.upload_i32(&slots, &[slots.len()])?, &packed)?;
+        place_rows(&some, &self.device.upload_i32(&slots, &[slots.len()])?, &packed)?;
         self.whole(&packed)
     }
 
     /// All of a tensor.
     pub fn whole(&self, tensor: &Tensor) -> Result<HostTensor, CaseError> {
-        Ok(HostTensor::download(self.device, tensor)?)
+        Ok(HostTensor::download(tensor)?)
     }
 
     /// The drawn rows of every output.
@@ -123,7 +123,7 @@ impl Drawn<'_> {
         let (mut bytes, mut shape) = (Vec::new(), tensor.shape().to_vec());
         for row in &self.rows {
             let row = part(tensor.narrow(0, *row, 1)?)?;
-            bytes.extend(self.device.download(&row)?);
+            bytes.extend(row.download()?);
             shape = row.shape().to_vec();
         }
         if let Some(rows) = shape.first_mut() {

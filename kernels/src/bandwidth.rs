@@ -192,7 +192,8 @@ fn vectors(name: &'static str, x: &Tensor, walk: Walk) -> Result<usize> {
 }
 
 /// Copies `x` to `out`: both contiguous `[rows, cols]` f32 of one shape, cols a multiple of the walk's width.
-pub fn copy(device: &Device, x: &Tensor, out: &Tensor, walk: Walk) -> Result<()> {
+pub fn copy(x: &Tensor, out: &Tensor, walk: Walk) -> Result<()> {
+    let device = x.device();
     let n = vectors("x", x, walk)?;
     out.expect_shape("out", &[("rows", x.shape()[0]), ("cols", x.shape()[1])])?;
     vectors("out", out, walk)?;
@@ -224,7 +225,8 @@ pub fn sums(device: &Device, len: usize, walk: Walk) -> usize {
 
 /// Reads `x`, contiguous `[rows, cols]` f32, cols a multiple of the walk's width; `out` `[1, n]` i32, n of [`sums`]:
 /// numbers whose wrapping sum is that of all the bit patterns of x.
-pub fn read(device: &Device, x: &Tensor, out: &Tensor, walk: Walk) -> Result<()> {
+pub fn read(x: &Tensor, out: &Tensor, walk: Walk) -> Result<()> {
+    let device = x.device();
     let n = vectors("x", x, walk)?;
     out.expect_shape("out", &[("1", 1), ("sums", sums(device, x.len(), walk))])?;
     out.expect_dtype("out", &[DType::I32])?;

@@ -118,13 +118,13 @@ pub fn machine(device: &Device) -> Machine {
 ///   with one slot the last is;
 /// - `cache`: `[n_pages, page_size · record.bytes()]` u8, last stride 1.
 pub fn store_kv(
-    device: &Device,
     c: &Tensor,
     k_pe: &Tensor,
     slots: &Tensor,
     cache: &Tensor,
     page_size: usize,
 ) -> Result<()> {
+    let device = c.device();
     let (n, kv_lora_rank) = rows_and_cols("c", c)?;
     let (_, rope_dim) = rows_and_cols("k_pe", k_pe)?;
     k_pe.expect_shape("k_pe", &[("n", n), ("rope_dim", rope_dim)])?;
@@ -165,12 +165,12 @@ pub fn store_kv(
 /// - `slots`: `[n]` i32; a slot out of range is not written, and of several rows with one slot the last is;
 /// - `cache`: `[n_pages, page_size · (D + 4)]` u8, last stride 1.
 pub fn store_index_keys(
-    device: &Device,
     keys: &Quantised,
     slots: &Tensor,
     cache: &Tensor,
     page_size: usize,
 ) -> Result<()> {
+    let device = keys.codes.device();
     keys.codes.expect_rank("codes", &["n", "D"])?;
     keys.codes.expect_dtype("codes", &[DType::E4m3])?;
     keys.codes.expect_contiguous("codes")?;

@@ -60,7 +60,8 @@ fn place_kernel<E: Numeric>(
 /// - `x`: `[n, h, d]` of any float type, last stride 1; with one head, it goes to every head of `out`;
 /// - `slots`: `[n]` i32; a slot out of range is not written, and of several rows with one slot the last is;
 /// - `out`: `[rows, h, d]` of the type of x, last stride 1.
-pub fn place_rows(device: &Device, x: &Tensor, slots: &Tensor, out: &Tensor) -> Result<()> {
+pub fn place_rows(x: &Tensor, slots: &Tensor, out: &Tensor) -> Result<()> {
+    let device = x.device();
     x.expect_rank("x", &["n", "h", "d"])?;
     x.expect_dtype("x", &DType::FLOATS)?;
     x.expect_rows("x")?;

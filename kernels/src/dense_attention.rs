@@ -285,7 +285,6 @@ impl Tiling {
 ///   on is `ks = 0`, `ke[t] = p + t + 1`;
 /// - `softmax_scale`: finite and positive.
 pub fn dense_mha(
-    device: &Device,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -293,6 +292,7 @@ pub fn dense_mha(
     ke: &Tensor,
     softmax_scale: f32,
 ) -> Result<Attention> {
+    let device = q.device();
     q.expect_rank("q", &["s", "h", "d_qk"])?;
     let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
     k.expect_rank("k", &["s_kv", "h", "d_qk"])?;
@@ -362,12 +362,11 @@ pub fn dense_mha(
 ///
 /// It is the body of sparse attention over the whole range, so the baseline is tuned exactly as well.
 pub fn dense_mla(
-    device: &Device,
     q: &Tensor,
     kv: &Tensor,
     ks: &Tensor,
     ke: &Tensor,
     args: &AttentionArgs,
 ) -> Result<Attention> {
-    range_mla(device, q, kv, ks, ke, args)
+    range_mla(q, kv, ks, ke, args)
 }

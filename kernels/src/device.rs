@@ -8,6 +8,8 @@ use cubecl::client::Client;
 use cubecl::execution::{StreamMode, StreamModeOverride};
 use cubecl::ir::{ElemType, features::WgmmaConfig};
 use cubecl::prelude::*;
+use cubecl::server::Handle;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The runtime a device belongs to.
@@ -39,9 +41,15 @@ const NARROW: usize = (1 << 32) - (1 << 20);
 #[derive(Clone)]
 pub struct Device {
     kind: DeviceKind,
-    name: String,
+    name: Arc<str>,
     client: Client,
     wide: bool,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.kind, self.name)
+    }
 }
 
 impl Device {
@@ -98,7 +106,7 @@ impl Device {
     /// The device that `client` reaches, whose launches are those of `kind`: one that CubeCL's runtimes have not
     /// opened, such as a device that only compiles.
     pub fn from_client(kind: DeviceKind, client: Client) -> Self {
-        let name = client.properties().identity.name.clone();
+        let name = client.properties().identity.name.as_str().into();
         Self { kind, name, client, wide: false }
     }
 
@@ -106,7 +114,11 @@ impl Device {
     /// need it. Results are the same; it shows what wide addresses cost. Its name says so, so that no
     /// measurement is taken for one of the device as it is.
     pub fn wide(&self) -> Self {
-        Self { wide: true, name: format!("{} (64-bit addresses)", self.name), ..self.clone() }
+        Self {
+            wide: true,
+            name: format!("{} (64-bit addresses)", self.name).into(),
+            ..self.clone()
+        }
     }
 
     /// How wide the addresses are that a launch on `tensors` computes: 64 bits where one of them has more
@@ -205,7 +217,7 @@ impl Device {
         } else {
             self.client.create_from_slice(bytes)
         };
-        Ok(Tensor::contiguous(handle, shape, dtype))
+        Ok(Tensor::contiguous(self, handle, shape, dtype))
     }
 
     /// A new tensor of `shape`, its elements rounded from `values` to `dtype`.
@@ -238,7 +250,7 @@ impl Device {
         // A tensor without elements still needs a buffer to bind.
         let bytes = elements(shape).and_then(|n| n.max(1).checked_mul(dtype.size()));
         match bytes.filter(|bytes| *bytes as u64 <= most) {
-            Some(bytes) => Ok(Tensor::contiguous(self.client.empty(bytes), shape, dtype)),
+            Some(bytes) => Ok(Tensor::contiguous(self, self.client.empty(bytes), shape, dtype)),
             None => {
                 let expected =
                     format!("{dtype} of at most {most} bytes, what the device allocates");
@@ -247,33 +259,10 @@ impl Device {
         }
     }
 
-    /// The bytes of a contiguous tensor. Waits for the kernels that write it, and reports if one of
-    /// them failed.
-    pub fn download(&self, tensor: &Tensor) -> Result<Vec<u8>> {
-        if !tensor.is_contiguous() {
-            return Err(KernelError::Strides {
-                tensor: "downloaded tensor",
-                got: tensor.strides().to_vec(),
-                expected: "contiguous".to_string(),
-            });
-        }
-        let len = tensor.len() * tensor.dtype().size();
-        // Of a view, what lies behind it in its buffer stays where it is.
-        let handle = tensor.handle().clone();
-        let behind = handle.size_in_used().saturating_sub(len.max(1) as u64);
-        let bytes = self.client.read_one(handle.offset_end(behind)).map_err(|e| self.failed(e))?;
-        Ok(bytes[..len].to_vec())
-    }
-
-    /// The elements of a contiguous tensor, widened to f32.
-    pub fn download_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        Ok(tensor.dtype().decode(&self.download(tensor)?))
-    }
-
-    /// The elements of a contiguous i32 tensor.
-    pub fn download_i32(&self, tensor: &Tensor) -> Result<Vec<i32>> {
-        tensor.expect_dtype("downloaded tensor", &[DType::I32])?;
-        Ok(i32::from_bytes(&self.download(tensor)?).to_vec())
+    /// The bytes behind `handle`. Waits for the kernels that write them.
+    pub(crate) fn read(&self, handle: Handle) -> Result<Vec<u8>> {
+        let bytes = self.client.read_one(handle).map_err(|e| self.failed(e))?;
+        Ok(bytes.to_vec())
     }
 
     /// Waits until everything launched so far is done.
@@ -292,7 +281,7 @@ impl Device {
 
     /// Device time that the kernels launched by `work` take.
     pub fn time(&self, work: impl FnOnce() -> Result<()> + Send) -> Result<Duration> {
-        let failed = |reason: String| KernelError::Launch { device: self.name.clone(), reason };
+        let failed = |reason: String| KernelError::Launch { device: self.name.to_string(), reason };
         let (result, ticks) =
             self.client.profile(work, "dsa").map_err(|error| failed(format!("{error:?}")))?;
         result?;
@@ -302,7 +291,7 @@ impl Device {
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> KernelError {
-        KernelError::Launch { device: self.name.clone(), reason: causes(&error.to_string()) }
+        KernelError::Launch { device: self.name.to_string(), reason: causes(&error.to_string()) }
     }
 }
 

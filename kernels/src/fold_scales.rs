@@ -49,12 +49,8 @@ pub fn machine(device: &Device) -> Machine {
 /// Folds the queries' scales into the head weights: `out[t, h] = weights[t, h] · q_scale[t, h] · factor`.
 ///
 /// `weights`, `q_scale`: `[s, H]` f32, contiguous. Returns `[s, H]` f32.
-pub fn fold_scales(
-    device: &Device,
-    weights: &Tensor,
-    q_scale: &Tensor,
-    factor: f32,
-) -> Result<Tensor> {
+pub fn fold_scales(weights: &Tensor, q_scale: &Tensor, factor: f32) -> Result<Tensor> {
+    let device = weights.device();
     weights.expect_rank("weights", &["s", "H"])?;
     let (s, h) = (weights.shape()[0], weights.shape()[1]);
     q_scale.expect_shape("q_scale", &[("s", s), ("H", h)])?;

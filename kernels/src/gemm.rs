@@ -156,14 +156,15 @@ impl Tiling {
 /// - `x`: `[b, m, k]`, f32, bf16 or f16, last stride 1;
 /// - `w`: `[b, n, k]` of the same type, last stride 1;
 /// - returns `[b, m, n]` of `out_dtype`.
-pub fn gemm(device: &Device, x: &Tensor, w: &Tensor, out_dtype: DType) -> Result<Tensor> {
+pub fn gemm(x: &Tensor, w: &Tensor, out_dtype: DType) -> Result<Tensor> {
+    let device = x.device();
     x.expect_rank("x", &["b", "m", "k"])?;
     let [b, m, _] = [x.shape()[0], x.shape()[1], x.shape()[2]];
     w.expect_rank("w", &["b", "n", "k"])?;
     // Before the output is made: without elements in x and w its size would be anybody's number.
     expect_k(x)?;
     let out = device.output("out", &[b, m, w.shape()[1]], out_dtype)?;
-    gemm_into(device, x, w, &out)?;
+    gemm_into(x, w, &out)?;
     Ok(out)
 }
 
@@ -176,7 +177,8 @@ fn expect_k(x: &Tensor) -> Result<()> {
 }
 
 /// [`gemm`] into an existing tensor, whose last stride is 1.
-pub fn gemm_into(device: &Device, x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
+pub fn gemm_into(x: &Tensor, w: &Tensor, out: &Tensor) -> Result<()> {
+    let device = x.device();
     x.expect_rank("x", &["b", "m", "k"])?;
     w.expect_rank("w", &["b", "n", "k"])?;
     let (b, m, k, n) = (x.shape()[0], x.shape()[1], x.shape()[2], w.shape()[1]);

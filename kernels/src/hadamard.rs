@@ -102,7 +102,8 @@ pub fn machine(device: &Device) -> Machine {
 ///
 /// `x`: `[rows, n]` f32, bf16 or f16, last stride 1, n a power of two up to 1024. Returns `[rows, n]` of
 /// the same type.
-pub fn hadamard(device: &Device, x: &Tensor) -> Result<Tensor> {
+pub fn hadamard(x: &Tensor) -> Result<Tensor> {
+    let device = x.device();
     x.expect_rank("x", &["rows", "n"])?;
     x.expect_dtype("x", &DType::FLOATS)?;
     x.expect_rows("x")?;

@@ -191,7 +191,6 @@ fn head_weights<W: Size>(
 ///
 /// Contract: DeepGEMM `fp8_mqa_logits` with `clean_logits`.
 pub fn indexer_logits(
-    device: &Device,
     q: &Tensor,
     k: &Tensor,
     k_scale: &Tensor,
@@ -200,6 +199,7 @@ pub fn indexer_logits(
     ke: &Tensor,
     score_fn: ScoreFn,
 ) -> Result<Tensor> {
+    let device = q.device();
     q.expect_rank("q", &["s", "H", "D"])?;
     q.expect_dtype("q", &TYPES)?;
     k.expect_rank("k", &["s_kv", "D"])?;
@@ -228,7 +228,7 @@ pub fn indexer_logits(
         page_stride: 0,
         paged: false,
     };
-    launch(device, q, 1, s, s_kv, weights, keys, &logits, score_fn)?;
+    launch(q, 1, s, s_kv, weights, keys, &logits, score_fn)?;
     Ok(logits)
 }
 
@@ -244,7 +244,6 @@ pub fn indexer_logits(
 ///
 /// Contract: DeepGEMM `fp8_paged_mqa_logits` with 1-D context lengths, without its scheduling metadata.
 pub fn indexer_logits_paged(
-    device: &Device,
     q: &Tensor,
     cache: &Tensor,
     page_size: usize,
@@ -254,6 +253,7 @@ pub fn indexer_logits_paged(
     max_context: usize,
     score_fn: ScoreFn,
 ) -> Result<Tensor> {
+    let device = q.device();
     q.expect_rank("q", &["b", "next_n", "H", "D"])?;
     q.expect_dtype("q", &[DType::E4m3])?;
     q.expect_contiguous("q")?;
@@ -295,7 +295,7 @@ pub fn indexer_logits_paged(
         page_stride: cache.strides()[0],
         paged: true,
     };
-    launch(device, &q, b, next_n, max_context, weights, keys, &logits, score_fn)?;
+    launch(&q, b, next_n, max_context, weights, keys, &logits, score_fn)?;
     Ok(logits)
 }
 
@@ -303,7 +303,6 @@ pub fn indexer_logits_paged(
 const TYPES: [DType; 4] = [DType::E4m3, DType::Bf16, DType::F16, DType::F32];
 
 fn launch(
-    device: &Device,
     q: &Tensor,
     requests: usize,
     rows: usize,
@@ -313,6 +312,7 @@ fn launch(
     logits: &Tensor,
     score_fn: ScoreFn,
 ) -> Result<()> {
+    let device = q.device();
     let (s, heads, dim) = (q.shape()[0], q.shape()[1], q.shape()[2]);
     q.expect_dtype("q", &TYPES)?;
     q.expect_rows("q")?;

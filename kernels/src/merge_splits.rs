@@ -16,7 +16,6 @@
 
 use crate::Result;
 use crate::attention::{Attention, AttentionArgs, sink_factor};
-use crate::device::Device;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -93,11 +92,11 @@ fn weight(
 ///
 /// `parts`: outputs of rows `[splits, s, h]`, f32; `whole`: of `[s, h]`, out of any float type; contiguous.
 pub(crate) fn merge_splits(
-    device: &Device,
     parts: &Attention,
     whole: &Attention,
     args: &AttentionArgs,
 ) -> Result<()> {
+    let device = parts.out.device();
     parts.out.expect_rank("parts", &["splits", "s", "h", "d_v"])?;
     let [_, s, heads, d_v] = [0, 1, 2, 3].map(|axis| parts.out.shape()[axis]);
     whole.out.expect_shape("whole", &[("s", s), ("h", heads), ("d_v", d_v)])?;

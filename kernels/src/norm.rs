@@ -127,44 +127,28 @@ pub fn machine(device: &Device) -> Machine {
 /// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1;
 /// - `weight`: `[cols]` f32;
 /// - returns `[rows, cols]` of the type of x.
-pub fn rms_norm(device: &Device, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let device = x.device();
     let out = device.output("out", x.shape(), x.dtype())?;
-    norm(device, x, weight, None, &out, eps)?;
+    norm(x, weight, None, &out, eps)?;
     Ok(out)
 }
 
 /// [`rms_norm`] into an existing tensor of the same shape and type, whose last stride is 1.
-pub fn rms_norm_into(
-    device: &Device,
-    x: &Tensor,
-    weight: &Tensor,
-    out: &Tensor,
-    eps: f32,
-) -> Result<()> {
-    norm(device, x, weight, None, out, eps)
+pub fn rms_norm_into(x: &Tensor, weight: &Tensor, out: &Tensor, eps: f32) -> Result<()> {
+    norm(x, weight, None, out, eps)
 }
 
 /// `weight · (x - mean(x)) / sqrt(var(x) + eps) + bias`; shapes as [`rms_norm`], `bias`: `[cols]` f32.
-pub fn layer_norm(
-    device: &Device,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    eps: f32,
-) -> Result<Tensor> {
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    let device = x.device();
     let out = device.output("out", x.shape(), x.dtype())?;
-    norm(device, x, weight, Some(bias), &out, eps)?;
+    norm(x, weight, Some(bias), &out, eps)?;
     Ok(out)
 }
 
-fn norm(
-    device: &Device,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    out: &Tensor,
-    eps: f32,
-) -> Result<()> {
+fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor, eps: f32) -> Result<()> {
+    let device = x.device();
     x.expect_rank("x", &["rows", "cols"])?;
     x.expect_dtype("x", &DType::FLOATS)?;
     x.expect_rows("x")?;

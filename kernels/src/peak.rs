@@ -69,13 +69,13 @@ pub fn peak_k(dtype: DType) -> usize {
 /// `x`: `[128, k]`, `w`: `[256, k]` with k of [`peak_k`], e4m3, bf16 or f16, contiguous; `out`: `[128, 256]`
 /// f32.
 pub fn multiply_in_place(
-    device: &Device,
     x: &Tensor,
     w: &Tensor,
     out: &Tensor,
     programs: usize,
     rounds: usize,
 ) -> Result<Option<f64>> {
+    let device = x.device();
     let k = peak_k(x.dtype());
     x.expect_shape("x", &[("rows", TILE.0), ("k", k)])?;
     w.expect_shape("w", &[("rows", TILE.1), ("k", k)])?;
@@ -192,13 +192,8 @@ pub fn chain_rows(device: &Device, shape: Chains) -> usize {
 ///
 /// - `x`: `[2 + chains, width]` f32, contiguous: factor, addend, and what each chain starts from;
 /// - `out`: `[rows, width]` f32, rows of [`chain_rows`], contiguous: in each the sum of the chains.
-pub fn chain(
-    device: &Device,
-    x: &Tensor,
-    out: &Tensor,
-    shape: Chains,
-    rounds: usize,
-) -> Result<f64> {
+pub fn chain(x: &Tensor, out: &Tensor, shape: Chains, rounds: usize) -> Result<f64> {
+    let device = x.device();
     let Chains { width, chains, programs } = shape;
     let rows = chain_rows(device, shape);
     x.expect_shape("x", &[("factor, addend and chains", 2 + chains), ("width", width)])?;

@@ -190,7 +190,8 @@ pub struct Quantised {
 /// - `x`: `[rows, cols]` f32, bf16 or f16, last stride 1; the last block may be partial;
 /// - returns codes `[rows, cols]` e4m3 and scales `[rows, ceil(cols / 128)]` f32. A NaN element gives a NaN
 ///   code and does not touch its block's scale.
-pub fn act_quant(device: &Device, x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
+pub fn act_quant(x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
+    let device = x.device();
     let (rows, cols) = rows_and_cols("x", x)?;
     let blocks = cols.div_ceil(BLOCK);
     let codes = device.output("codes", &[rows, cols], DType::E4m3)?;
@@ -220,7 +221,8 @@ pub fn act_quant(device: &Device, x: &Tensor, fmt: ScaleFmt) -> Result<Quantised
 /// November 2025 model).
 ///
 /// `x`, `out`: `[rows, cols]` of one type, last stride 1; they may be the same tensor.
-pub fn round_trip(device: &Device, x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> Result<()> {
+pub fn round_trip(x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> Result<()> {
+    let device = x.device();
     let (rows, cols) = rows_and_cols("x", x)?;
     out.expect_shape("out", &[("rows", rows), ("cols", cols)])?;
     out.expect_dtype("out", &[x.dtype()])?;

@@ -92,7 +92,6 @@ pub fn machine(device: &Device) -> Machine {
 /// - `cos`, `sin`: `[positions, dim/2]` f32, contiguous;
 /// - `positions`: `[n]` i32, the row's line of the tables; a row whose line they do not have becomes NaN.
 pub fn rope(
-    device: &Device,
     x: &Tensor,
     cos: &Tensor,
     sin: &Tensor,
@@ -100,6 +99,7 @@ pub fn rope(
     out: &Tensor,
     pairing: Pairing,
 ) -> Result<()> {
+    let device = x.device();
     x.expect_rank("x", &["n", "heads", "dim"])?;
     x.expect_dtype("x", &DType::FLOATS)?;
     x.expect_rows("x")?;

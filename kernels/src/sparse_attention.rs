@@ -197,7 +197,6 @@ impl Tiling {
 ///
 /// Contract: FlashMLA `flash_mla_sparse_fwd`, without its demands on h and topk.
 pub fn sparse_mla(
-    device: &Device,
     q: &Tensor,
     kv: &Tensor,
     indices: &Tensor,
@@ -205,7 +204,7 @@ pub fn sparse_mla(
 ) -> Result<Attention> {
     let rows = KeyRows::elements(kv, q)?;
     let list = KeyLists::indices(indices, q, args)?;
-    attend(device, q, rows, list, args)
+    attend(q, rows, list, args)
 }
 
 /// [`sparse_mla`] from the paged fp8 cache ([`store_kv`](crate::cache_write::store_kv)), of any page size.
@@ -216,7 +215,6 @@ pub fn sparse_mla(
 /// Contract: FlashMLA `flash_mla_with_kvcache` with `indices`: codes times their scale, any f32, are rounded
 /// to the type of q.
 pub fn sparse_mla_paged(
-    device: &Device,
     q: &Tensor,
     cache: &Tensor,
     page_size: usize,
@@ -226,7 +224,7 @@ pub fn sparse_mla_paged(
 ) -> Result<Attention> {
     let rows = KeyRows::records(cache, page_size, record, q)?;
     let list = KeyLists::indices(indices, q, args)?;
-    attend(device, q, rows, list, args)
+    attend(q, rows, list, args)
 }
 
 /// Dense attention in the absorbed form: each token's heads over a contiguous range of rows, by the same
@@ -235,7 +233,6 @@ pub fn sparse_mla_paged(
 /// - `q`, `kv`: as [`sparse_mla`];
 /// - `ks`, `ke`: `[s]` i32, half-open ranges of rows, clamped to the rows there are.
 pub(crate) fn range_mla(
-    device: &Device,
     q: &Tensor,
     kv: &Tensor,
     ks: &Tensor,
@@ -248,16 +245,11 @@ pub(crate) fn range_mla(
     }
     let rows = KeyRows::elements(kv, q)?;
     let list = KeyLists::range(ks, ke, q, rows.count)?;
-    attend(device, q, rows, list, args)
+    attend(q, rows, list, args)
 }
 
-fn attend(
-    device: &Device,
-    q: &Tensor,
-    rows: KeyRows,
-    lists: KeyLists,
-    args: &AttentionArgs,
-) -> Result<Attention> {
+fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> Result<Attention> {
+    let device = q.device();
     let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
     check_args(q, heads, d_qk, args)?;
     if args.d_v > d_qk {
@@ -325,7 +317,7 @@ fn attend(
         );
     }
     if splits > 1 {
-        merge_splits(device, &part, &whole, args)?;
+        merge_splits(&part, &whole, args)?;
     }
     Ok(whole)
 }

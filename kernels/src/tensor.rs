@@ -1,6 +1,7 @@
 //! Tensors on a device.
 
 use crate::Result;
+use crate::device::Device;
 use crate::error::KernelError;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -124,9 +125,10 @@ pub(crate) fn expect_indexable(tensor: &'static str, shape: &[usize]) -> Result<
     Err(KernelError::Shape { tensor, got: shape.to_vec(), expected })
 }
 
-/// A strided view of device memory.
+/// A strided view of a device's memory.
 #[derive(Clone, Debug)]
 pub struct Tensor {
+    device: Device,
     handle: Handle,
     shape: Vec<usize>,
     strides: Vec<usize>,
@@ -139,13 +141,24 @@ pub struct Tensor {
 
 impl Tensor {
     /// `shape` is one that [`elements`] counts.
-    pub(crate) fn contiguous(handle: Handle, shape: &[usize], dtype: DType) -> Self {
+    pub(crate) fn contiguous(
+        device: &Device,
+        handle: Handle,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Self {
         let mut strides = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
             strides[axis - 1] = strides[axis] * shape[axis];
         }
         let extent = shape.iter().product();
-        Self { handle, shape: shape.to_vec(), strides, dtype, extent, offset: 0 }
+        let device = device.clone();
+        Self { device, handle, shape: shape.to_vec(), strides, dtype, extent, offset: 0 }
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The shape.
@@ -173,8 +186,27 @@ impl Tensor {
         self.len() == 0
     }
 
-    pub(crate) fn handle(&self) -> &Handle {
-        &self.handle
+    /// The bytes of a contiguous tensor. Waits for the kernels that write it, and reports if one of
+    /// them failed.
+    pub fn download(&self) -> Result<Vec<u8>> {
+        self.expect_contiguous("downloaded tensor")?;
+        let len = self.len() * self.dtype.size();
+        // Of a view, what lies behind it in its buffer stays where it is.
+        let behind = self.handle.size_in_used().saturating_sub(len.max(1) as u64);
+        let mut bytes = self.device.read(self.handle.clone().offset_end(behind))?;
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
+    /// The elements of a contiguous tensor, widened to f32.
+    pub fn download_f32(&self) -> Result<Vec<f32>> {
+        Ok(self.dtype.decode(&self.download()?))
+    }
+
+    /// The elements of a contiguous i32 tensor.
+    pub fn download_i32(&self) -> Result<Vec<i32>> {
+        self.expect_dtype("downloaded tensor", &[DType::I32])?;
+        Ok(i32::from_bytes(&self.download()?).to_vec())
     }
 
     /// Whether the elements follow each other without gaps.
@@ -217,7 +249,7 @@ impl Tensor {
                 expected: format!("contiguous with as many elements as {shape:?}"),
             });
         }
-        let mut view = Self::contiguous(self.handle.clone(), shape, self.dtype);
+        let mut view = Self::contiguous(&self.device, self.handle.clone(), shape, self.dtype);
         view.offset = self.offset;
         view.extent = self.extent;
         Ok(view)

@@ -174,20 +174,18 @@ pub fn machine(device: &Device) -> Machine {
 /// - `topk`: at least 1, may exceed the length;
 /// - returns `[rows, topk]` i32: columns of `logits`, ascending, then -1.
 pub fn top_k(
-    device: &Device,
     logits: &Tensor,
     ks: &Tensor,
     ke: &Tensor,
     topk: usize,
     policy: Policy,
 ) -> Result<Tensor> {
-    top_k_in_pieces(device, logits, ks, ke, topk, policy, None)
+    top_k_in_pieces(logits, ks, ke, topk, policy, None)
 }
 
 /// [`top_k`] with rows that are sifted in so many `pieces`, 0 for not at all, or as suits the device. The
 /// result is the same.
 pub fn top_k_in_pieces(
-    device: &Device,
     logits: &Tensor,
     ks: &Tensor,
     ke: &Tensor,
@@ -195,6 +193,7 @@ pub fn top_k_in_pieces(
     policy: Policy,
     pieces: Option<usize>,
 ) -> Result<Tensor> {
+    let device = logits.device();
     logits.expect_rank("logits", &["rows", "length"])?;
     logits.expect_dtype("logits", &[DType::F32])?;
     logits.expect_rows("logits")?;
@@ -237,7 +236,7 @@ pub fn top_k_in_pieces(
     }
     let machine = machine(device);
     let width = if logits.in_whole_vectors(4) { 4 } else { 1 };
-    let lists = sift(device, logits, ks, ke, topk, width, pieces, policy, machine)?;
+    let lists = sift(logits, ks, ke, topk, width, pieces, policy, machine)?;
     // SAFETY: the kernel reads columns below `length` of rows below `rows`, or others of the same vectors,
     // all of which the buffer holds, and no list beyond `capacity`; it clamps the ranges, and writes `topk`
     // indices a row.
@@ -283,7 +282,8 @@ fn shift_kernel(
 /// that holds several requests: `indices[t, j] + first[t]`; -1 stays.
 ///
 /// `indices`: `[n, topk]` i32, contiguous; `first`: `[n]` i32. Returns `[n, topk]` i32.
-pub fn shift_indices(device: &Device, indices: &Tensor, first: &Tensor) -> Result<Tensor> {
+pub fn shift_indices(indices: &Tensor, first: &Tensor) -> Result<Tensor> {
+    let device = indices.device();
     indices.expect_rank("indices", &["n", "topk"])?;
     let (n, topk) = (indices.shape()[0], indices.shape()[1]);
     first.expect_shape("first", &[("n", n)])?;

@@ -126,7 +126,6 @@ pub(crate) struct Lists {
 /// Lists the columns of each row of `logits` (`[rows, length]`, read in vectors of `width`) that may be
 /// among the `topk` best of `ks .. ke`, the row cut into `pieces`. The caller has checked the tensors.
 pub(crate) fn sift(
-    device: &Device,
     logits: &Tensor,
     ks: &Tensor,
     ke: &Tensor,
@@ -136,6 +135,7 @@ pub(crate) fn sift(
     policy: Policy,
     machine: Machine,
 ) -> Result<Lists> {
+    let device = logits.device();
     let (rows, length) = (logits.shape()[0], logits.shape()[1]);
     // Sifting is meant to leave some 1.5 k columns; more than 2^16 would take as long as the row itself.
     let capacity = (2 * topk).clamp(8192, 1 << 16).min(length.max(1));

@@ -181,10 +181,10 @@ pub const BUGS: &[Bug] = &[
         "wait_copies(comptime![schedule.ahead - 1]);", "wait_copies(comptime![schedule.ahead + 1]);"),
     // The layer.
     bug("half-split pairs in the main attention", "layer", ATTENTION,
-        "rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)",
-        "rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, Pairing::HalfSplit)"),
+        "rope(from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)",
+        "rope(from, &rotary.cos, &rotary.sin, batch.at(), to, Pairing::HalfSplit)"),
     bug("the latent query is not normalised", "layer", ATTENTION,
-        "rms_norm(device, &qr, &self.q_a_layernorm, eps)?", "qr.clone()"),
+        "rms_norm(&qr, &self.q_a_layernorm, eps)?", "qr.clone()"),
     bug("a token does not see itself", "layer", STEP,
         "begin(row) + p + 1", "begin(row) + p"),
     bug("index keys without position", "layer", LAYER_INDEXER,

@@ -44,15 +44,15 @@ fn ints(device: &Device, values: &[usize], shape: &[usize]) -> Tensor {
 }
 
 #[track_caller]
-fn same_bits(device: &Device, far: &Attention, near: &Attention) {
+fn same_bits(far: &Attention, near: &Attention) {
     for (name, far, near) in [
         ("out", &far.out, &near.out),
         ("lse", &far.lse, &near.lse),
         ("max", &far.max_logits, &near.max_logits),
     ] {
-        let near = device.download(near).unwrap();
+        let near = near.download().unwrap();
         assert!(near.iter().any(|byte| *byte != 0), "{name} is all zeros");
-        assert!(device.download(far).unwrap() == near, "{name}");
+        assert!(far.download().unwrap() == near, "{name}");
     }
 }
 
@@ -67,26 +67,24 @@ fn a_cache_of_five_thousand_million_elements_is_written_and_attended_to() {
     let n = FAR.len();
     let rows = random(&device, 1, &[n, 1, D_QK], DType::Bf16);
     let whole = kv.reshape(&[TOKENS, 1, D_QK]).unwrap();
-    place_rows(&device, &rows, &ints(&device, &FAR, &[n]), &whole).unwrap();
+    place_rows(&rows, &ints(&device, &FAR, &[n]), &whole).unwrap();
     for (row, slot) in FAR.into_iter().enumerate() {
-        let of = |tensor: &Tensor, at| device.download(&tensor.narrow(0, at, 1).unwrap()).unwrap();
+        let of = |tensor: &Tensor, at| tensor.narrow(0, at, 1).unwrap().download().unwrap();
         assert!(of(&kv, slot) == of(&rows, row), "row {row} in slot {slot}");
     }
 
     let near = rows.reshape(&[n, D_QK]).unwrap();
     let q = random(&device, 2, &[2, HEADS, D_QK], DType::Bf16);
     let lists = |slots: &[usize]| ints(&device, &[slots, slots].concat(), &[2, n]);
-    let of = |kv: &Tensor, slots: &[usize]| {
-        sparse_mla(&device, &q, kv, &lists(slots), &args(512)).unwrap()
-    };
+    let of = |kv: &Tensor, slots: &[usize]| sparse_mla(&q, kv, &lists(slots), &args(512)).unwrap();
     let all: Vec<usize> = (0..n).collect();
-    same_bits(&device, &of(&kv, &FAR), &of(&near, &all));
+    same_bits(&of(&kv, &FAR), &of(&near, &all));
 
     let range = |kv: &Tensor, from: usize, to: usize| {
         let (ks, ke) = (ints(&device, &[from; 2], &[2]), ints(&device, &[to; 2], &[2]));
-        dense_mla(&device, &q, kv, &ks, &ke, &args(512)).unwrap()
+        dense_mla(&q, kv, &ks, &ke, &args(512)).unwrap()
     };
-    same_bits(&device, &range(&kv, TOKENS - 2, TOKENS), &range(&near, n - 2, n));
+    same_bits(&range(&kv, TOKENS - 2, TOKENS), &range(&near, n - 2, n));
 }
 
 #[test]
@@ -100,15 +98,15 @@ fn a_cache_of_five_thousand_million_bytes_of_records_is_written_and_attended_to(
         (random(&device, 3, &[n, 512], DType::Bf16), random(&device, 4, &[n, 64], DType::Bf16));
     let all: Vec<usize> = (0..n).collect();
     for (cache, slots, page) in [(&far, &FAR[..], PAGE), (&near, &all[..], n)] {
-        store_kv(&device, &c, &k_pe, &ints(&device, slots, &[n]), cache, page).unwrap();
+        store_kv(&c, &k_pe, &ints(&device, slots, &[n]), cache, page).unwrap();
     }
     let q = random(&device, 5, &[2, HEADS, D_QK], DType::Bf16);
     let of = |cache: &Tensor, slots: &[usize], page| {
         let lists = ints(&device, &[slots, slots].concat(), &[2, n]);
-        sparse_mla_paged(&device, &q, cache, page, RECORD, &lists, &args(512)).unwrap()
+        sparse_mla_paged(&q, cache, page, RECORD, &lists, &args(512)).unwrap()
     };
     // Pages of another size leave the records where they are.
-    same_bits(&device, &of(&far, &FAR, PAGE), &of(&near, &all, n));
+    same_bits(&of(&far, &FAR, PAGE), &of(&near, &all, n));
 }
 
 #[test]
@@ -119,21 +117,19 @@ fn index_keys_beyond_two_to_the_32_bytes_are_written_and_scored() {
     let Some(wide) = room(&device, &[pages, PAGE * 656], DType::U8) else { return };
     let far = wide.narrow(1, 0, PAGE * (dim + 4)).unwrap();
     let near = device.empty(&[2, PAGE * (dim + 4)], DType::U8).unwrap();
-    let keys =
-        act_quant(&device, &random(&device, 6, &[2 * PAGE, dim], DType::Bf16), ScaleFmt::Ue8m0);
+    let keys = act_quant(&random(&device, 6, &[2 * PAGE, dim], DType::Bf16), ScaleFmt::Ue8m0);
     let keys = keys.unwrap();
     let q = device.upload(&[0x38; 4 * 128], &[1, 1, 4, dim], DType::E4m3).unwrap();
     let weights = random(&device, 7, &[1, 4], DType::F32);
     let of = |cache: &Tensor, pages: [usize; 2]| {
         let slots: Vec<usize> =
             pages.iter().flat_map(|page| (0..PAGE).map(move |i| page * PAGE + i)).collect();
-        store_index_keys(&device, &keys, &ints(&device, &slots, &[2 * PAGE]), cache, PAGE).unwrap();
+        store_index_keys(&keys, &ints(&device, &slots, &[2 * PAGE]), cache, PAGE).unwrap();
         let (lens, table) = (ints(&device, &[2 * PAGE], &[1]), ints(&device, &pages, &[1, 2]));
         let score = ScoreFn::default();
         let n = 2 * PAGE;
-        let logits =
-            indexer_logits_paged(&device, &q, cache, PAGE, &weights, &lens, &table, n, score);
-        device.download_f32(&logits.unwrap()).unwrap()
+        let logits = indexer_logits_paged(&q, cache, PAGE, &weights, &lens, &table, n, score);
+        logits.unwrap().download_f32().unwrap()
     };
     let expected = of(&near, [0, 1]);
     assert!(expected.iter().all(|logit| logit.is_finite()));
@@ -197,7 +193,7 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
 
     let check = |logits: &Tensor, kernel: &str| {
         for (row, expected) in rows.iter().zip(&expected) {
-            let got = device.download(&logits.narrow(0, *row, 1).unwrap()).unwrap();
+            let got = logits.narrow(0, *row, 1).unwrap().download().unwrap();
             let of = |bytes| HostTensor { dtype: DType::F32, shape: vec![1, S_KV], bytes };
             let expected =
                 Outputs::from([("logits", HostTensor::new(DType::F32, &[1, S_KV], expected))]);
@@ -210,18 +206,16 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         let k = device.upload(&k_codes, &[S_KV, dim], DType::E4m3).unwrap();
         let k_scale = device.upload(&scales.bytes, &[S_KV], DType::F32).unwrap();
         let score = ScoreFn::default();
-        let logits =
-            indexer_logits(&device, &q, &k, &k_scale, &weights, &starts, &ends, score).unwrap();
+        let logits = indexer_logits(&q, &k, &k_scale, &weights, &starts, &ends, score).unwrap();
         check(&logits, "indexer_logits");
-        let indices = top_k(&device, &logits, &starts, &ends, TOPK, Policy::Fixed).unwrap();
+        let indices = top_k(&logits, &starts, &ends, TOPK, Policy::Fixed).unwrap();
         for row in rows {
             let of = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap();
-            let values =
-                Array2::from_shape_vec((1, S_KV), device.download_f32(&of(&logits)).unwrap());
+            let values = Array2::from_shape_vec((1, S_KV), of(&logits).download_f32().unwrap());
             let policy = reference::top_k::Policy::Fixed;
             let best =
                 reference::top_k::top_k(values.unwrap().view(), &[0], &[S_KV as i32], TOPK, policy);
-            let got = device.download_i32(&of(&indices)).unwrap();
+            let got = of(&indices).download_i32().unwrap();
             assert!(best.iter().eq(&got), "row {row} of top_k");
         }
     }
@@ -238,19 +232,18 @@ fn forty_thousand_rows_of_128k_logits_are_scored_and_selected_from() {
         let table = device.upload_i32(&table, &[S, pages]).unwrap();
         let q = q.reshape(&[S, 1, heads, dim]).unwrap();
         let score = ScoreFn::default();
-        let logits =
-            indexer_logits_paged(&device, &q, &cache, page, &weights, &ends, &table, S_KV, score);
+        let logits = indexer_logits_paged(&q, &cache, page, &weights, &ends, &table, S_KV, score);
         check(&logits.unwrap(), "indexer_logits_paged");
     }
     // 5,000 lists of 2^20 entries of which 100 exist: the outputs are what is large.
     let (n, length, topk) = (5_000, 100, 1 << 20);
     let logits = random(&device, 5, &[n, length], DType::F32);
     let (starts, ends) = (ints(&device, &vec![0; n], &[n]), ints(&device, &vec![length; n], &[n]));
-    let indices = top_k(&device, &logits, &starts, &ends, topk, Policy::Fixed).unwrap();
+    let indices = top_k(&logits, &starts, &ends, topk, Policy::Fixed).unwrap();
     let first: Vec<usize> = (0..n).map(|t| 1000 * t).collect();
-    let shifted = shift_indices(&device, &indices, &ints(&device, &first, &[n])).unwrap();
+    let shifted = shift_indices(&indices, &ints(&device, &first, &[n])).unwrap();
     for row in [0, 4095, 4096, n - 1] {
-        let of = |tensor: &Tensor| device.download_i32(&tensor.narrow(0, row, 1).unwrap()).unwrap();
+        let of = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap().download_i32().unwrap();
         let list = |from: usize| {
             let entry = |j| if j < length { (from + j) as i32 } else { -1 };
             (0..topk).map(entry).collect::<Vec<_>>()
@@ -277,28 +270,27 @@ fn outputs_that_no_device_holds_are_refused_before_anything_is_allocated() {
         (1 << 20, "bytes, what the device allocates", "fewer than 2^31 rows");
 
     let (x, w) = (of(&[1, many, 1], DType::F32), of(&[1, many, 1], DType::F32));
-    refused(dsa_kernels::gemm::gemm(device, &x, &w, DType::F32), "out", memory);
+    refused(dsa_kernels::gemm::gemm(&x, &w, DType::F32), "out", memory);
 
     let (q, k) = (of(&[many, 1, 1], DType::E4m3), of(&[many, 1], DType::E4m3));
     let (scale, weights) = (of(&[many], DType::F32), of(&[many, 1], DType::F32));
     let range = of(&[many], DType::I32);
     let score = ScoreFn::default();
-    let logits = indexer_logits(device, &q, &k, &scale, &weights, &range, &range, score);
+    let logits = indexer_logits(&q, &k, &scale, &weights, &range, &range, score);
     refused(logits, "logits", memory);
     let (cache, table) = (of(&[1, 5 * many], DType::U8), of(&[many, 1], DType::I32));
     let q = q.reshape(&[many, 1, 1, 1]).unwrap();
-    let logits =
-        indexer_logits_paged(device, &q, &cache, many, &weights, &range, &table, many, score);
+    let logits = indexer_logits_paged(&q, &cache, many, &weights, &range, &table, many, score);
     refused(logits, "logits", memory);
 
     let logits = of(&[many, 1], DType::F32);
-    refused(top_k(device, &logits, &range, &range, many, Policy::Fixed), "indices", memory);
+    refused(top_k(&logits, &range, &range, many, Policy::Fixed), "indices", memory);
 
     // The parts of a split attention are outputs, too.
     let (q, kv) = (of(&[1 << 17, 128, 1], DType::F32), of(&[1, 1], DType::F32));
     let lists = of(&[1 << 17, 1], DType::I32);
     let args = AttentionArgs { splits: Some(1024), ..args(1) };
-    refused(sparse_mla(device, &q, &kv, &lists, &args), "out", rows);
+    refused(sparse_mla(&q, &kv, &lists, &args), "out", rows);
 }
 
 #[test]
@@ -318,7 +310,7 @@ fn what_an_i32_does_not_number_is_refused_wherever_it_comes_from() {
     // A view that repeats its one row has as many rows as it says.
     let row = device.empty(&[1, 8], DType::F32).unwrap();
     let repeated = row.broadcast(0, 1 << 31).unwrap();
-    refused(act_quant(device, &repeated, ScaleFmt::Plain), "x", expected);
+    refused(act_quant(&repeated, ScaleFmt::Plain), "x", expected);
     // Slots of pages are rows, too.
     let page = device.empty(&[1, 1 << 20], DType::U8).unwrap();
     let pages = page.broadcast(0, 1 << 12).unwrap();
@@ -326,7 +318,7 @@ fn what_an_i32_does_not_number_is_refused_wherever_it_comes_from() {
         (device.empty(&[1, 1], DType::F32).unwrap(), device.empty(&[1, 0], DType::F32).unwrap());
     let slots = device.empty(&[1], DType::I32).unwrap();
     let narrow = pages.narrow(1, 0, 5 << 17).unwrap();
-    assert!(store_kv(device, &c, &k_pe, &slots, &narrow, 1 << 17).is_ok());
+    assert!(store_kv(&c, &k_pe, &slots, &narrow, 1 << 17).is_ok());
     let pages = page.broadcast(0, 1 << 14).unwrap().narrow(1, 0, 5 << 17).unwrap();
-    refused(store_kv(device, &c, &k_pe, &slots, &pages, 1 << 17), "cache", "fewer than 2^31 slots");
+    refused(store_kv(&c, &k_pe, &slots, &pages, 1 << 17), "cache", "fewer than 2^31 slots");
 }

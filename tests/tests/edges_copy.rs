@@ -21,8 +21,8 @@ fn a_copy_is_the_same_bits_however_and_whatever_is_walked() {
             bytes[..16].fill(0xff);
             let x = device.upload(&bytes, &[rows, cols], DType::F32).unwrap();
             let out = device.upload(&vec![0; bytes.len()], &[rows, cols], DType::F32).unwrap();
-            copy(&device, &x, &out, walk).unwrap();
-            assert!(device.download(&out).unwrap() == bytes, "{rows} x {cols}, {walk}");
+            copy(&x, &out, walk).unwrap();
+            assert!(out.download().unwrap() == bytes, "{rows} x {cols}, {walk}");
         }
     }
 }
@@ -35,10 +35,10 @@ fn a_read_sums_every_element_once_however_it_walks() {
             let bytes = floats(2, &[rows, cols]).bytes;
             let x = device.upload(&bytes, &[rows, cols], DType::F32).unwrap();
             let out = device.empty(&[1, sums(&device, rows * cols, walk)], DType::I32).unwrap();
-            read(&device, &x, &out, walk).unwrap();
+            read(&x, &out, walk).unwrap();
             let words = bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()));
             let want = words.fold(0, i32::wrapping_add);
-            let got = device.download_i32(&out).unwrap().into_iter().fold(0, i32::wrapping_add);
+            let got = out.download_i32().unwrap().into_iter().fold(0, i32::wrapping_add);
             assert_eq!(got, want, "{rows} x {cols}, {walk}");
         }
     }
@@ -55,9 +55,9 @@ fn every_chain_takes_every_step() {
         values[width..2 * width].fill(1.0);
         let x = device.upload_f32(&values, &[rows, width], DType::F32).unwrap();
         let out = device.empty(&[peak::chain_rows(&device, shape), width], DType::F32).unwrap();
-        peak::chain(&device, &x, &out, shape, 1).unwrap();
+        peak::chain(&x, &out, shape, 1).unwrap();
         let want = shape.chains as f32 * 65_535.0;
-        assert!(device.download_f32(&out).unwrap().iter().all(|sum| *sum == want), "{shape}");
+        assert!(out.download_f32().unwrap().iter().all(|sum| *sum == want), "{shape}");
     }
 }
 
@@ -66,7 +66,7 @@ fn a_copy_that_is_no_whole_number_of_vectors_or_of_another_shape_is_refused() {
     let device = device();
     let walk = Walk { width: 8, in_flight: 1, team: 1, programs: None };
     let tensor = |shape: &[usize], dtype| device.empty(shape, dtype).unwrap();
-    let refusal = |x, out| -> KernelError { copy(&device, &x, &out, walk).unwrap_err() };
+    let refusal = |x, out| -> KernelError { copy(&x, &out, walk).unwrap_err() };
     let f32 = DType::F32;
     let message = refusal(tensor(&[3, 7], f32), tensor(&[3, 7], f32)).to_string();
     assert_eq!(message, "x has shape [3, 7], expected rows of a multiple of 8 elements");

@@ -36,9 +36,9 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
         let of = |rows, cols, dtype| device.empty(&[rows, cols], dtype);
         let (x, out) = (of(64, 64, DType::F32)?, of(64, 64, DType::F32)?);
         for walk in bandwidth::walks(device) {
-            bandwidth::copy(device, &x, &out, walk)?;
+            bandwidth::copy(&x, &out, walk)?;
             let sums = of(1, bandwidth::sums(device, x.len(), walk), DType::I32)?;
-            bandwidth::read(device, &x, &sums, walk)?;
+            bandwidth::read(&x, &sums, walk)?;
         }
         Ok::<_, CaseError>(())
     });
@@ -48,7 +48,7 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
         for shape in peak::chains(device) {
             let x = device.empty(&[2 + shape.chains, shape.width], DType::F32)?;
             let out = device.empty(&[peak::chain_rows(device, shape), shape.width], DType::F32)?;
-            peak::chain(device, &x, &out, shape, 1)?;
+            peak::chain(&x, &out, shape, 1)?;
         }
         Ok::<_, CaseError>(())
     });
@@ -59,7 +59,7 @@ fn by_file(target: Target) -> BTreeMap<String, Vec<Arc<Artefact>>> {
         for dtype in [DType::E4m3, DType::Bf16, DType::F16] {
             let k = peak::peak_k(dtype);
             let (x, w, out) = (of(128, k, dtype)?, of(256, k, dtype)?, of(128, 256, DType::F32)?);
-            peak::multiply_in_place(device, &x, &w, &out, 1, 1)?;
+            peak::multiply_in_place(&x, &w, &out, 1, 1)?;
         }
         Ok::<_, CaseError>(())
     });

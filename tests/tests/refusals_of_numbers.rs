@@ -115,7 +115,7 @@ fn dense_attention_refuses_what_only_sparse_attention_has() {
         topk_length: Some(range.clone()),
         ..Default::default()
     };
-    let error = dense_attention::dense_mla(device, &q, &kv, &range, &range, &args).unwrap_err();
+    let error = dense_attention::dense_mla(&q, &kv, &range, &range, &args).unwrap_err();
     assert!(error.to_string().starts_with("topk_length is "), "{error}");
 }
 
@@ -153,7 +153,7 @@ fn an_upload_whose_bytes_do_not_fill_its_shape_is_refused() {
 fn memory_that_a_device_does_not_have_is_one_error() {
     let device = device();
     // 32 TiB: refused by its size, or by the device when it is read.
-    let asked = device.empty(&[1 << 45], DType::U8).and_then(|tensor| device.download(&tensor));
+    let asked = device.empty(&[1 << 45], DType::U8).and_then(|tensor| tensor.download());
     let error = asked.unwrap_err().to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
     // And the device is as good as before.

@@ -41,27 +41,27 @@ fn row_kernels_refuse_gaps_within_rows() {
     let device = &device();
     let (x, x_turned) = (empty(device, &[3, 8], F32), turned(device, F32, &[3, 8]));
     let weight = empty(device, &[8], F32);
-    refused("x", quant::act_quant(device, &x_turned, ScaleFmt::Plain));
-    refused("x", hadamard::hadamard(device, &x_turned));
-    refused("x", norm::rms_norm(device, &x_turned, &weight, 1e-6));
-    refused("x", norm::layer_norm(device, &x_turned, &weight, &weight, 1e-6));
-    refused("out", norm::rms_norm_into(device, &x, &weight, &x_turned, 1e-6));
-    refused("x", quant::round_trip(device, &x_turned, &x, ScaleFmt::Plain));
-    refused("out", quant::round_trip(device, &x, &x_turned, ScaleFmt::Plain));
-    refused("weights", fold_scales::fold_scales(device, &x_turned, &x, 1.0));
-    refused("q_scale", fold_scales::fold_scales(device, &x, &x_turned, 1.0));
+    refused("x", quant::act_quant(&x_turned, ScaleFmt::Plain));
+    refused("x", hadamard::hadamard(&x_turned));
+    refused("x", norm::rms_norm(&x_turned, &weight, 1e-6));
+    refused("x", norm::layer_norm(&x_turned, &weight, &weight, 1e-6));
+    refused("out", norm::rms_norm_into(&x, &weight, &x_turned, 1e-6));
+    refused("x", quant::round_trip(&x_turned, &x, ScaleFmt::Plain));
+    refused("out", quant::round_trip(&x, &x_turned, ScaleFmt::Plain));
+    refused("weights", fold_scales::fold_scales(&x_turned, &x, 1.0));
+    refused("q_scale", fold_scales::fold_scales(&x, &x_turned, 1.0));
     let walk = bandwidth::walks(device)[0];
-    refused("x", bandwidth::copy(device, &x_turned, &x, walk));
-    refused("out", bandwidth::copy(device, &x, &x_turned, walk));
+    refused("x", bandwidth::copy(&x_turned, &x, walk));
+    refused("out", bandwidth::copy(&x, &x_turned, walk));
 }
 
 #[test]
 fn products_refuse_gaps_within_rows() {
     let device = &device();
     let (x, w) = (empty(device, &[1, 3, 8], F32), empty(device, &[1, 4, 8], F32));
-    refused("x", gemm::gemm(device, &turned(device, F32, &[1, 3, 8]), &w, F32));
-    refused("w", gemm::gemm(device, &x, &turned(device, F32, &[1, 4, 8]), F32));
-    refused("out", gemm::gemm_into(device, &x, &w, &turned(device, F32, &[1, 3, 4])));
+    refused("x", gemm::gemm(&turned(device, F32, &[1, 3, 8]), &w, F32));
+    refused("w", gemm::gemm(&x, &turned(device, F32, &[1, 4, 8]), F32));
+    refused("out", gemm::gemm_into(&x, &w, &turned(device, F32, &[1, 3, 4])));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn rotations_refuse_gaps_within_rows() {
     let device = &device();
     let positions = empty(device, &[3], DType::I32);
     let rotate = |x: &Tensor, cos: &Tensor, sin: &Tensor, out: &Tensor| {
-        rope::rope(device, x, cos, sin, &positions, out, Pairing::HalfSplit)
+        rope::rope(x, cos, sin, &positions, out, Pairing::HalfSplit)
     };
     let (x, table) = (empty(device, &[3, 2, 8], F32), empty(device, &[5, 4], F32));
     let (x_turned, table_turned) = (turned(device, F32, &[3, 2, 8]), turned(device, F32, &[5, 4]));
@@ -84,7 +84,7 @@ fn indexers_refuse_gaps_within_rows() {
     let device = &device();
     let (range, scale) = (empty(device, &[3], DType::I32), empty(device, &[9], F32));
     let index = |q: &Tensor, k: &Tensor, w: &Tensor| {
-        indexer::indexer_logits(device, q, k, &scale, w, &range, &range, ScoreFn::ReluWeighted)
+        indexer::indexer_logits(q, k, &scale, w, &range, &range, ScoreFn::ReluWeighted)
     };
     let (q, k, w) =
         (empty(device, &[3, 4, 8], F32), empty(device, &[9, 8], F32), empty(device, &[3, 4], F32));
@@ -94,7 +94,7 @@ fn indexers_refuse_gaps_within_rows() {
 
     let paged = |q: &Tensor, cache: &Tensor, w: &Tensor, table: &Tensor| {
         let score = ScoreFn::ReluWeighted;
-        indexer::indexer_logits_paged(device, q, cache, 2, w, &range, table, 4, score)
+        indexer::indexer_logits_paged(q, cache, 2, w, &range, table, 4, score)
     };
     let q_shape = [3, 1, 4, 8];
     let (q, cache) = (empty(device, &q_shape, DType::E4m3), empty(device, &[6, 24], DType::U8));
@@ -110,7 +110,7 @@ fn selection_refuses_gaps_within_rows() {
     let device = &device();
     let (logits, range) = (turned(device, F32, &[3, 8]), empty(device, &[3], DType::I32));
     let policy = dsa_kernels::top_k::Policy::Fixed;
-    refused("logits", dsa_kernels::top_k::top_k(device, &logits, &range, &range, 4, policy));
+    refused("logits", dsa_kernels::top_k::top_k(&logits, &range, &range, 4, policy));
 }
 
 #[test]
@@ -121,21 +121,20 @@ fn attention_refuses_gaps_within_rows() {
     let (q_turned, kv_turned) = (turned(device, F32, &[3, 4, 8]), turned(device, F32, &[9, 8]));
     let (list, range) = (empty(device, &[3, 5], DType::I32), empty(device, &[3], DType::I32));
     let list_turned = turned(device, DType::I32, &[3, 5]);
-    refused("q", sparse_mla(device, &q_turned, &kv, &list, &args));
-    refused("kv", sparse_mla(device, &q, &kv_turned, &list, &args));
-    refused("kv", sparse_mla(device, &q, &turned(device, F32, &[3, 3, 8]), &list, &args));
-    refused("indices", sparse_mla(device, &q, &kv, &list_turned, &args));
-    refused("kv", dense_attention::dense_mla(device, &q, &kv_turned, &range, &range, &args));
+    refused("q", sparse_mla(&q_turned, &kv, &list, &args));
+    refused("kv", sparse_mla(&q, &kv_turned, &list, &args));
+    refused("kv", sparse_mla(&q, &turned(device, F32, &[3, 3, 8]), &list, &args));
+    refused("indices", sparse_mla(&q, &kv, &list_turned, &args));
+    refused("kv", dense_attention::dense_mla(&q, &kv_turned, &range, &range, &args));
 
-    let dense =
-        |k: &Tensor, v: &Tensor| dense_attention::dense_mha(device, &q, k, v, &range, &range, 1.0);
+    let dense = |k: &Tensor, v: &Tensor| dense_attention::dense_mha(&q, k, v, &range, &range, 1.0);
     let k = empty(device, &[9, 4, 8], F32);
     refused("k", dense(&turned(device, F32, &[9, 4, 8]), &k));
     refused("v", dense(&k, &turned(device, F32, &[9, 4, 8])));
 
     let record = KvRecord { kv_lora_rank: 4, rope_dim: 4 };
     let cache = turned(device, DType::U8, &[2, 3 * record.bytes()]);
-    refused("cache", sparse_mla_paged(device, &q, &cache, 3, record, &list, &args));
+    refused("cache", sparse_mla_paged(&q, &cache, 3, record, &list, &args));
 }
 
 #[test]
@@ -146,9 +145,9 @@ fn caches_refuse_gaps_within_rows() {
     let c_turned = turned(device, F32, &[3, 4]);
     let cache = empty(device, &[2, 3 * record.bytes()], DType::U8);
     let cache_turned = turned(device, DType::U8, &[2, 3 * record.bytes()]);
-    refused("c", cache_write::store_kv(device, &c_turned, &c, &slots, &cache, 3));
-    refused("k_pe", cache_write::store_kv(device, &c, &c_turned, &slots, &cache, 3));
-    refused("cache", cache_write::store_kv(device, &c, &c, &slots, &cache_turned, 3));
+    refused("c", cache_write::store_kv(&c_turned, &c, &slots, &cache, 3));
+    refused("k_pe", cache_write::store_kv(&c, &c_turned, &slots, &cache, 3));
+    refused("cache", cache_write::store_kv(&c, &c, &slots, &cache_turned, 3));
 }
 
 #[test]
@@ -158,7 +157,7 @@ fn index_keys_that_act_quant_did_not_make_are_refused_by_name() {
     let slots = empty(device, &[5], DType::I32);
     let store = |codes: Tensor, scale: Tensor| {
         let keys = Quantised { codes, scale };
-        cache_write::store_index_keys(device, &keys, &slots, &cache, 3).unwrap_err().to_string()
+        cache_write::store_index_keys(&keys, &slots, &cache, 3).unwrap_err().to_string()
     };
     let codes = || empty(device, &[5, 8], DType::E4m3);
     let scale = || empty(device, &[5, 1], DType::F32);

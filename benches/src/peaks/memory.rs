@@ -67,16 +67,11 @@ impl Buffers {
         for (buffer, pattern) in buffers.iter().zip(&patterns) {
             for start in (0..rows).step_by(PATTERN) {
                 let count = PATTERN.min(rows - start);
-                copy(
-                    device,
-                    &pattern.narrow(0, 0, count)?,
-                    &buffer.narrow(0, start, count)?,
-                    walk,
-                )?;
+                copy(&pattern.narrow(0, 0, count)?, &buffer.narrow(0, start, count)?, walk)?;
             }
         }
         let [a, b] = patterns;
-        let patterns = [device.download(&a)?, device.download(&b)?];
+        let patterns = [a.download()?, b.download()?];
         Ok(Self { patterns, sources: buffers, out: make()? })
     }
 
@@ -91,17 +86,17 @@ impl Buffers {
     ) -> anyhow::Result<f64> {
         let x = self.sources[source % 2].narrow(0, 0, rows)?;
         let out = self.out.narrow(0, 0, rows)?;
-        copy(device, &x, &out, walk)?;
+        copy(&x, &out, walk)?;
         let mut rng = Rng::new(source as u64);
         let mut looked_at: Vec<usize> = (2..LOOKED_AT).map(|_| rng.below(rows)).collect();
         looked_at.extend([0, rows - 1]);
         for row in looked_at {
             let (at, width) = (row % PATTERN * 4 * COLS, 4 * COLS);
-            let right = self.patterns[source % 2][at..at + width]
-                == device.download(&out.narrow(0, row, 1)?)?;
+            let right =
+                self.patterns[source % 2][at..at + width] == out.narrow(0, row, 1)?.download()?;
             ensure!(right, "row {row} of the copy that probes the memory ({walk}) is wrong");
         }
-        let time = fastest(device, || copy(device, &x, &out, walk))?;
+        let time = fastest(device, || copy(&x, &out, walk))?;
         Ok(keep(probes, "copy", rows, &walk.to_string(), (8 * COLS * rows) as f64 / time))
     }
 
@@ -115,14 +110,14 @@ impl Buffers {
     ) -> anyhow::Result<f64> {
         let x = self.sources[0].narrow(0, 0, rows)?;
         let out = device.empty(&[1, sums(device, x.len(), walk)], DType::I32)?;
-        read(device, &x, &out, walk)?;
-        let got = device.download_i32(&out)?.into_iter().fold(0i32, i32::wrapping_add);
+        read(&x, &out, walk)?;
+        let got = out.download_i32()?.into_iter().fold(0i32, i32::wrapping_add);
         let want = (0..rows.div_ceil(PATTERN)).fold(0i32, |sum, turn| {
             let rows = PATTERN.min(rows - turn * PATTERN);
             sum.wrapping_add(wrapping_sum(&self.patterns[0][..rows * 4 * COLS]))
         });
         ensure!(got == want, "the sum that probes the memory ({walk}) is wrong");
-        let time = fastest(device, || read(device, &x, &out, walk))?;
+        let time = fastest(device, || read(&x, &out, walk))?;
         Ok(keep(probes, "read", rows, &walk.to_string(), (4 * COLS * rows) as f64 / time))
     }
 }

@@ -83,7 +83,7 @@ pub fn sparse(
         flop: (2 * rows * heads * kept * (D_QK + KV_LORA_RANK)) as u64,
         bytes: (rows * (heads * (D_QK + KV_LORA_RANK) + kept * D_QK) * dtype.size()) as u64,
         gate,
-        work: Box::new(move |d| Ok(named(sparse_mla(d, &q, &kv, &indices, &args())?))),
+        work: Box::new(move || Ok(named(sparse_mla(&q, &kv, &indices, &args())?))),
         timed: Timed {
             rows,
             heads,
@@ -128,8 +128,8 @@ pub fn sparse_fp8(device: &Device, axes: &Axes, context: usize, seed: u64) -> Re
         bytes: (rows * (heads * (D_QK + KV_LORA_RANK) * dtype.size() + kept * RECORD.bytes()))
             as u64,
         gate,
-        work: Box::new(move |d| {
-            Ok(named(sparse_mla_paged(d, &q, &cache, PAGE, RECORD, &indices, &args())?))
+        work: Box::new(move || {
+            Ok(named(sparse_mla_paged(&q, &cache, PAGE, RECORD, &indices, &args())?))
         }),
         timed: Timed {
             rows,
@@ -180,8 +180,8 @@ pub fn dense_prefill(device: &Device, axes: &Axes, context: usize, seed: u64) ->
         flop: (2 * pairs * heads * (QK_HEAD + V_HEAD)) as u64,
         bytes: ((s + context) * heads * (QK_HEAD + V_HEAD) * dtype.size()) as u64,
         gate,
-        work: Box::new(move |d| {
-            Ok(named(dense_attention::dense_mha(d, &q, &k, &v, &ks, &ke, SOFTMAX_SCALE)?))
+        work: Box::new(move || {
+            Ok(named(dense_attention::dense_mha(&q, &k, &v, &ks, &ke, SOFTMAX_SCALE)?))
         }),
         timed: Timed {
             rows: s,
@@ -227,9 +227,7 @@ pub fn dense_decode(device: &Device, axes: &Axes, context: usize, seed: u64) -> 
         flop: (2 * rows * heads * context * (D_QK + KV_LORA_RANK)) as u64,
         bytes: (rows * (heads * (D_QK + KV_LORA_RANK) + context * D_QK) * dtype.size()) as u64,
         gate,
-        work: Box::new(move |d| {
-            Ok(named(dense_attention::dense_mla(d, &q, &kv, &ks, &ke, &args())?))
-        }),
+        work: Box::new(move || Ok(named(dense_attention::dense_mla(&q, &kv, &ks, &ke, &args())?))),
         timed: Timed {
             rows,
             heads,

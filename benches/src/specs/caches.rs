@@ -89,8 +89,8 @@ fn store_kv_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Resu
         flop: (3 * n * KV_LORA_RANK) as u64,
         bytes: (n * (D_QK * dtype.size() + RECORD.bytes())) as u64,
         gate,
-        work: Box::new(move |d| {
-            store_kv(d, &c, &k_pe, &slots, &cache, PAGE)?;
+        work: Box::new(move || {
+            store_kv(&c, &k_pe, &slots, &cache, PAGE)?;
             Ok(one("cache", cache.clone()))
         }),
         timed: Timed {
@@ -109,7 +109,7 @@ fn store_kv_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Resu
 fn store_index_keys_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Result<Spec> {
     let (n, dtype) = (axes.s_q, axes.dtype);
     let k = random(device, dtype, &[n, INDEX_DIM], seed)?;
-    let keys = act_quant(device, &k, ScaleFmt::Ue8m0)?;
+    let keys = act_quant(&k, ScaleFmt::Ue8m0)?;
     let slots = vec_i32(device, &(0..n as i32).collect::<Vec<_>>())?;
     let cache = empty_cache(device, n, INDEX_DIM + 4)?;
     let bytes = 3 * (INDEX_DIM + 4);
@@ -127,8 +127,8 @@ fn store_index_keys_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64)
         flop: 0,
         bytes: (2 * n * (INDEX_DIM + 4)) as u64,
         gate,
-        work: Box::new(move |d| {
-            store_index_keys(d, &keys, &slots, &cache, PAGE)?;
+        work: Box::new(move || {
+            store_index_keys(&keys, &slots, &cache, PAGE)?;
             Ok(one("cache", cache.clone()))
         }),
         timed: Timed {
@@ -162,8 +162,8 @@ fn place_rows_spec(device: &Device, axes: &Axes, rng: &mut Rng, seed: u64) -> Re
         flop: 0,
         bytes: (2 * n * heads * QK_HEAD * dtype.size()) as u64,
         gate,
-        work: Box::new(move |d| {
-            place_rows(d, &x, &slots, &out)?;
+        work: Box::new(move || {
+            place_rows(&x, &slots, &out)?;
             Ok(one("out", out.clone()))
         }),
         timed: Timed {

@@ -40,9 +40,9 @@ pub fn indexer_prefill(device: &Device, axes: &Axes, context: usize, seed: u64) 
         flop: (2 * s * context * heads * INDEX_DIM) as u64,
         bytes: (context * (INDEX_DIM + 4) + s * heads * (INDEX_DIM + 4) + 4 * s * context) as u64,
         gate,
-        work: Box::new(move |d| {
+        work: Box::new(move || {
             let score = ScoreFn::default();
-            Ok(one("logits", indexer_logits(d, &q, &k, &k_scale, &weights, &ks, &ke, score)?))
+            Ok(one("logits", indexer_logits(&q, &k, &k_scale, &weights, &ks, &ke, score)?))
         }),
         timed: Timed {
             rows: s,
@@ -94,10 +94,10 @@ pub fn indexer_decode(device: &Device, axes: &Axes, context: usize, seed: u64) -
         flop: (2 * b * context * heads * INDEX_DIM) as u64,
         bytes: (b * context * (INDEX_DIM + 8)) as u64,
         gate,
-        work: Box::new(move |d| {
+        work: Box::new(move || {
             let score = ScoreFn::default();
             let logits =
-                indexer_logits_paged(d, &q, &cache, PAGE, &weights, &lens, &table, context, score)?;
+                indexer_logits_paged(&q, &cache, PAGE, &weights, &lens, &table, context, score)?;
             Ok(one("logits", logits))
         }),
         timed: Timed {
@@ -172,9 +172,7 @@ pub fn select(
         flop: 0,
         bytes: (4 * rows * (context + topk)) as u64,
         gate,
-        work: Box::new(move |d| {
-            Ok(one("indices", top_k(d, &logits, &ks, &ke, topk, Policy::Fixed)?))
-        }),
+        work: Box::new(move || Ok(one("indices", top_k(&logits, &ks, &ke, topk, Policy::Fixed)?))),
         timed: Timed {
             rows,
             heads: 1,
@@ -215,7 +213,7 @@ pub fn shift(device: &Device, axes: &Axes, seed: u64) -> Result<Spec> {
         flop: 0,
         bytes: (8 * n * topk) as u64,
         gate,
-        work: Box::new(move |d| Ok(one("out", shift_indices(d, &indices, &first)?))),
+        work: Box::new(move || Ok(one("out", shift_indices(&indices, &first)?))),
         timed: Timed {
             rows: n,
             heads: 1,

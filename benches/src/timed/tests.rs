@@ -30,7 +30,7 @@ fn judged(device: &Device, spec: &Spec, outputs: &Named) -> anyhow::Result<Passe
 
 /// `tensor` with one bit of its last row's first element turned over: the last row is always drawn.
 fn wrong(device: &Device, tensor: &Tensor, timed: &Timed) -> Tensor {
-    let mut bytes = device.download(tensor).unwrap();
+    let mut bytes = tensor.download().unwrap();
     let (row, size) = (bytes.len() / timed.rows, tensor.dtype().size());
     // The highest bit of a float's exponent, or of an integer; any bit of a byte.
     let heads = timed.heads.max(1);
@@ -52,7 +52,7 @@ fn what_every_spec_computes_passes_and_one_wrong_element_of_any_output_is_caught
         );
     }
     for spec in &specs {
-        let outputs = (spec.work)(&device).unwrap();
+        let outputs = (spec.work)().unwrap();
         let gate =
             judged(&device, spec, &outputs).unwrap_or_else(|e| panic!("{}: {e:#}", spec.kernel));
         assert_eq!(gate.cases(), 4, "{}", spec.kernel);
@@ -73,7 +73,7 @@ fn a_wrong_row_is_caught_wherever_the_seed_draws_it() {
     let device = Device::named("cpu").unwrap();
     let specs = specs::all(&device, &axes(), 7, "sparse_mla").unwrap();
     let spec = &specs[0];
-    let outputs = (spec.work)(&device).unwrap();
+    let outputs = (spec.work)().unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for seed in 0..40 {
         seen.extend(spec.timed.draw(&device, seed).rows);
@@ -82,7 +82,7 @@ fn a_wrong_row_is_caught_wherever_the_seed_draws_it() {
     // A whole row of zeros in the middle falls with a seed that draws it.
     let kernel = find(spec.kernel).unwrap();
     let row = *spec.timed.draw(&device, 7).rows.first().unwrap();
-    let mut bytes = device.download(&outputs[0].1).unwrap();
+    let mut bytes = outputs[0].1.download().unwrap();
     let width = bytes.len() / spec.timed.rows;
     bytes[row * width..(row + 1) * width].fill(0);
     let mut planted = outputs.clone();
@@ -117,9 +117,10 @@ fn no_row_is_written_of_a_timing_whose_output_is_wrong() {
     for spec in &mut specs {
         let x = device.upload_f32(&[1.0; 128], &[1, 128], DType::Bf16).unwrap();
         let shape = [axes().s_q * axes().index_heads, 128];
-        spec.work = Box::new(move |d| {
-            dsa_kernels::hadamard::hadamard(d, &x)?;
-            Ok(vec![("out", d.upload_f32(&vec![0.5; shape[0] * 128], &shape, DType::Bf16)?)])
+        spec.work = Box::new(move || {
+            dsa_kernels::hadamard::hadamard(&x)?;
+            let device = x.device();
+            Ok(vec![("out", device.upload_f32(&vec![0.5; shape[0] * 128], &shape, DType::Bf16)?)])
         });
     }
     let ceilings = Ceilings::of_test();

@@ -222,9 +222,8 @@ impl Attention {
             let (k, v) = stages
                 .run(Stage::Expansion, || self.kv_b_proj.expand(&cache.latents(batch)?, batch))?; // [rows, h, nope + rope], [rows, h, v]
             let (first, last) = batch.seen_rows();
-            let attention = stages.run(Stage::Attention, || {
-                dense_mha(&self.device, &q, &k, &v, first, last, self.scale())
-            })?; // [n, h, v]
+            let attention = stages
+                .run(Stage::Attention, || dense_mha(&q, &k, &v, first, last, self.scale()))?; // [n, h, v]
             (q, attention.out.clone(), Some((k, v)), attention)
         } else {
             let attention =
@@ -253,11 +252,11 @@ impl Attention {
         let (rotary, eps) = (batch.rotary(), c.rms_norm_eps as f32);
         let turn = |from: &Tensor, to: &Tensor| {
             let pairing = pairing(c.rope_interleaved);
-            rope(device, from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)
+            rope(from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)
         };
 
         let qr = self.q_a_proj.forward(x)?; // [n, q_lora_rank]
-        let qr = rms_norm(device, &qr, &self.q_a_layernorm, eps)?; // [n, q_lora_rank]
+        let qr = rms_norm(&qr, &self.q_a_layernorm, eps)?; // [n, q_lora_rank]
         let q = self.q_b_proj.forward(&qr)?; // [n, h · (nope + rope)]
         let q = q.reshape(&[n, c.num_attention_heads, nope + rope_dim])?;
         let q_pe = q.narrow(2, nope, rope_dim)?; // [n, h, rope]
@@ -267,9 +266,9 @@ impl Attention {
         let kv_a = self.kv_a_proj_with_mqa.forward(x)?; // [n, rank + rope]
         let kv = device.empty(&[n, rank + rope_dim], self.dtype)?; // [n, rank + rope]
         let latent = kv.narrow(1, 0, rank)?; // [n, rank]
-        rms_norm_into(device, &kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
+        rms_norm_into(&kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
         if c.attention_options.kv_fp8 {
-            round_trip(device, &latent, &latent, c.scale_fmt())?;
+            round_trip(&latent, &latent, c.scale_fmt())?;
         }
         let k_pe = |row: &Tensor| {
             row.reshape(&[n, 1, rank + rope_dim])?.narrow(2, rank, rope_dim) // [n, 1, rope]
@@ -288,18 +287,18 @@ impl Attention {
         batch: &Batch,
         cache: &LayerCache,
     ) -> dsa_kernels::Result<dsa_kernels::attention::Attention> {
-        let (device, d_v) = (&self.device, self.config.kv_lora_rank);
+        let d_v = self.config.kv_lora_rank;
         let args = AttentionArgs { softmax_scale: self.scale(), d_v, ..Default::default() };
         let kv = cache.latents(batch)?; // [rows, rank + rope]
         let records = cache.records(batch)?; // [pages, page bytes]
         let (first, last) = batch.seen_rows();
         match (indices, records) {
-            (None, _) => dense_mla(device, q, &kv, first, last, &args),
+            (None, _) => dense_mla(q, &kv, first, last, &args),
             (Some(indices), Some((records, record))) if batch.phase() == Phase::Decode => {
                 let page_size = cache.page_size();
-                sparse_mla_paged(device, q, &records, page_size, record, indices, &args)
+                sparse_mla_paged(q, &records, page_size, record, indices, &args)
             }
-            (Some(indices), _) => sparse_mla(device, q, &kv, indices, &args),
+            (Some(indices), _) => sparse_mla(q, &kv, indices, &args),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::run::{Batch, IndexKeys, LayerCache};
 use crate::weights::Weights;
+use dsa_kernels::Tensor;
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::hadamard::hadamard;
 use dsa_kernels::indexer::{ScoreFn, indexer_logits, indexer_logits_paged};
@@ -13,7 +14,6 @@ use dsa_kernels::norm::layer_norm;
 use dsa_kernels::quant::{ScaleFmt, act_quant};
 use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
-use dsa_kernels::{Device, Tensor};
 
 /// eps of `k_norm`, a LayerNorm; no configuration names it.
 const K_NORM_EPS: f32 = 1e-6;
@@ -35,7 +35,6 @@ pub(super) struct Indexer {
     k_norm_weight: Tensor, // [D] f32
     k_norm_bias: Tensor,   // [D] f32
     weights_proj: Linear,  // [H, hidden]
-    device: Device,
     heads: Heads,
     rope_dim: usize,
     pairing: Pairing,
@@ -54,7 +53,6 @@ impl Indexer {
             k_norm_weight: to.vector("k_norm.weight", dim)?,
             k_norm_bias: to.vector("k_norm.bias", dim)?,
             weights_proj: to.linear("weights_proj", [n, c.hidden_size])?,
-            device: to.device.clone(),
             heads: Heads { n, dim },
             rope_dim: c.qk_rope_head_dim,
             pairing: pairing(c.indexer_rope_interleaved),
@@ -68,7 +66,7 @@ impl Indexer {
     pub fn keys(&self, x: &Tensor, batch: &Batch) -> dsa_kernels::Result<Tensor> {
         let k = self.wk.forward(x)?; // [n, D]
         let (weight, bias) = (&self.k_norm_weight, &self.k_norm_bias);
-        let k = layer_norm(&self.device, &k, weight, bias, K_NORM_EPS)?; // [n, D]
+        let k = layer_norm(&k, weight, bias, K_NORM_EPS)?; // [n, D]
         self.turn(&k, 1, batch) // [n, D]
     }
 
@@ -84,7 +82,6 @@ impl Indexer {
         cache: &LayerCache,
         score_fn: ScoreFn,
     ) -> dsa_kernels::Result<Tensor> {
-        let device = &self.device;
         let (n, Heads { n: heads, dim }) = (batch.tokens(), self.heads);
         let q = self.wq_b.forward(qr)?; // [n, H · D]
         let q = self.turn(&q, heads, batch)?; // [n, H · D]
@@ -93,14 +90,13 @@ impl Indexer {
         match cache.index_keys() {
             IndexKeys::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
-                let q8 = act_quant(device, &q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
+                let q8 = act_quant(&q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
                 let q_scale = q8.scale.reshape(&[n, heads])?;
-                let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
+                let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
                 // A chunk is one request with n new tokens, a batch n requests with one each.
                 let next_n = n / batch.requests();
                 let q = q8.codes.reshape(&[batch.requests(), next_n, heads, dim])?;
                 indexer_logits_paged(
-                    device,
                     &q,
                     pages,
                     cache.page_size(),
@@ -113,13 +109,13 @@ impl Indexer {
             }
             IndexKeys::Rows { keys, ones } => {
                 let q_scale = ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?;
-                let w = fold_scales(device, &w, &q_scale, self.scale)?; // [n, H]
+                let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
                 let q = q.reshape(&[n, heads, dim])?;
                 let (start, rows) = batch.context();
                 let (first, last) = batch.seen_rows();
                 let k = keys.narrow(0, start, rows)?; // [rows, D]
                 let scale = ones.narrow(0, 0, rows)?; // [rows]
-                indexer_logits(device, &q, &k, &scale, &w, first, last, score_fn) // [n, rows]
+                indexer_logits(&q, &k, &scale, &w, first, last, score_fn) // [n, rows]
             }
         }
     }
@@ -134,29 +130,28 @@ impl Indexer {
         topk: usize,
         policy: Policy,
     ) -> dsa_kernels::Result<Tensor> {
-        let device = &self.device;
         let rows = matches!(cache.index_keys(), IndexKeys::Rows { .. });
         let (ks, ke) = if rows { batch.seen_rows() } else { batch.seen_positions() };
-        let chosen = top_k(device, logits, ks, ke, topk, policy)?; // [n, topk]
+        let chosen = top_k(logits, ks, ke, topk, policy)?; // [n, topk]
         // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of
         // several they are to be moved to where their request begins.
         if rows || batch.requests() == 1 {
             return Ok(chosen);
         }
-        shift_indices(device, &chosen, batch.seen_rows().0)
+        shift_indices(&chosen, batch.seen_rows().0)
     }
 
     /// Gives position to the first dimensions of every head (in the main attention it is the last),
     /// and spreads outliers: `x` `[n, heads · D]` to the same shape. Changes x.
     fn turn(&self, x: &Tensor, heads: usize, batch: &Batch) -> dsa_kernels::Result<Tensor> {
-        let (device, n, dim) = (&self.device, x.shape()[0], self.heads.dim);
+        let (n, dim) = (x.shape()[0], self.heads.dim);
         let turned = x.reshape(&[n, heads, dim])?.narrow(2, 0, self.rope_dim)?; // [n, heads, rope]
         let rotary = batch.rotary();
-        rope(device, &turned, &rotary.cos, &rotary.sin, batch.at(), &turned, self.pairing)?;
+        rope(&turned, &rotary.cos, &rotary.sin, batch.at(), &turned, self.pairing)?;
         if !self.hadamard {
             return Ok(x.clone());
         }
-        let spread = hadamard(device, &x.reshape(&[n * heads, dim])?)?; // [n · heads, D]
+        let spread = hadamard(&x.reshape(&[n * heads, dim])?)?; // [n · heads, D]
         spread.reshape(&[n, heads * dim])
     }
 }

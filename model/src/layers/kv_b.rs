@@ -50,7 +50,7 @@ impl KvB {
         let absorbed = self.device.empty(&[n, heads, rank + rope_dim], q.dtype())?; // [n, h, rank + rope]
         let q_nope = q.narrow(2, 0, nope)?.transpose(0, 1)?; // [h, n, nope]
         let to = absorbed.narrow(2, 0, rank)?.transpose(0, 1)?; // [h, n, rank]
-        gemm_into(&self.device, &q_nope, &self.absorb, &to)?;
+        gemm_into(&q_nope, &self.absorb, &to)?;
         Ok(absorbed)
     }
 
@@ -59,7 +59,7 @@ impl KvB {
         let (w_uv, n) = (self.w_uv()?, latent.shape()[0]);
         let out = self.device.empty(&[n, w_uv.shape()[0], w_uv.shape()[1]], latent.dtype())?; // [n, h, v]
         let by_head = latent.transpose(0, 1)?; // [h, n, rank]
-        gemm_into(&self.device, &by_head, &w_uv, &out.transpose(0, 1)?)?;
+        gemm_into(&by_head, &w_uv, &out.transpose(0, 1)?)?;
         Ok(out)
     }
 
@@ -80,11 +80,11 @@ impl KvB {
         let c = latents.narrow(1, 0, self.rank)?.unsqueeze(0); // [1, rows, rank]
         let c = c.broadcast(0, heads)?; // [h, rows, rank]
         let k_nope = k.narrow(2, 0, self.nope)?; // [rows, h, nope]
-        gemm_into(device, &c, &w_uk, &k_nope.transpose(0, 1)?)?;
-        gemm_into(device, &c, &w_uv, &values.transpose(0, 1)?)?;
+        gemm_into(&c, &w_uk, &k_nope.transpose(0, 1)?)?;
+        gemm_into(&c, &w_uv, &values.transpose(0, 1)?)?;
         // One k_pe for all heads.
         let k_pe = latents.narrow(1, self.rank, rope_dim)?.unsqueeze(1); // [rows, 1, rope]
-        place_rows(device, &k_pe, batch.table_rows()?, &k.narrow(2, self.nope, rope_dim)?)?;
+        place_rows(&k_pe, batch.table_rows()?, &k.narrow(2, self.nope, rope_dim)?)?;
         Ok((k, values))
     }
 }

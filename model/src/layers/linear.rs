@@ -22,7 +22,7 @@ impl<W: Weights> Loader<'_, W> {
     /// The matrix `part.weight` of `[out, in]`.
     pub fn linear(&self, part: &str, shape: [usize; 2]) -> Result<Linear> {
         let weight = self.tensor(&format!("{part}.weight"), &shape, self.dtype)?;
-        Ok(Linear { weight: weight.unsqueeze(0), device: self.device.clone() })
+        Ok(Linear { weight: weight.unsqueeze(0) })
     }
 
     /// The vector `name` of `[n]`, in f32.
@@ -42,7 +42,6 @@ impl<W: Weights> Loader<'_, W> {
 #[derive(Clone)]
 pub(super) struct Linear {
     weight: Tensor,
-    device: Device,
 }
 
 impl Linear {
@@ -59,7 +58,7 @@ impl Linear {
     fn product(&self, x: &Tensor, dtype: DType) -> dsa_kernels::Result<Tensor> {
         let (n, out) = (x.shape()[0], self.weight.shape()[1]);
         let x = x.reshape(&[1, n, x.len() / n.max(1)])?;
-        gemm(&self.device, &x, &self.weight, dtype)?.reshape(&[n, out])
+        gemm(&x, &self.weight, dtype)?.reshape(&[n, out])
     }
 }
 

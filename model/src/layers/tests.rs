@@ -93,7 +93,7 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
         let y = layer.forward(&x, &batch, cache.layer(0).unwrap()).unwrap();
         cache.advance(&batch);
         let stages = batch.stages();
-        assert!(device.download_f32(&y).unwrap().iter().all(|v| v.is_finite() && *v != 0.0));
+        assert!(y.download_f32().unwrap().iter().all(|v| v.is_finite() && *v != 0.0));
         let measured = Stage::ALL.map(|stage| stages.seconds(stage) > 0.0);
         let sparse = mode == Mode::Sparse;
         assert_eq!(measured, [true, sparse, sparse, !sparse, true], "{mode:?}");

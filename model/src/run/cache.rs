@@ -56,7 +56,6 @@ pub struct Cache {
 /// The cache of one layer.
 #[derive(Clone)]
 pub struct LayerCache {
-    device: Device,
     page_size: usize,
     /// Pages of one request.
     pages: usize,
@@ -228,7 +227,6 @@ impl LayerCache {
             KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)?),
         };
         Ok(Self {
-            device: device.clone(),
             page_size,
             pages: max_seq / page_size,
             record,
@@ -284,12 +282,12 @@ impl LayerCache {
 
     /// Writes the step's latents `kv` `[n, rank + rope]`.
     pub(crate) fn store_latents(&mut self, kv: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
-        let (device, rank) = (&self.device, self.record.kv_lora_rank);
+        let rank = self.record.kv_lora_rank;
         self.store_rows(kv, &self.latent, batch)?;
         if let Some(records) = &self.records {
             let c = kv.narrow(1, 0, rank)?; // [n, rank]
             let k_pe = kv.narrow(1, rank, self.record.rope_dim)?; // [n, rope]
-            store_kv(device, &c, &k_pe, batch.slots(), records, self.page_size)?;
+            store_kv(&c, &k_pe, batch.slots(), records, self.page_size)?;
         }
         Ok(())
     }
@@ -302,8 +300,8 @@ impl LayerCache {
     ) -> dsa_kernels::Result<()> {
         match &self.index_keys {
             IndexKeys::Paged(pages) => {
-                let k8: Quantised = act_quant(&self.device, k, self.scale_fmt)?; // [n, D], [n, 1]
-                store_index_keys(&self.device, &k8, batch.slots(), pages, self.page_size)
+                let k8: Quantised = act_quant(k, self.scale_fmt)?; // [n, D], [n, 1]
+                store_index_keys(&k8, batch.slots(), pages, self.page_size)
             }
             IndexKeys::Rows { keys, .. } => self.store_rows(k, keys, batch),
         }
@@ -311,7 +309,7 @@ impl LayerCache {
 
     /// Writes rows `[n, d]` to those of `to` `[requests · max_seq, d]` that the step names.
     fn store_rows(&self, rows: &Tensor, to: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
-        place_rows(&self.device, &rows.unsqueeze(1), batch.slots(), &to.unsqueeze(1))
+        place_rows(&rows.unsqueeze(1), batch.slots(), &to.unsqueeze(1))
     }
 }
 

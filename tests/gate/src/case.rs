@@ -174,8 +174,8 @@ impl HostTensor {
     }
 
     /// Reads a contiguous tensor back from the device.
-    pub fn download(device: &Device, tensor: &Tensor) -> Result<Self, KernelError> {
-        let bytes = device.download(tensor)?;
+    pub fn download(tensor: &Tensor) -> Result<Self, KernelError> {
+        let bytes = tensor.download()?;
         Ok(Self { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), bytes })
     }
 

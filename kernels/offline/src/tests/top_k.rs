@@ -10,7 +10,7 @@ fn compiled(target: Target) -> Vec<Arc<Artefact>> {
     let work = |device: &Device| {
         let logits = device.empty(&[1, 1 << 17], DType::F32)?;
         let (ks, ke) = (device.empty(&[1], DType::I32)?, device.empty(&[1], DType::I32)?);
-        top_k(device, &logits, &ks, &ke, 2048, Policy::Fixed).map(|_| ())
+        top_k(&logits, &ks, &ke, 2048, Policy::Fixed).map(|_| ())
     };
     let artefacts = Offline::open(target).unwrap().compile(work).unwrap();
     let names: Vec<_> = artefacts.iter().map(|artefact| artefact.function()).collect();

@@ -19,11 +19,11 @@ fn attention_args(device: &Device, case: &Case, d_v: usize) -> Result<AttentionA
     })
 }
 
-fn download_attention(device: &Device, a: &Attention) -> Result<Outputs, CaseError> {
+fn download_attention(a: &Attention) -> Result<Outputs, CaseError> {
     Ok(outputs([
-        ("out", HostTensor::download(device, &a.out)?),
-        ("lse", HostTensor::download(device, &a.lse)?),
-        ("max_logits", HostTensor::download(device, &a.max_logits)?),
+        ("out", HostTensor::download(&a.out)?),
+        ("lse", HostTensor::download(&a.lse)?),
+        ("max_logits", HostTensor::download(&a.max_logits)?),
     ]))
 }
 
@@ -42,8 +42,8 @@ pub(super) fn run_sparse_mla(device: &Device, case: &Case) -> Result<Outputs, Ca
     let (q, kv) = (case.upload_rows(device, "q")?, case.upload_rows(device, "kv")?);
     let indices = case.upload_rows(device, "indices")?;
     let args = attention_args(device, case, case.scalar("d_v")?)?;
-    let a = sparse_attention::sparse_mla(device, &q, &kv, &indices, &args)?;
-    download_attention(device, &a)
+    let a = sparse_attention::sparse_mla(&q, &kv, &indices, &args)?;
+    download_attention(&a)
 }
 
 /// The optional lengths and sinks, for the reference.
@@ -81,7 +81,6 @@ pub(super) fn run_sparse_mla_paged(device: &Device, case: &Case) -> Result<Outpu
     let record =
         cache_write::KvRecord { kv_lora_rank, rope_dim: d_qk.saturating_sub(kv_lora_rank) };
     let a = sparse_attention::sparse_mla_paged(
-        device,
         &q,
         &case.upload_rows(device, "cache")?,
         case.scalar("page_size")?,
@@ -89,7 +88,7 @@ pub(super) fn run_sparse_mla_paged(device: &Device, case: &Case) -> Result<Outpu
         &case.upload_rows(device, "indices")?,
         &attention_args(device, case, kv_lora_rank)?,
     )?;
-    download_attention(device, &a)
+    download_attention(&a)
 }
 
 pub(super) fn reference_sparse_mla_paged(case: &Case) -> Result<Outputs, CaseError> {
@@ -123,8 +122,8 @@ pub(super) fn run_dense_mha(device: &Device, case: &Case) -> Result<Outputs, Cas
     let v = case.upload_rows(device, "v")?;
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let scale = case.scalar("softmax_scale")?;
-    let a = dense_attention::dense_mha(device, &q, &k, &v, &ks, &ke, scale)?;
-    download_attention(device, &a)
+    let a = dense_attention::dense_mha(&q, &k, &v, &ks, &ke, scale)?;
+    download_attention(&a)
 }
 
 pub(super) fn reference_dense_mha(case: &Case) -> Result<Outputs, CaseError> {
@@ -140,8 +139,8 @@ pub(super) fn run_dense_mla(device: &Device, case: &Case) -> Result<Outputs, Cas
     let (q, kv) = (case.upload_rows(device, "q")?, case.upload_rows(device, "kv")?);
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let args = attention_args(device, case, case.scalar("d_v")?)?;
-    let a = dense_attention::dense_mla(device, &q, &kv, &ks, &ke, &args)?;
-    download_attention(device, &a)
+    let a = dense_attention::dense_mla(&q, &kv, &ks, &ke, &args)?;
+    download_attention(&a)
 }
 
 pub(super) fn reference_dense_mla(case: &Case) -> Result<Outputs, CaseError> {

@@ -3,8 +3,8 @@
 use super::*;
 
 pub(super) fn run_hadamard(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
-    let out = hadamard::hadamard(device, &case.upload_rows(device, "x")?)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    let out = hadamard::hadamard(&case.upload_rows(device, "x")?)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_hadamard(case: &Case) -> Result<Outputs, CaseError> {
@@ -21,8 +21,8 @@ pub(super) fn run_rope(device: &Device, case: &Case) -> Result<Outputs, CaseErro
     let (cos, sin) = (case.upload(device, "cos")?, case.upload(device, "sin")?);
     let positions = case.upload(device, "positions")?;
     let out = device.empty(x.shape(), x.dtype())?;
-    rope::rope(device, &x, &cos, &sin, &positions, &out, pairing)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    rope::rope(&x, &cos, &sin, &positions, &out, pairing)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_rope(case: &Case) -> Result<Outputs, CaseError> {
@@ -46,8 +46,8 @@ pub(super) fn reference_rope(case: &Case) -> Result<Outputs, CaseError> {
 
 pub(super) fn run_rms_norm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (x, weight) = (case.upload_rows(device, "x")?, case.upload(device, "weight")?);
-    let out = norm::rms_norm(device, &x, &weight, case.scalar("eps")?)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    let out = norm::rms_norm(&x, &weight, case.scalar("eps")?)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_rms_norm(case: &Case) -> Result<Outputs, CaseError> {
@@ -59,8 +59,8 @@ pub(super) fn reference_rms_norm(case: &Case) -> Result<Outputs, CaseError> {
 pub(super) fn run_layer_norm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (x, weight) = (case.upload_rows(device, "x")?, case.upload(device, "weight")?);
     let bias = case.upload(device, "bias")?;
-    let out = norm::layer_norm(device, &x, &weight, &bias, case.scalar("eps")?)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    let out = norm::layer_norm(&x, &weight, &bias, case.scalar("eps")?)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_layer_norm(case: &Case) -> Result<Outputs, CaseError> {
@@ -78,8 +78,8 @@ fn out_dtype(case: &Case) -> Result<DType, CaseError> {
 
 pub(super) fn run_gemm(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (x, w) = (case.upload_rows(device, "x")?, case.upload_rows(device, "w")?);
-    let out = gemm::gemm(device, &x, &w, out_dtype(case)?)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    let out = gemm::gemm(&x, &w, out_dtype(case)?)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
@@ -94,8 +94,8 @@ pub(super) fn reference_gemm(case: &Case) -> Result<Outputs, CaseError> {
 
 pub(super) fn run_fold_scales(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (weights, q_scale) = (case.upload(device, "weights")?, case.upload(device, "q_scale")?);
-    let out = fold_scales::fold_scales(device, &weights, &q_scale, case.scalar("factor")?)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    let out = fold_scales::fold_scales(&weights, &q_scale, case.scalar("factor")?)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_fold_scales(case: &Case) -> Result<Outputs, CaseError> {
@@ -111,8 +111,8 @@ pub(super) fn reference_fold_scales(case: &Case) -> Result<Outputs, CaseError> {
 pub(super) fn run_place_rows(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (x, slots) = (case.upload_rows(device, "x")?, case.upload(device, "slots")?);
     let out = case.upload(device, "out")?;
-    copy::place_rows(device, &x, &slots, &out)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    copy::place_rows(&x, &slots, &out)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_place_rows(case: &Case) -> Result<Outputs, CaseError> {

@@ -6,10 +6,10 @@ pub(super) fn run_act_quant(device: &Device, case: &Case) -> Result<Outputs, Cas
     use quant::ScaleFmt::{Plain, Ue8m0};
     let fmt = choice(case, "fmt", &[("ue8m0", Ue8m0), ("plain", Plain)])?;
     let x = case.upload_rows(device, "x")?;
-    let q = quant::act_quant(device, &x, fmt)?;
+    let q = quant::act_quant(&x, fmt)?;
     Ok(outputs([
-        ("codes", HostTensor::download(device, &q.codes)?),
-        ("scale", HostTensor::download(device, &q.scale)?),
+        ("codes", HostTensor::download(&q.codes)?),
+        ("scale", HostTensor::download(&q.scale)?),
     ]))
 }
 
@@ -34,8 +34,8 @@ pub(super) fn run_round_trip(device: &Device, case: &Case) -> Result<Outputs, Ca
     let fmt = choice(case, "fmt", &[("ue8m0", Ue8m0), ("plain", Plain)])?;
     let x = case.upload_rows(device, "x")?;
     let out = device.empty(x.shape(), x.dtype())?;
-    quant::round_trip(device, &x, &out, fmt)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    quant::round_trip(&x, &out, fmt)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_round_trip(case: &Case) -> Result<Outputs, CaseError> {
@@ -49,8 +49,8 @@ pub(super) fn run_store_kv(device: &Device, case: &Case) -> Result<Outputs, Case
     let (c, k_pe) = (case.upload_rows(device, "c")?, case.upload_rows(device, "k_pe")?);
     let slots = case.upload(device, "slots")?;
     let cache = case.upload(device, "cache")?;
-    cache_write::store_kv(device, &c, &k_pe, &slots, &cache, case.scalar("page_size")?)?;
-    Ok(outputs([("cache", HostTensor::download(device, &cache)?)]))
+    cache_write::store_kv(&c, &k_pe, &slots, &cache, case.scalar("page_size")?)?;
+    Ok(outputs([("cache", HostTensor::download(&cache)?)]))
 }
 
 pub(super) fn reference_store_kv(case: &Case) -> Result<Outputs, CaseError> {
@@ -73,11 +73,11 @@ pub(super) fn reference_store_kv(case: &Case) -> Result<Outputs, CaseError> {
 
 pub(super) fn run_store_index_keys(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let k = case.upload(device, "k")?;
-    let keys = quant::act_quant(device, &k, quant::ScaleFmt::Ue8m0)?;
+    let keys = quant::act_quant(&k, quant::ScaleFmt::Ue8m0)?;
     let slots = case.upload(device, "slots")?;
     let cache = case.upload(device, "cache")?;
-    cache_write::store_index_keys(device, &keys, &slots, &cache, case.scalar("page_size")?)?;
-    Ok(outputs([("cache", HostTensor::download(device, &cache)?)]))
+    cache_write::store_index_keys(&keys, &slots, &cache, case.scalar("page_size")?)?;
+    Ok(outputs([("cache", HostTensor::download(&cache)?)]))
 }
 
 pub(super) fn reference_store_index_keys(case: &Case) -> Result<Outputs, CaseError> {

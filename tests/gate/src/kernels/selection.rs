@@ -18,8 +18,8 @@ pub(super) fn run_indexer_logits(device: &Device, case: &Case) -> Result<Outputs
         (case.upload(device, "k_scale")?, case.upload_rows(device, "weights")?);
     let (ks, ke) = (case.upload(device, "ks")?, case.upload(device, "ke")?);
     let score = score_fn(case)?;
-    let logits = indexer::indexer_logits(device, &q, &k, &k_scale, &weights, &ks, &ke, score)?;
-    Ok(outputs([("logits", HostTensor::download(device, &logits)?)]))
+    let logits = indexer::indexer_logits(&q, &k, &k_scale, &weights, &ks, &ke, score)?;
+    Ok(outputs([("logits", HostTensor::download(&logits)?)]))
 }
 
 pub(super) fn reference_indexer_logits(case: &Case) -> Result<Outputs, CaseError> {
@@ -39,7 +39,6 @@ pub(super) fn reference_indexer_logits(case: &Case) -> Result<Outputs, CaseError
 
 pub(super) fn run_indexer_logits_paged(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let logits = indexer::indexer_logits_paged(
-        device,
         &case.upload(device, "q")?,
         &case.upload_rows(device, "cache")?,
         case.scalar("page_size")?,
@@ -49,7 +48,7 @@ pub(super) fn run_indexer_logits_paged(device: &Device, case: &Case) -> Result<O
         case.scalar("max_context")?,
         score_fn(case)?,
     )?;
-    Ok(outputs([("logits", HostTensor::download(device, &logits)?)]))
+    Ok(outputs([("logits", HostTensor::download(&logits)?)]))
 }
 
 pub(super) fn reference_indexer_logits_paged(case: &Case) -> Result<Outputs, CaseError> {
@@ -86,8 +85,8 @@ pub(super) fn run_top_k(device: &Device, case: &Case) -> Result<Outputs, CaseErr
         Some(_) => Some(case.scalar("pieces")?),
         None => None,
     };
-    let indices = top_k::top_k_in_pieces(device, &logits, &ks, &ke, topk, policy, pieces)?;
-    Ok(outputs([("indices", HostTensor::download(device, &indices)?)]))
+    let indices = top_k::top_k_in_pieces(&logits, &ks, &ke, topk, policy, pieces)?;
+    Ok(outputs([("indices", HostTensor::download(&indices)?)]))
 }
 
 pub(super) fn reference_top_k(case: &Case) -> Result<Outputs, CaseError> {
@@ -111,8 +110,8 @@ pub(super) fn reference_top_k(case: &Case) -> Result<Outputs, CaseError> {
 
 pub(super) fn run_shift_indices(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let (indices, first) = (case.upload(device, "indices")?, case.upload(device, "first")?);
-    let out = top_k::shift_indices(device, &indices, &first)?;
-    Ok(outputs([("out", HostTensor::download(device, &out)?)]))
+    let out = top_k::shift_indices(&indices, &first)?;
+    Ok(outputs([("out", HostTensor::download(&out)?)]))
 }
 
 pub(super) fn reference_shift_indices(case: &Case) -> Result<Outputs, CaseError> {

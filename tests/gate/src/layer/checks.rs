@@ -121,7 +121,7 @@ pub(super) fn kernel_checks(
         // The operands' type decides the lowering; lse is f32 whatever they are.
         let machine = dense_attention::machine(device, trace.attention.out.dtype());
         let by = tolerance_on(machine.matrix, kernel, output, got.dtype());
-        let (got, want) = (HostTensor::download(device, got)?, want.cast(got.dtype()));
+        let (got, want) = (HostTensor::download(got)?, want.cast(got.dtype()));
         let name = format!("{kernel} {output}{when}, share of its tolerance");
         if got.shape != want.shape {
             let shapes = format!("shape {:?}, expected {:?}", got.shape, want.shape);

@@ -95,8 +95,7 @@ impl Judge<'_> {
         let keys = trace.indices.as_ref().map_or(length, |indices| indices.shape()[1].min(length));
         let count = (BUDGET / (keys * width).max(1)).clamp(1, all);
         let from = rng.below(all - count + 1);
-        let part =
-            |tensor: &Tensor| download(device, &tensor.narrow(0, row, 1)?.narrow(1, from, count)?);
+        let part = |tensor: &Tensor| download(&tensor.narrow(0, row, 1)?.narrow(1, from, count)?);
         let scale = config.softmax_scale() as f32;
         let case = |kernel: &str, q| Case::new(kernel).with("q", q).set("softmax_scale", scale);
         let q = part(q)?;
@@ -110,7 +109,7 @@ impl Judge<'_> {
         } else {
             let rank = config.kv_lora_rank;
             let cache = self.cache.held(0)?;
-            let own = |rows: Tensor| download(device, &rows.narrow(0, first, length)?);
+            let own = |rows: Tensor| download(&rows.narrow(0, first, length)?);
             let listed = match &trace.indices {
                 Some(indices) => Some(self.keys(indices, row, first)?),
                 None => None,
@@ -176,7 +175,7 @@ impl Judge<'_> {
             let listed =
                 |keys: Vec<i32>| keys.into_iter().filter(|key| *key >= 0).collect::<Vec<_>>();
             let given = self.keys(mine, row, first)?; // [topk]
-            let all = self.device.download_i32(others)?; // [1 or 2, topk]
+            let all = others.download_i32()?; // [1 or 2, topk]
             let topk = given.len();
             let (mine, others_keys) = (listed(given.clone()), listed(all[..topk].to_vec()));
             let both = mine.iter().filter(|key| others_keys.binary_search(key).is_ok()).count();
@@ -190,7 +189,7 @@ impl Judge<'_> {
                 by_other = self.layer.trace_with_keys(&x, &other, self.cache.layer(0)?, &keys)?;
             }
         }
-        let hidden = |of: &Tensor, row| self.device.download_f32(&of.narrow(0, row, 1)?);
+        let hidden = |of: &Tensor, row| of.narrow(0, row, 1)?.download_f32();
         let (got, want) = (hidden(&trace.hidden, row)?, hidden(&by_other.hidden, 0)?);
         let shape = (1, got.len());
         let rows =
@@ -204,14 +203,14 @@ impl Judge<'_> {
 
     /// Rows of its own request that a row's token selected; -1 where it selected none.
     fn keys(&self, indices: &Tensor, row: usize, first: usize) -> Result<Vec<i32>> {
-        let listed = self.device.download_i32(&indices.narrow(0, row, 1)?)?;
+        let listed = indices.narrow(0, row, 1)?.download_i32()?;
         let own = |key: i32| if key < 0 { -1 } else { key - first as i32 };
         Ok(listed.into_iter().map(own).collect())
     }
 
     /// `[1, hidden]` below itself.
     fn twice(&self, token: &Tensor) -> dsa_kernels::Result<Tensor> {
-        let bytes = self.device.download(token)?;
+        let bytes = token.download()?;
         self.device.upload(&[bytes.clone(), bytes].concat(), &[2, token.shape()[1]], token.dtype())
     }
 
@@ -222,16 +221,16 @@ impl Judge<'_> {
     }
 }
 
-fn download(device: &Device, tensor: &Tensor) -> dsa_kernels::Result<HostTensor> {
-    HostTensor::download(device, tensor)
+fn download(tensor: &Tensor) -> dsa_kernels::Result<HostTensor> {
+    HostTensor::download(tensor)
 }
 
 /// `[rows, heads, width]` with gaps, without.
 fn packed(device: &Device, tensor: &Tensor) -> dsa_kernels::Result<HostTensor> {
     let out = device.empty(tensor.shape(), tensor.dtype())?;
     let slots: Vec<i32> = (0..tensor.shape()[0] as i32).collect();
-    place_rows(device, tensor, &device.upload_i32(&slots, &[slots.len()])?, &out)?;
-    download(device, &out)
+    place_rows(tensor, &device.upload_i32(&slots, &[slots.len()])?, &out)?;
+    download(&out)
 }
 
 #[cfg(test)]

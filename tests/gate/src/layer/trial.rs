@@ -91,7 +91,7 @@ impl<'a> Trial<'a> {
         let Some(indices) = &trace.indices else {
             return Err(wrong("indices", "not there: the step did not select"));
         };
-        let values = self.device.download_i32(indices)?;
+        let values = indices.download_i32()?;
         let shape = (indices.shape()[0], indices.shape()[1]);
         Array2::from_shape_vec(shape, values).map_err(|e| wrong("indices", &e.to_string()))
     }
@@ -108,7 +108,7 @@ impl<'a> Trial<'a> {
         let Some((pages, record)) = self.cache.held(0)?.records(&batch)? else {
             return Err(wrong("records", "not there: the cache keeps none"));
         };
-        let bytes = self.device.download(&pages)?;
+        let bytes = pages.download()?;
         let width = record.bytes();
         let shape = (bytes.len() / width, width);
         let records =
@@ -120,7 +120,7 @@ impl<'a> Trial<'a> {
 
     /// A tensor of a known number of axes.
     pub fn download<D: Dimension>(&self, tensor: &Tensor) -> Result<Array<f32, D>> {
-        let values = self.device.download_f32(tensor)?;
+        let values = tensor.download_f32()?;
         ArrayD::from_shape_vec(tensor.shape(), values)
             .and_then(|array| array.into_dimensionality())
             .map_err(|error| wrong("downloaded tensor", &error.to_string()))

@@ -69,7 +69,7 @@ impl Case {
     }
 
     fn download(&self, y: &Tensor) -> Array2<f32> {
-        let values = self.device.download_f32(y).unwrap();
+        let values = y.download_f32().unwrap();
         Array2::from_shape_vec((y.shape()[0], y.shape()[1]), values).unwrap()
     }
 

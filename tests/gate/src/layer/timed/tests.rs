@@ -61,7 +61,7 @@ fn worst(judged: &[Judged]) -> &Judged {
 
 /// `tensor` with its last row doubled.
 fn doubled(device: &Device, tensor: &Tensor) -> Tensor {
-    let mut values = device.download_f32(tensor).unwrap();
+    let mut values = tensor.download_f32().unwrap();
     let from = values.len() - values.len() / tensor.shape()[0];
     values[from..].iter_mut().for_each(|value| *value *= 2.0);
     device.upload_f32(&values, tensor.shape(), tensor.dtype()).unwrap()
@@ -108,7 +108,7 @@ fn wrong_keys_of_the_timed_step_fall() {
     for phase in [Phase::Prefill, Phase::Decode] {
         let mut run = Run::new(phase, Mode::Sparse);
         let indices = run.timed.trace.indices.clone().unwrap();
-        let mut keys = run.device.download_i32(&indices).unwrap();
+        let mut keys = indices.download_i32().unwrap();
         let topk = indices.shape()[1];
         // The first of its request's instead of the best.
         let begin = |row: usize| if phase == Phase::Decode { row * run.cache.max_seq() } else { 0 };
