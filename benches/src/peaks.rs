@@ -6,8 +6,8 @@
 
 use anyhow::{Context, ensure};
 use dsa_figures::Peak;
+use dsa_kernels::random::Rng;
 use dsa_kernels::{DType, Device, DeviceKind, Result, Tensor, gemm, peak};
-use dsa_tests::generate::Rng;
 use std::time::{Duration, Instant};
 
 mod memory;

@@ -13,9 +13,9 @@ use dsa_figures::{
     draw, read_all,
 };
 use dsa_files::printable;
+use dsa_gate::gate::{gate, judge_on};
+use dsa_gate::{Case, kernels};
 use dsa_kernels::{Device, DeviceKind};
-use dsa_tests::gate::{gate, judge_on};
-use dsa_tests::{Case, kernels};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +26,7 @@ pub const SAMPLES: usize = 10;
 
 /// One measurement.
 pub struct Spec {
-    /// The kernel in `dsa_tests::kernels`.
+    /// The kernel in `dsa_gate::kernels`.
     pub kernel: &'static str,
     /// Prefill or decode.
     pub stage: Stage,

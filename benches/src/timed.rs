@@ -6,15 +6,15 @@
 
 use anyhow::Context;
 use dsa_figures::{Gate, PassedGate};
+use dsa_gate::compare::compare_on;
+use dsa_gate::kernels::Kernel;
+use dsa_gate::{Case, CaseError, HostTensor, Outputs};
 use dsa_kernels::copy::place_rows;
+use dsa_kernels::random::Rng;
 use dsa_kernels::{DType, Device, KernelError, Tensor};
-use dsa_tests::compare::compare_on;
-use dsa_tests::generate::Rng;
-use dsa_tests::kernels::Kernel;
-use dsa_tests::{Case, CaseError, HostTensor, Outputs};
 use std::ops::Range;
 
-/// The outputs of a call, by the names of [`dsa_tests::kernels`].
+/// The outputs of a call, by the names of [`dsa_gate::kernels`].
 pub type Named = Vec<(&'static str, Tensor)>;
 
 /// One call of what is measured; returns its outputs.

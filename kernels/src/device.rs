@@ -103,8 +103,9 @@ impl Device {
         }
     }
 
-    /// The device that `client` reaches, whose launches are those of `kind`.
-    pub(crate) fn from_client(kind: DeviceKind, client: Client) -> Self {
+    /// The device that `client` reaches, whose launches are those of `kind`: one that CubeCL's runtimes have not
+    /// opened, such as a device that only compiles.
+    pub fn from_client(kind: DeviceKind, client: Client) -> Self {
         let name = client.properties().identity.name.as_str().into();
         Self { kind, name, client, wide: false }
     }

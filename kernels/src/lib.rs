@@ -24,10 +24,10 @@ pub mod indexer;
 pub mod keys;
 mod merge_splits;
 pub mod norm;
-pub mod offline;
 mod pages;
 pub mod peak;
 pub mod quant;
+pub mod random;
 pub mod rope;
 pub mod seen;
 mod slots;
@@ -40,7 +40,7 @@ mod top_k_sift;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;
-pub use source::source_hash;
+pub use source::{source_hash, source_text};
 pub use tensor::{DType, Tensor};
 
 /// Version of the LLVM that is linked in and compiles the kernels.

@@ -393,7 +393,7 @@ impl Tensor {
     }
 
     /// The argument that binds this tensor as a buffer of vectors of `width` elements.
-    pub(crate) fn arg(&self, width: usize) -> BufferArg {
+    pub fn arg(&self, width: usize) -> BufferArg {
         let len = (self.extent / width).max(1);
         // SAFETY: the buffer holds at least `extent` elements from the view's start on (a tensor
         // without elements still has a buffer of one), and no launcher lets a kernel read past them.

@@ -218,7 +218,7 @@ impl Checkpoint {
 ///
 /// # Errors
 /// [`Error::File`] if that cannot be found out.
-pub(crate) fn is_there(path: &Path) -> Result<bool> {
+pub fn is_there(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),

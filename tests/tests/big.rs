@@ -5,19 +5,19 @@
 //! other tests hold against the reference.
 
 use crate::support::*;
+use dsa_gate::{HostTensor, Outputs};
 use dsa_kernels::attention::{AttentionArgs, AttentionOut};
 use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::indexer::{self, IndexKeys, ScoreFn};
 use dsa_kernels::keys::{Keys, Kv};
 use dsa_kernels::quant::{ScaleFmt, act_quant};
+use dsa_kernels::random::Rng;
 use dsa_kernels::seen::{KeyRange, Seen};
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
 use dsa_kernels::{DType, Device, DeviceKind, KernelError, Tensor};
 use dsa_reference as reference;
-use dsa_tests::generate::Rng;
-use dsa_tests::{HostTensor, Outputs};
 use ndarray::{Array1, Array2, Array3};
 
 /// Tokens of 64 requests of 128K, and how they are kept.

@@ -1,7 +1,7 @@
 //! Kernels that cheat or err, and must be caught for it.
 
 use crate::harness::{caught, honest, misled, spoiled, with_floats};
-use dsa_tests::{Case, HostTensor};
+use dsa_gate::{Case, HostTensor};
 
 /// `case` with each number of its i32 tensor `name` changed.
 fn with_ints(case: &Case, name: &str, f: impl Fn(i32) -> i32) -> Case {

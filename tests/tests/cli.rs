@@ -1,9 +1,9 @@
 //! The command line, called in process (another binary would link LLVM once more).
 
-use dsa_model::cli;
-use dsa_tests::case::{Case, save_outputs};
-use dsa_tests::generate::{Fill, Rng, tensor};
-use dsa_tests::kernels::{ALL, find};
+use dsa_gate::case::{Case, save_outputs};
+use dsa_gate::generate::{Fill, tensor};
+use dsa_gate::kernels::{ALL, find};
+use dsa_kernels::random::Rng;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ fn golden() -> PathBuf {
 pub fn dsa(args: &[&str]) -> Result<(String, bool), String> {
     let mut out = Vec::new();
     let all = std::iter::once("dsa").chain(args.iter().copied()).map(Into::into);
-    let code = cli::run(all, &mut out).map_err(|error| cli::report(&error).0)?;
+    let code = dsa_cli::run(all, &mut out).map_err(|error| dsa_cli::report(&error).0)?;
     Ok((String::from_utf8(out).unwrap(), code == ExitCode::SUCCESS))
 }
 
@@ -77,7 +77,7 @@ fn run_and_its_reference_agree_on_a_case_from_a_file() {
         outputs.push(Case::load(&to).unwrap().tensors["out"].clone());
     }
     let named = |i: usize| [("out", outputs[i].clone())].into();
-    dsa_tests::compare::compare("hadamard", &named(0), &named(1)).unwrap();
+    dsa_gate::compare::compare("hadamard", &named(0), &named(1)).unwrap();
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn verify_fails_on_a_checkpoint_whose_indexer_was_changed() {
     let name = "model.layers.0.self_attn.indexer.k_norm.weight";
     let weight = model.tensors.get_mut(name).unwrap();
     let negated: Vec<f32> = weight.to_f32().iter().map(|w| -w).collect();
-    *weight = dsa_tests::HostTensor::new(weight.dtype, &weight.shape.clone(), &negated);
+    *weight = dsa_gate::HostTensor::new(weight.dtype, &weight.shape.clone(), &negated);
     let names: Vec<&'static str> =
         model.tensors.keys().map(|name| &*Box::leak(name.clone().into_boxed_str())).collect();
     let outputs = names.iter().map(|name| (*name, model.tensors[*name].clone())).collect();

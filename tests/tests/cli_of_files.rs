@@ -2,8 +2,7 @@
 
 use crate::cli::dsa;
 use crate::samples::sample;
-use dsa_model::cli;
-use dsa_tests::Case;
+use dsa_gate::Case;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, Permissions};
 use std::io::{Error, ErrorKind, Write};
@@ -150,7 +149,7 @@ fn a_reader_that_closed_its_pipe_is_left_in_peace() {
         }
     }
     for args in [&["dsa", "doctor"][..], &["dsa", "run", "--help"], &["dsa", "--version"]] {
-        let error = cli::run(args.iter().map(Into::into), &mut Closed).unwrap_err();
-        assert_eq!(cli::report(&error), (String::new(), 141), "{args:?}");
+        let error = dsa_cli::run(args.iter().map(Into::into), &mut Closed).unwrap_err();
+        assert_eq!(dsa_cli::report(&error), (String::new(), 141), "{args:?}");
     }
 }

@@ -3,10 +3,10 @@
 
 use crate::samples::sample;
 use crate::support::*;
+use dsa_gate::generate::strategy;
+use dsa_gate::kernels::ALL;
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_tests::generate::strategy;
-use dsa_tests::kernels::ALL;
-use dsa_tests::{Case, HostTensor};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -226,6 +226,6 @@ fn messages_about_names_and_values_of_a_file_are_short_and_printable() {
         assert!(message.len() < 1_000, "{} bytes", message.len());
         assert!(message.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{message}");
     }
-    let unknown = dsa_tests::kernels::find(&evil).unwrap_err().to_string();
+    let unknown = dsa_gate::kernels::find(&evil).unwrap_err().to_string();
     assert!(unknown.len() < 300 && unknown.chars().all(|c| !c.is_control()), "{unknown}");
 }

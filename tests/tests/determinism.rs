@@ -1,8 +1,8 @@
 //! Twenty runs of a kernel give the same bits.
 
 use crate::support::*;
-use dsa_tests::Case;
-use dsa_tests::generate::Rng;
+use dsa_gate::Case;
+use dsa_kernels::random::Rng;
 
 #[track_caller]
 fn repeats(case: &Case) {

@@ -1,7 +1,7 @@
 //! Edge cases of sparse and dense attention.
 
 use crate::support::*;
-use dsa_tests::Case;
+use dsa_gate::Case;
 
 const INF: f32 = f32::INFINITY;
 

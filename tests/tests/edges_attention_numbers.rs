@@ -1,8 +1,8 @@
 //! Attention with scores and values that are no numbers, or hardly.
 
 use crate::support::*;
-use dsa_tests::generate::Rng;
-use dsa_tests::{Case, HostTensor};
+use dsa_gate::{Case, HostTensor};
+use dsa_kernels::random::Rng;
 
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;

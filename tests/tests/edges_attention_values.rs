@@ -2,8 +2,8 @@
 //! scales of the cache.
 
 use crate::support::*;
-use dsa_tests::HostTensor;
-use dsa_tests::generate::Rng;
+use dsa_gate::HostTensor;
+use dsa_kernels::random::Rng;
 
 const INF: f32 = f32::INFINITY;
 

@@ -1,8 +1,8 @@
 //! Edge cases of the indexer.
 
 use crate::support::*;
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_tests::{Case, HostTensor};
 
 const NO: f32 = f32::NEG_INFINITY;
 

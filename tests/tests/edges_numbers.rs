@@ -1,9 +1,9 @@
 //! Numbers at the ends of f32's range, infinities and NaN outside of attention: what is right, and that it comes out.
 
 use crate::support::*;
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_tests::generate::Rng;
-use dsa_tests::{Case, HostTensor};
+use dsa_kernels::random::Rng;
 use std::path::PathBuf;
 
 const INF: f32 = f32::INFINITY;

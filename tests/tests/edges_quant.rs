@@ -1,8 +1,8 @@
 //! Edge cases of the fp8 quantisers, their caches, and the rotations before them.
 
 use crate::support::*;
+use dsa_gate::{Case, HostTensor, Outputs};
 use dsa_kernels::DType;
-use dsa_tests::{Case, HostTensor, Outputs};
 
 /// `act_quant` of one row, exactly as the reference.
 fn quantised(fmt: &str, row: &[f32]) -> (Vec<f32>, Vec<f32>) {
@@ -217,7 +217,7 @@ fn a_hadamard_rotation_of_both_sides_leaves_the_scores() {
 
 #[test]
 fn a_hadamard_rotation_of_one_side_alone_ruins_the_scores() {
-    use dsa_tests::compare::compare;
+    use dsa_gate::compare::compare;
     let neither = products(false, false);
     for (q, k) in [(true, false), (false, true)] {
         let error = compare("indexer_logits", &products(q, k), &neither).unwrap_err();

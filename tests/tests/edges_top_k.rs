@@ -1,8 +1,8 @@
 //! Edge cases of the selection.
 
 use crate::support::*;
-use dsa_tests::Case;
-use dsa_tests::generate::Rng;
+use dsa_gate::Case;
+use dsa_kernels::random::Rng;
 
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;

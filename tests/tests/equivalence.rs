@@ -1,9 +1,9 @@
 //! The same attention by different ways: sparse and dense, in any order, in splits, absorbed and expanded.
 
 use crate::support::*;
+use dsa_gate::{Case, HostTensor, Outputs};
+use dsa_kernels::random::Rng;
 use dsa_reference as reference;
-use dsa_tests::generate::Rng;
-use dsa_tests::{Case, HostTensor, Outputs};
 use ndarray::{Array2, Array3, Axis, s};
 
 fn attention_outputs(a: &reference::sparse_attention::Attention) -> Outputs {

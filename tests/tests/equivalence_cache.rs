@@ -2,10 +2,10 @@
 //! kernel writes and another reads.
 
 use crate::support::*;
+use dsa_gate::{Case, HostTensor, Outputs};
 use dsa_kernels::DType;
 use dsa_reference::cache_write::{KvRecord, index_cache_pages};
 use dsa_reference::quant::{ScaleFmt, act_quant};
-use dsa_tests::{Case, HostTensor, Outputs};
 use ndarray::{Array1, Array2};
 
 /// `case` with some of its tensors cut to `range` of their rows.

@@ -4,11 +4,10 @@
 use crate::harness::honest;
 use crate::samples::sample;
 use crate::support::*;
-use dsa_model::cli;
-use dsa_tests::gate::{GateFailure, gate, gate_of, judge, keep, replay};
-use dsa_tests::generate::{Model, forms};
-use dsa_tests::kernels::{ALL, Kernel, find};
-use dsa_tests::{Case, CaseError, Outputs, paths};
+use dsa_gate::gate::{GateFailure, gate, gate_of, judge, keep, replay};
+use dsa_gate::generate::{Model, forms};
+use dsa_gate::kernels::{ALL, Kernel, find};
+use dsa_gate::{Case, CaseError, Outputs, paths};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
@@ -157,7 +156,7 @@ fn the_commands_of_a_failure_run_as_printed() {
         *arguments.last_mut().unwrap() = out.display().to_string();
         let arguments =
             ["dsa", "run", "fold_scales"].map(str::to_string).into_iter().chain(arguments);
-        cli::run(arguments.map(Into::into), &mut Vec::new()).unwrap();
+        dsa_cli::run(arguments.map(Into::into), &mut Vec::new()).unwrap();
         assert!(Case::load(&out).is_ok());
         std::fs::remove_file(&out).unwrap();
     }
@@ -219,9 +218,9 @@ fn a_case_is_kept_for_good_by_its_kernel_and_what_it_holds() {
 fn dsa(arguments: &[&str]) -> (String, bool) {
     let mut out = Vec::new();
     let arguments = ["dsa"].into_iter().chain(arguments.iter().copied());
-    match cli::run(arguments.map(Into::into), &mut out) {
+    match dsa_cli::run(arguments.map(Into::into), &mut out) {
         Ok(code) => (String::from_utf8(out).unwrap(), code == std::process::ExitCode::SUCCESS),
-        Err(error) => (cli::report(&error).0, false),
+        Err(error) => (dsa_cli::report(&error).0, false),
     }
 }
 

@@ -3,9 +3,9 @@
 //! A cheat spoils the reference's own outputs, so nothing else can be what it is caught for.
 
 use crate::support::{device, has};
-use dsa_tests::gate::{GateFailure, Run, gate, gate_of, judge};
-use dsa_tests::kernels::{Kernel, find};
-use dsa_tests::{Case, CaseError, HostTensor, Outputs};
+use dsa_gate::gate::{GateFailure, Run, gate, gate_of, judge};
+use dsa_gate::kernels::{Kernel, find};
+use dsa_gate::{Case, CaseError, HostTensor, Outputs};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Mutex;

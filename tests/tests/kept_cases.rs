@@ -2,7 +2,7 @@
 //! right answer that is stored beside it.
 
 use crate::support::{device, kernel_of, same};
-use dsa_tests::{Case, Outputs};
+use dsa_gate::{Case, Outputs};
 use std::path::{Path, PathBuf};
 
 /// The cases with a stored answer.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Crates whose binaries and libraries are given away.
-const GIVEN: [&str; 2] = ["dsa-model", "dsa-figures"];
+const GIVEN: [&str; 2] = ["dsa-cli", "dsa-figures"];
 
 /// Licences that ask for more than a copyright notice: the text of each such crate's licence files goes
 /// into `LICENSES` whole.

@@ -1,12 +1,12 @@
 //! What every kernel compiles to for an H200 and an MI350, neither of which is here.
 
+use dsa_gate::CaseError;
+use dsa_gate::generate::strategy;
+use dsa_gate::kernels::{ALL, find};
+use dsa_gate::offline::{compile, device};
 use dsa_kernels::DType;
-use dsa_kernels::offline::{Artefact, Budget, Target};
 use dsa_kernels::{bandwidth, peak};
-use dsa_tests::CaseError;
-use dsa_tests::generate::strategy;
-use dsa_tests::kernels::{ALL, find};
-use dsa_tests::offline::{compile, device};
+use dsa_offline::{Artefact, Budget, Target};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,7 +165,7 @@ fn the_code_of_every_kernel_function_is_judged() {
                 assert!(
                     judged.contains(function)
                         || function == "peak_kernel" && target == Target::Gfx950,
-                    "{function} of {} is in no case of tests/src/production.rs",
+                    "{function} of {} is in no case of tests/gate/src/production.rs",
                     path.display()
                 );
             }

@@ -1,8 +1,8 @@
 //! Each kernel against the reference on random cases.
 
 use crate::support::device;
-use dsa_tests::gate::{cases, gate, regressions, replay, seed};
-use dsa_tests::kernels::{ALL, find};
+use dsa_gate::gate::{cases, gate, regressions, replay, seed};
+use dsa_gate::kernels::{ALL, find};
 use std::io::Write;
 use std::sync::Once;
 

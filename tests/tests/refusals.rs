@@ -2,9 +2,9 @@
 
 use crate::samples::sample;
 use crate::support::*;
+use dsa_gate::kernels::ALL;
+use dsa_gate::{Case, CaseError, HostTensor};
 use dsa_kernels::{DType, KernelError};
-use dsa_tests::kernels::ALL;
-use dsa_tests::{Case, CaseError, HostTensor};
 
 /// The launcher's own refusal of `case`, which the contract must refuse too, for kernel and reference
 /// alike.

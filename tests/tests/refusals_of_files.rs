@@ -1,8 +1,8 @@
 //! A case comes from a file that anyone may have written: a damaged one is refused with one clear error.
 
 use crate::samples::sample;
-use dsa_tests::Case;
-use dsa_tests::kernels::find;
+use dsa_gate::Case;
+use dsa_gate::kernels::find;
 use proptest::prelude::*;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -167,20 +167,20 @@ proptest! {
 
     #[test]
     fn a_truncated_case_of_any_kernel_is_refused(
-        kernel in 0..dsa_tests::kernels::ALL.len(),
+        kernel in 0..dsa_gate::kernels::ALL.len(),
         length in any::<prop::sample::Index>(),
     ) {
-        let bytes = saved(dsa_tests::kernels::ALL[kernel].name);
+        let bytes = saved(dsa_gate::kernels::ALL[kernel].name);
         refused(&bytes[..length.index(bytes.len())]);
     }
 
     /// A flip may leave a file that is valid: then the case is refused, or runs, but does not panic.
     #[test]
     fn a_case_with_flipped_bytes_is_read_or_refused_and_never_panics(
-        kernel in 0..dsa_tests::kernels::ALL.len(),
+        kernel in 0..dsa_gate::kernels::ALL.len(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), 1u8..=255), 1..4),
     ) {
-        let mut bytes = saved(dsa_tests::kernels::ALL[kernel].name);
+        let mut bytes = saved(dsa_gate::kernels::ALL[kernel].name);
         // The header is what can mislead; the tensors behind it are numbers of any value.
         let header = 8 + bytes[..8].iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte));
         for (at, flip) in flips {

@@ -3,9 +3,9 @@
 use crate::refusals::refusal;
 use crate::samples::sample;
 use crate::support::*;
+use dsa_gate::kernels::{ALL, find};
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_tests::kernels::{ALL, find};
-use dsa_tests::{Case, HostTensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a user may write where a number or a word is expected.

@@ -2,12 +2,12 @@
 
 use crate::samples::sample;
 use crate::support::*;
+use dsa_gate::case::save_outputs;
+use dsa_gate::gate::judge_on;
+use dsa_gate::generate::strategy;
+use dsa_gate::kernels::{ALL, find};
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_tests::case::save_outputs;
-use dsa_tests::gate::judge_on;
-use dsa_tests::generate::strategy;
-use dsa_tests::kernels::{ALL, find};
-use dsa_tests::{Case, HostTensor};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 

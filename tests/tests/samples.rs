@@ -1,8 +1,8 @@
 //! One small case of every kernel, whose shapes are all different.
 
 use crate::support::*;
-use dsa_tests::kernels::ALL;
-use dsa_tests::{Case, HostTensor};
+use dsa_gate::kernels::ALL;
+use dsa_gate::{Case, HostTensor};
 
 /// A cache of zeros.
 fn cache(n_pages: usize, page_bytes: usize) -> HostTensor {

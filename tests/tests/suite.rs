@@ -19,6 +19,7 @@ mod equivalence;
 mod equivalence_cache;
 mod gates;
 mod harness;
+mod house;
 mod kept_cases;
 mod licences;
 mod metadata;

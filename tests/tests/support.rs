@@ -2,13 +2,14 @@
 //!
 //! Shapes are reused on purpose: a kernel is compiled once for each of its compile-time shapes.
 
+use dsa_gate::compare::compare_on;
+use dsa_gate::generate::{Fill, tensor};
+use dsa_gate::kernels::{Kernel, find};
+use dsa_gate::{Case, HostTensor, Outputs};
+use dsa_kernels::random::Rng;
 use dsa_kernels::{DType, Device};
 use dsa_reference::cache_write::{KvRecord, index_cache_pages};
 use dsa_reference::quant::{ScaleFmt, act_quant};
-use dsa_tests::compare::compare_on;
-use dsa_tests::generate::{Fill, Rng, tensor};
-use dsa_tests::kernels::{Kernel, find};
-use dsa_tests::{Case, HostTensor, Outputs};
 use ndarray::Array2;
 use std::ops::Range;
 

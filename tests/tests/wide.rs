@@ -2,11 +2,11 @@
 
 use crate::samples::sample;
 use crate::support::*;
-use dsa_kernels::offline::{Artefact, Code, Target};
-use dsa_tests::generate::strategy;
-use dsa_tests::kernels::ALL;
-use dsa_tests::offline::{compile, compile_wide};
-use dsa_tests::{Case, HostTensor};
+use dsa_gate::generate::strategy;
+use dsa_gate::kernels::ALL;
+use dsa_gate::offline::{compile, compile_wide};
+use dsa_gate::{Case, HostTensor};
+use dsa_offline::{Artefact, Code, Target};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::path::Path;

@@ -3,8 +3,8 @@
 use super::{MEMORY, Probe, fastest, random};
 use anyhow::ensure;
 use dsa_kernels::bandwidth::{Walk, copy, read, sums, walks};
+use dsa_kernels::random::Rng;
 use dsa_kernels::{DType, Device, DeviceKind, Tensor};
-use dsa_tests::generate::Rng;
 use std::time::Instant;
 
 /// Columns of the buffers.

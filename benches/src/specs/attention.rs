@@ -7,13 +7,14 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Named, Timed};
 use dsa_figures::Stage;
+use dsa_gate::generate::{Fill, tensor};
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::attention::{AttentionArgs, AttentionOut};
 use dsa_kernels::keys::{Keys, Kv};
+use dsa_kernels::random::Rng;
 use dsa_kernels::seen::KeyRange;
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::{DType, Device, Result, Tensor, dense_attention};
-use dsa_tests::generate::{Fill, Rng, tensor};
-use dsa_tests::{Case, HostTensor};
 use std::collections::BTreeMap;
 
 /// Ascending index lists spread evenly over the context, each a little shifted.

@@ -6,12 +6,13 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Drawn, Named, Timed};
 use dsa_figures::Stage;
+use dsa_gate::generate::{Fill, tensor};
+use dsa_gate::{Case, CaseError, HostTensor, Outputs};
 use dsa_kernels::cache_write::{store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::quant::{ScaleFmt, act_quant};
+use dsa_kernels::random::Rng;
 use dsa_kernels::{DType, Device, Result, Tensor};
-use dsa_tests::generate::{Fill, Rng, tensor};
-use dsa_tests::{Case, CaseError, HostTensor, Outputs};
 
 /// All of them.
 pub fn all(device: &Device, axes: &Axes, seed: u64) -> Result<Vec<Spec>> {

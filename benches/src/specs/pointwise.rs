@@ -6,12 +6,13 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Call, Cut, Drawn, Timed};
 use dsa_figures::Stage;
+use dsa_gate::generate::{Fill, tensor};
+use dsa_gate::{Case, CaseError, HostTensor};
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::quant::{ScaleFmt, act_quant, round_trip};
+use dsa_kernels::random::Rng;
 use dsa_kernels::rope::Pairing;
 use dsa_kernels::{DType, Device, Result, Tensor, gemm, hadamard, norm, rope};
-use dsa_tests::generate::{Fill, Rng, tensor};
-use dsa_tests::{Case, CaseError, HostTensor};
 
 /// Factor of the normalised rows' mean square.
 const EPS: f32 = 1e-6;

@@ -2,7 +2,7 @@
 
 use super::{INDEX_DIM, KV_LORA_RANK, PAGE, ROPE};
 use dsa_kernels::DType;
-use dsa_tests::generate::Rng;
+use dsa_kernels::random::Rng;
 
 /// Values that are made; they are repeated. A prime, so that no page begins as another does.
 const MADE: usize = 1_000_003;

@@ -7,12 +7,13 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Drawn, Timed};
 use dsa_figures::Stage;
+use dsa_gate::generate::{Fill, tensor};
+use dsa_gate::{Case, CaseError, HostTensor};
 use dsa_kernels::indexer::{IndexKeys, ScoreFn, logits};
+use dsa_kernels::random::Rng;
 use dsa_kernels::seen::{KeyRange, Seen};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
 use dsa_kernels::{DType, Device, Result, Tensor};
-use dsa_tests::generate::{Fill, Rng, tensor};
-use dsa_tests::{Case, CaseError, HostTensor};
 
 /// The scores of a chunk.
 pub fn indexer_prefill(device: &Device, axes: &Axes, context: usize, seed: u64) -> Result<Spec> {

@@ -5,7 +5,7 @@ use crate::session::{Effort, Session, Spec};
 use crate::specs;
 use clap::Parser;
 use dsa_figures::Gate;
-use dsa_tests::kernels::{ALL, find};
+use dsa_gate::kernels::{ALL, find};
 
 /// Sizes that fit no tile and no page, with more heads than one timing judges.
 fn axes() -> Axes {

@@ -130,9 +130,10 @@ impl<'a> Bound<'a> {
                 self.sizes.bind(line.name, 1);
                 line.is_optional() || line.condition.is_some()
             }
-            (Kind::Integer(_), Given::Integer(n)) => {
+            (Kind::Integer(range), Given::Integer(n)) => {
                 self.sizes.bind(line.name, *n);
-                true
+                // A range of sizes is for later, when they are known.
+                range.holds(*n, &Sizes::default()).unwrap_or(true)
             }
             (Kind::Number(range), Given::Number(x)) => x.is_finite() && range.holds_number(*x),
             (Kind::Words(words), Given::Word(word)) => {

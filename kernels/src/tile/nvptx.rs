@@ -9,8 +9,6 @@
 
 mod copies;
 mod numbers;
-#[cfg(test)]
-mod tests;
 
 pub use copies::*;
 pub use numbers::*;

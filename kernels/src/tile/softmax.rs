@@ -154,7 +154,7 @@ impl OnlineSoftmax {
 }
 
 /// `1 / x`. On the matrix unit's machine by one instruction, to 1 unit in the last place: the exact one is a call
-/// there, and a kernel that calls has its products serialised ([`crate::offline`]).
+/// there, and a kernel that calls has its products serialised (`dsa emit` shows it).
 #[cube]
 pub fn reciprocal(x: f32, #[comptime] machine: Machine) -> f32 {
     if comptime![machine.is_wgmma()] { reciprocal_fast(x) } else { 1.0f32 / x }

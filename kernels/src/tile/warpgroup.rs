@@ -190,6 +190,3 @@ fn issue<S: Numeric, W: Size>(
     let op = WgmmaOp::new(scope.ctx_mut(), a, b, cells, ty.clone(), ty, shape, a_major, b_major);
     scope.register(&op);
 }
-
-#[cfg(test)]
-mod tests;

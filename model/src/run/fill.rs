@@ -2,7 +2,7 @@
 
 use super::{Batch, Cache, Mode};
 use crate::error::{Error, Result};
-use dsa_tests::generate::Rng;
+use dsa_kernels::random::Rng;
 
 /// Tokens made up at a time.
 const CHUNK: usize = 4096;

@@ -3,7 +3,7 @@
 use super::{Dtype, WeightPath};
 use crate::error::{Error, Result};
 use dsa_kernels::DType;
-use dsa_tests::generate::Rng;
+use dsa_kernels::random::Rng;
 use std::fmt::Display;
 
 /// Weights by their names in a checkpoint: those of a file, or made up.

@@ -3,11 +3,12 @@
 //! All bugs are in one build; the variable `DSA_PLANTED` chooses one for a whole process. So each is tried in a
 //! process of its own: this program again, told to run the one test that passes where no bug is.
 
+use dsa_planted::dsa_gate::gate::{DEFAULT_CASES, gate_once, seed};
+use dsa_planted::dsa_gate::kernels::find;
+use dsa_planted::dsa_gate::layer::verify_random;
 use dsa_planted::dsa_kernels::tile::MatrixUnit;
 use dsa_planted::dsa_kernels::{Device, planted};
-use dsa_planted::dsa_model::{Config, verify};
-use dsa_planted::dsa_tests::gate::{DEFAULT_CASES, gate_once, seed};
-use dsa_planted::dsa_tests::kernels::find;
+use dsa_planted::dsa_model::Config;
 use dsa_planted::{BUGS, Bug, dsa_kernels, dsa_model};
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -32,7 +33,7 @@ fn fallen(gate: &str, cases: u32) -> Option<String> {
         return judged.err().map(|failure| failure.reason);
     }
     let config = Config::scaled(32).unwrap();
-    match verify::verify_random(&device, &config, TOKENS, seed().unwrap()) {
+    match verify_random(&device, &config, TOKENS, seed().unwrap()) {
         Ok(report) => (!report.passed()).then(|| report.to_string()),
         Err(error) => Some(error.to_string()),
     }

@@ -1,8 +1,8 @@
 //! Cases that are files in good order, but not what their kernel takes, or just so.
 
 use super::mutator::Mutator;
+use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
-use dsa_tests::{Case, HostTensor};
 
 const TYPES: [DType; 6] = [DType::F32, DType::Bf16, DType::F16, DType::E4m3, DType::I32, DType::U8];
 

@@ -1,6 +1,6 @@
 //! How a file is damaged: a function of its bytes and of a seed.
 
-use dsa_tests::generate::Rng;
+use dsa_kernels::random::Rng;
 use serde_json::Value;
 
 /// A source of damage.
