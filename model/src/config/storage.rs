@@ -48,7 +48,7 @@ impl AttentionOptions {
         let Some(f) = f.object("attention_options", "attention_options.")? else {
             return Ok(default);
         };
-        f.only(["hadamard", "index_fp8", "kv_fp8"].into_iter())?;
+        f.only(["hadamard", "index_fp8", "kv_fp8", "latent_norm_eps"].into_iter())?;
         Ok(Self {
             hadamard: f.or("hadamard", default.hadamard)?,
             index_fp8: f.or("index_fp8", default.index_fp8)?,
