@@ -193,7 +193,8 @@ impl Config {
 
     /// The numbers of the layers whose weights are in a checkpoint and are not read: 61 in V3.2, 78 in GLM-5.
     pub fn skipped_layers(&self) -> Range<usize> {
-        self.num_hidden_layers..self.num_hidden_layers + self.num_nextn_predict_layers
+        let layers = self.num_hidden_layers;
+        layers..layers.saturating_add(self.num_nextn_predict_layers)
     }
 
     /// Whether layer `layer` has experts rather than a dense feed-forward.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::check::check_layers;
 use super::fields::Fields;
 use super::known::{check_supported, fixed};
-use super::{AttentionOptions, Config, Family, LATENT_NORM_EPS, Quantization};
-use super::{demo, feed_forward, rotary, sharing};
+use super::{AttentionOptions, Config, Family, Quantization};
+use super::{demo, feed_forward, rotary, sharing, storage};
 use crate::error::{Error, Result};
 use crate::json;
 
@@ -58,8 +58,6 @@ impl Config {
         // Before anything is made for each layer.
         let num_hidden_layers = f.required("num_hidden_layers")?;
         check_layers(num_hidden_layers)?;
-        let options = f.object("attention_options", "attention_options.")?;
-        let latent_norm_eps = options.as_ref().map(|options| options.optional("latent_norm_eps"));
         let quantization = f.object("quantization_config", "quantization_config.")?;
         let quantization = quantization.as_ref().map(Quantization::from_fields).transpose()?;
         let (rope_theta, rope_scaling) = rotary::read(f, defaults.rope_theta)?;
@@ -96,7 +94,7 @@ impl Config {
             rope_theta,
             rope_scaling,
             rms_norm_eps: f.or("rms_norm_eps", defaults.rms_norm_eps)?,
-            latent_norm_eps: latent_norm_eps.transpose()?.flatten().unwrap_or(LATENT_NORM_EPS),
+            latent_norm_eps: storage::latent_norm_eps(f)?,
             bos_token_id: f.optional("bos_token_id")?.or(defaults.bos_token_id),
             eos_token_id: match (f.present("eos_token_id"), defaults.eos_token_id) {
                 (Some(Value::Array(_)), _) => f.required("eos_token_id")?,
