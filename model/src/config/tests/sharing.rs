@@ -6,19 +6,22 @@ use crate::config::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+/// A field and its value.
+type Field = (&'static str, Value);
+
 /// One letter for each layer.
 fn letters(types: &[IndexerType]) -> String {
     types.iter().map(|kind| if *kind == IndexerType::Full { 'F' } else { 'S' }).collect()
 }
 
 /// V3.2 with so many layers and these fields.
-fn with(layers: usize, fields: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
+fn with(layers: usize, fields: &[Field]) -> Vec<Field> {
     let mut all = vec![("num_hidden_layers", json!(layers)), ("first_k_dense_replace", json!(1))];
     all.extend(fields.iter().cloned());
     all
 }
 
-fn pattern_of(layers: usize, fields: &[(&'static str, Value)]) -> String {
+fn pattern_of(layers: usize, fields: &[Field]) -> String {
     let config = changed(&with(layers, fields)).unwrap();
     assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
     config.index_pattern()
@@ -84,10 +87,9 @@ fn a_wrong_place_is_refused_with_value_and_rule() {
         text.chars().map(|c| if c == 'F' { "full" } else { "shared" }).collect()
     };
     let one = |name: &'static str, value: Value| vec![(name, value)];
-    let both = |name: &'static str, value: Value, other: &[(&'static str, Value)]| {
-        [&[(name, value)], other].concat()
-    };
-    let cases: Vec<(Vec<(&'static str, Value)>, &str, &[&str])> = vec![
+    let both =
+        |name: &'static str, value: Value, other: &[Field]| [&[(name, value)], other].concat();
+    let cases: Vec<(Vec<Field>, &str, &[&str])> = vec![
         // As many as there are layers.
         (one("indexer_types", types("FS")), "indexer_types", &["a list of 2", "each of 4 layers"]),
         (one("indexer_types", types("FSSFS")), "indexer_types", &["a list of 5"]),
