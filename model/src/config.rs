@@ -1,38 +1,56 @@
-//! The shape of a DeepSeek-V3.2-Exp model, read from a `config.json`.
+//! The shape of a DeepSeek-V3.2 or GLM-5 model, read from a `config.json`.
 //!
 //! Two spellings are understood: Hugging Face's (with the older `rope_scaling` or the newer
-//! `rope_parameters`) and that of the official demo (`dim`, `n_heads`, …), told apart by `dim`.
-//! Fields here have the Hugging Face names. A [`Config`] that was read has been validated: every
-//! width is at least 1 and bounded, and no product that sizes a weight overflows 32 bits.
+//! `rope_parameters`), where `model_type` names the [`Family`], and that of the official demo (`dim`,
+//! `n_heads`, …), told apart by a `dim` without `model_type`. Fields here have the Hugging Face names. A
+//! [`Config`] that was read has been validated: every width is at least 1 and bounded, and no product
+//! that sizes a weight overflows 32 bits.
 //!
 //! ```text
 //! let config = Config::read(Path::new("checkpoint"))?;     // the folder or the file
+//! let (config, warnings) = overrides.apply(config)?;       // --topk, --share-index, --max-seq
 //! let layer = Config::scaled(4)?;                          // a quarter, for the CPU
 //! ```
+
+use std::ops::Range;
 
 use dsa_kernels::quant::ScaleFmt;
 use serde::Serialize;
 
-use crate::error::{Error, Result};
 use crate::run::temperature;
 
 mod check;
 mod demo;
 mod describe;
+mod family;
+mod feed_forward;
 mod fields;
 mod known;
+mod overrides;
+mod published;
 mod read;
 mod rotary;
+mod sharing;
 mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use family::Family;
+pub use overrides::{Overridden, Overrides};
+pub use sharing::{Indexer, IndexerType};
+
 /// Weights and activations share one scale for each block of this many values.
 pub const QUANT_BLOCK: usize = 128;
+
+/// The eps of the two latents' norms where the file does not say it.
+const LATENT_NORM_EPS: f64 = 1e-6;
 
 /// The hyperparameters. In the shapes, T is a number of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
+    /// What the checkpoint is one of: `model_type` in the file.
+    #[serde(skip)]
+    pub family: Family,
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream: x is [T, hidden_size].
@@ -43,9 +61,10 @@ pub struct Config {
     pub moe_intermediate_size: usize,
     /// Layers, without the multi-token-prediction ones.
     pub num_hidden_layers: usize,
-    /// The first layers have a dense feed-forward, the others experts.
+    /// The first layers have a dense feed-forward, the others experts. `mlp_layer_types` says the same.
     pub first_k_dense_replace: usize,
-    /// Extra multi-token-prediction layers stored behind the others (never run). Default 0.
+    /// Extra multi-token-prediction layers stored behind the others (never run; see
+    /// [`Config::skipped_layers`]). Default 0.
     pub num_nextn_predict_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
@@ -79,8 +98,10 @@ pub struct Config {
     pub index_head_dim: usize,
     /// Keys that a query attends to.
     pub index_topk: usize,
-    /// Indexer's rotary pairs: (2i, 2i+1) if true, (i, i+d/2) if false. Default false, true for
-    /// GLM. Hugging Face spells it without the final d; both are read.
+    /// Which layers have an indexer, one entry for each layer; `None`: all. Read of `indexer_types`,
+    /// `index_topk_pattern` or `index_topk_freq`; ask [`Config::indexer_of`].
+    pub indexer_types: Option<Vec<IndexerType>>,
+    /// Indexer's rotary pairs: (2i, 2i+1) if true, (i, i+d/2) if false. Default by family. Hugging Face spells it without the final d; both are read.
     #[serde(rename = "indexer_rope_interleave")]
     pub indexer_rope_interleaved: bool,
     /// The main attention's rotary pairs, likewise. Default true.
@@ -88,21 +109,29 @@ pub struct Config {
     pub rope_interleaved: bool,
     /// Positions the model is made for.
     pub max_position_embeddings: usize,
-    /// Base of the rotary frequencies. Default 10000.
+    /// Base of the rotary frequencies. Default by family.
     pub rope_theta: f64,
     /// Context extension; `None` is plain rotary embedding.
     pub rope_scaling: Option<Yarn>,
-    /// Added to the mean square in every norm. Default 1e-6.
+    /// Added to the mean square in the norms of the residual stream. Default by family.
     pub rms_norm_eps: f64,
-    /// First token of a text. Default 0; `null` in the file is the default too.
-    pub bos_token_id: u32,
-    /// Tokens that end a text (a number or a list in the file). Default 1.
+    /// The same in the norms of the two latents (`q_a_layernorm`, `kv_a_layernorm`):
+    /// `attention_options.latent_norm_eps`, our own field. Default 1e-6 whatever `rms_norm_eps` is, as in
+    /// transformers and in DeepSeek's demo; vLLM and SGLang take `rms_norm_eps` here too.
+    #[serde(skip)]
+    pub latent_norm_eps: f64,
+    /// First token of a text, if there is one. Default by family; `null` in the file is absent.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text (a number or a list in the file). Default by family.
     pub eos_token_id: Vec<u32>,
     /// How the weights are stored; `None` is unquantised.
     #[serde(skip)]
     pub quantization: Option<Quantization>,
     /// Which lossy steps the attention takes.
     pub attention_options: AttentionOptions,
+    /// What the command line replaced, see [`Overrides`]. Not written to a file.
+    #[serde(skip)]
+    pub overrides: Vec<Overridden>,
 }
 
 /// YaRN: low rotary frequencies are divided by `factor`, high ones kept, with a ramp between.
@@ -152,92 +181,6 @@ impl AttentionOptions {
 }
 
 impl Config {
-    /// DeepSeek-V3.2-Exp itself: 61 layers, 671.88 billion parameters, fp8 weights.
-    pub fn v32() -> Self {
-        Self {
-            vocab_size: 129_280,
-            hidden_size: 7168,
-            intermediate_size: 18_432,
-            moe_intermediate_size: 2048,
-            num_hidden_layers: 61,
-            first_k_dense_replace: 3,
-            num_nextn_predict_layers: 1,
-            num_attention_heads: 128,
-            q_lora_rank: 1536,
-            kv_lora_rank: 512,
-            qk_nope_head_dim: 128,
-            qk_rope_head_dim: 64,
-            v_head_dim: 128,
-            n_routed_experts: 256,
-            n_shared_experts: 1,
-            num_experts_per_tok: 8,
-            n_group: 8,
-            topk_group: 4,
-            norm_topk_prob: true,
-            routed_scaling_factor: 2.5,
-            index_n_heads: 64,
-            index_head_dim: 128,
-            index_topk: 2048,
-            indexer_rope_interleaved: false,
-            rope_interleaved: true,
-            max_position_embeddings: 163_840,
-            rope_theta: 10_000.0,
-            rope_scaling: Some(Yarn {
-                factor: 40.0,
-                original_max_position_embeddings: 4096,
-                beta_fast: 32.0,
-                beta_slow: 1.0,
-                mscale: 1.0,
-                mscale_all_dim: 1.0,
-            }),
-            rms_norm_eps: 1e-6,
-            bos_token_id: 0,
-            eos_token_id: vec![1],
-            quantization: Some(Quantization { ue8m0: true }),
-            attention_options: AttentionOptions::OFFICIAL,
-        }
-    }
-
-    /// One dense layer of [`Config::v32`] divided by `divisor` (a power of two up to 64), with
-    /// unquantised weights and the official attention arithmetic, for measuring on a CPU.
-    ///
-    /// | divided | kept |
-    /// |---|---|
-    /// | vocabulary, `hidden_size`, both inner widths | head widths 128 + 64, 128, indexer 128 |
-    /// | heads, both ranks, `index_n_heads`, `index_topk` | experts, positions, YaRN, options |
-    ///
-    /// A context of L / `divisor` then keeps the share of keys that the full model keeps at L. Of
-    /// the work for one (query, key) pair, the indexer's and that of dense attention over
-    /// expanded heads shrink alike, so their ratio of 1 : 5 stays. Attention over the latent,
-    /// heads · (2 · rank + 64), shrinks faster: 17 times the indexer's at 1, 5 at 4, 1.5 at 16.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for another divisor.
-    pub fn scaled(divisor: usize) -> Result<Self> {
-        if !divisor.is_power_of_two() || divisor > 64 {
-            return Err(Error::config("divisor", divisor, "a power of two from 1 to 64"));
-        }
-        let full = Self::v32();
-        let config = Self {
-            vocab_size: full.vocab_size / divisor,
-            hidden_size: full.hidden_size / divisor,
-            intermediate_size: full.intermediate_size / divisor,
-            moe_intermediate_size: full.moe_intermediate_size / divisor,
-            num_hidden_layers: 1,
-            first_k_dense_replace: 1,
-            num_nextn_predict_layers: 0,
-            num_attention_heads: full.num_attention_heads / divisor,
-            q_lora_rank: full.q_lora_rank / divisor,
-            kv_lora_rank: full.kv_lora_rank / divisor,
-            index_n_heads: full.index_n_heads / divisor,
-            index_topk: full.index_topk / divisor,
-            quantization: None,
-            ..full
-        };
-        config.validate()?;
-        Ok(config)
-    }
-
     /// Width of a head's query and expanded key: 192 in V3.2.
     pub fn qk_head_dim(&self) -> usize {
         self.qk_nope_head_dim + self.qk_rope_head_dim
@@ -246,6 +189,12 @@ impl Config {
     /// Width of one row of the cache, latent then rotary key: 576 in V3.2.
     pub fn latent_dim(&self) -> usize {
         self.kv_lora_rank + self.qk_rope_head_dim
+    }
+
+    /// The numbers of the layers whose weights are in a checkpoint and are not read: 61 in V3.2, 78 in GLM-5.
+    pub fn skipped_layers(&self) -> Range<usize> {
+        let layers = self.num_hidden_layers;
+        layers..layers.saturating_add(self.num_nextn_predict_layers)
     }
 
     /// Whether layer `layer` has experts rather than a dense feed-forward.

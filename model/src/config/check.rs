@@ -3,13 +3,13 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{AttentionOptions, Config, QUANT_BLOCK};
+use super::{AttentionOptions, Config, QUANT_BLOCK, sharing};
 use crate::error::{Error, Result};
 
 /// Kernels index the elements of one tensor with 32 bits.
 const MAX_ELEMENTS: usize = u32::MAX as usize;
 /// Positions are turned into f32 for the rotary angle, which is exact up to here.
-const MAX_POSITIONS: usize = 1 << 24;
+pub(super) const MAX_POSITIONS: usize = 1 << 24;
 
 impl Config {
     /// Checks every bound; whoever builds a configuration by hand calls it.
@@ -18,6 +18,7 @@ impl Config {
     /// [`Error::Config`] with the first field that is out of bounds.
     pub fn validate(&self) -> Result<()> {
         self.check_sizes()?;
+        self.check_indexers()?;
         self.check_rotary()?;
         self.check_experts()?;
         self.check_options()?;
@@ -55,15 +56,27 @@ impl Config {
             ],
         )?;
         let (layers, dense) = (self.num_hidden_layers, self.first_k_dense_replace);
-        within(1..=1024, &[("num_hidden_layers", layers)])?;
+        check_layers(layers)?;
         within(0..=layers, &[("first_k_dense_replace", dense)])?;
         let extra = self.num_nextn_predict_layers;
         within(0..=16, &[("num_nextn_predict_layers", extra)])?;
         within(1e-12..=0.1, &[("rms_norm_eps", self.rms_norm_eps)])?;
+        let field = "attention_options.latent_norm_eps";
+        within(1e-12..=0.1, &[(field, self.latent_norm_eps)])?;
         let last = self.vocab_size as u32 - 1;
-        within(0..=last, &[("bos_token_id", self.bos_token_id)])?;
+        let first = self.bos_token_id.map(|id| ("bos_token_id", id));
+        within(0..=last, first.as_slice())?;
         let ends = self.eos_token_id.iter();
         ends.copied().try_for_each(|id| within(0..=last, &[("eos_token_id", id)]))
+    }
+
+    /// Every layer has an indexer, or one before it whose keys it takes.
+    fn check_indexers(&self) -> Result<()> {
+        let types = self.indexer_types.as_deref();
+        match types.and_then(|types| sharing::broken_rule(types, self.num_hidden_layers)) {
+            None => Ok(()),
+            Some((value, rule)) => Err(Error::config("indexer_types", value, rule)),
+        }
     }
 
     /// The bounds of the rotary embedding.
@@ -122,7 +135,9 @@ impl Config {
         check(!kv_fp8 || blocks, "kv_lora_rank", latent, expected)
     }
 
-    /// No weight has more elements than 32 bits can index. The factors are bounded by now.
+    /// No weight has more elements than 32 bits can index. The factors are bounded by now, so that what
+    /// is counted in 64 bits cannot overflow either: the bytes of all experts of a layer stay below
+    /// 2^14 · 2^32 · 4 = 2^48 for each of their three matrices, those of all layers below 2^60.
     fn check_products(&self) -> Result<()> {
         let (hidden, heads, query) = (self.hidden_size, self.num_attention_heads, self.q_lora_rank);
         let shared = self.moe_intermediate_size * self.n_shared_experts;
@@ -150,6 +165,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The bound that whatever is made for each layer relies on.
+pub(super) fn check_layers(layers: usize) -> Result<()> {
+    within(1..=1024, &[("num_hidden_layers", layers)])
 }
 
 /// Fails with the first of `fields` that is not in `range`.

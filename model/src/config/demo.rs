@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Family;
 use super::fields::Fields;
 use crate::error::Result;
 
@@ -79,6 +80,7 @@ pub(super) fn to_hugging_face(demo: Map<String, Value>) -> Result<Map<String, Va
         }
         other => return Err(f.error("dtype", other, "\"fp8\" or \"bf16\"")),
     }
+    map.insert("model_type".into(), json!(Family::DeepseekV32.model_type()));
     map.insert("rope_scaling".into(), rope);
     map.insert("max_position_embeddings".into(), json!(positions));
     for (name, value) in demo.into_iter().filter(|(_, value)| !value.is_null()) {

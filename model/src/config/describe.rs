@@ -1,9 +1,10 @@
 //! What decides the result, in words: so that who runs a model sees what was understood of its file.
 
-use super::Config;
+use super::{Config, Overridden};
 
 impl Config {
-    /// Name and value of everything that decides what the attention computes, beside its sizes.
+    /// Name and value of everything that decides what the model computes, beside its sizes, and what the
+    /// command line replaced.
     pub fn deciding(&self) -> Vec<(String, String)> {
         let yarn = match &self.rope_scaling {
             None => "none: plain rotary embedding".to_string(),
@@ -35,21 +36,56 @@ impl Config {
             true => format!("through fp8 and back, scales {scales}"),
             false => "not rounded".to_string(),
         };
-        let (topk, eps) = (self.index_topk, self.rms_norm_eps);
-        [
+        let (topk, eps, latent_eps) = (self.index_topk, self.rms_norm_eps, self.latent_norm_eps);
+        let (layers, indexers) = (self.num_hidden_layers, self.indexers());
+        let sharing = match layers - indexers {
+            0 => format!("an indexer in each of {layers} layers"),
+            shared => format!(
+                "an indexer in {indexers} of {layers} layers, {shared} take the keys of one before: {}",
+                self.index_pattern()
+            ),
+        };
+        let mut deciding = [
+            ("family", self.family.model_type().to_string()),
             ("rope theta", self.rope_theta.to_string()),
             ("YaRN", yarn),
             ("softmax scale", format!("{:.10}", self.softmax_scale())),
             ("rotary pairs, attention", pairing(self.rope_interleaved).to_string()),
             ("rotary pairs, indexer", pairing(self.indexer_rope_interleaved).to_string()),
             ("indexer", format!("{topk} keys kept, scale {:.10}", self.index_scale())),
-            ("eps of the norms", format!("{eps:e}; of the indexer's LayerNorm 1e-6")),
+            ("index sharing", sharing),
+            (
+                "eps of the norms",
+                format!("{eps:e}; of the latents' {latent_eps:e}; of the indexer's LayerNorm 1e-6"),
+            ),
+            ("experts", self.routing()),
             ("weights", weights),
             ("lossy step: Hadamard", if options.hadamard { "on" } else { "off" }.to_string()),
             ("lossy step: indexer's queries and keys", keys),
             ("lossy step: latent in the cache", latent),
         ]
         .map(|(name, value)| (name.to_string(), value))
-        .to_vec()
+        .to_vec();
+        let replaced = |one: &Overridden| ("override".to_string(), one.to_string());
+        deciding.extend(self.overrides.iter().map(replaced));
+        deciding
+    }
+
+    /// How a token's experts are chosen and weighed.
+    fn routing(&self) -> String {
+        let groups = match self.n_group {
+            1 => String::new(),
+            groups => format!(" in {} of {groups} groups", self.topk_group),
+        };
+        let norm = if self.norm_topk_prob { "divided by their sum" } else { "as they are" };
+        format!(
+            "{} of {}{groups}, gates sigmoid, {norm}, times {}; {} for every token; none in the first \
+             {} layers",
+            self.num_experts_per_tok,
+            self.n_routed_experts,
+            self.routed_scaling_factor,
+            self.n_shared_experts,
+            self.first_k_dense_replace
+        )
     }
 }

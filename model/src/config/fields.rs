@@ -96,6 +96,7 @@ fn wanted(message: &str) -> String {
         Some("usize" | "u32") => "a whole number, 0 or more".into(),
         Some("f64") => "a number".into(),
         Some("a boolean") => "true or false".into(),
+        Some("a sequence") => "a list".into(),
         other => other.unwrap_or("another type").into(),
     }
 }

@@ -32,15 +32,18 @@ pub(super) const READ: &[Known] = &[
     ("hidden_size", "width of the residual stream"),
     ("index_head_dim", "width of an indexer head"),
     ("index_n_heads", "heads of the indexer"),
+    ("index_skip_topk_offset", "with index_topk_freq: which layers choose their keys"),
     ("index_topk", "keys that a query keeps"),
+    ("index_topk_freq", "every how many layers one chooses its keys"),
+    ("index_topk_pattern", "which layers choose their keys, in letters"),
     ("indexer_rope_interleave", "which values of an indexer head rotate together"),
     ("indexer_rope_interleaved", "the same, spelled as in the text of the models"),
-    ("indexer_types", "which layers have an indexer of their own: must be all"),
+    ("indexer_types", "which layers choose their keys"),
     ("intermediate_size", "inner width of a dense feed-forward"),
     ("kv_lora_rank", "width of the latent"),
     ("layer_types", "what attention a layer has: must be sparse in all"),
     ("max_position_embeddings", "positions"),
-    ("mlp_layer_types", "which layers have experts: must say what first_k_dense_replace says"),
+    ("mlp_layer_types", "which layers have experts"),
     ("model_type", "the family: decides defaults, others are refused"),
     ("moe_intermediate_size", "inner width of an expert"),
     ("n_group", "groups of experts"),
@@ -59,19 +62,20 @@ pub(super) const READ: &[Known] = &[
     ("qk_nope_head_dim", "width of a head without position"),
     ("qk_rope_head_dim", "width of a head with position"),
     ("quantization_config", "how weights are stored, and how scales are rounded"),
-    ("rms_norm_eps", "added to the mean square in every norm"),
+    ("rms_norm_eps", "added to the mean square in the norms"),
     ("rope_interleave", "which values of an attention head rotate together"),
     ("rope_parameters", "rotary frequencies, the newer spelling"),
     ("rope_scaling", "rotary frequencies, the older spelling"),
     ("rope_theta", "base of the rotary frequencies"),
     ("routed_scaling_factor", "factor on the gates"),
     ("topk_group", "groups of a token"),
+    ("use_index_cache", "vLLM's switch of shared keys: must be on where layers share them"),
     ("v_head_dim", "width of a head's value"),
     ("vocab_size", "rows of the embedding"),
 ];
 
 /// Fields with the one value that is supported, which is also what their absence means, and why.
-pub(super) fn fixed() -> [(&'static str, Value, &'static str); 29] {
+pub(super) fn fixed() -> [(&'static str, Value, &'static str); 26] {
     [
         ("add_cross_attention", json!(false), "a decoder alone"),
         ("attention_bias", json!(false), "no linear of the model has a bias"),
@@ -82,8 +86,6 @@ pub(super) fn fixed() -> [(&'static str, Value, &'static str); 29] {
         ("hidden_act", json!("silu"), "the gate of every feed-forward"),
         ("hidden_dropout", json!(0), "nothing is dropped at inference"),
         ("index_kpool", json!(1), "GLM-5.3 pools keys before it scores them"),
-        ("index_topk_freq", json!(1), "GLM-5.2 shares one layer's keys with the next ones"),
-        ("index_topk_pattern", Value::Null, "the same, layer by layer"),
         ("is_encoder_decoder", json!(false), "a decoder alone"),
         ("mla_use_nope", json!(false), "layers without position"),
         ("mlp_bias", json!(false), "no linear of the model has a bias"),
@@ -98,7 +100,6 @@ pub(super) fn fixed() -> [(&'static str, Value, &'static str); 29] {
         ("tie_word_embeddings", json!(false), "the head has weights of its own"),
         ("topk_method", json!("noaux_tc"), "how experts are chosen"),
         ("use_bidirectional_attention", json!(false), "a token sees what came before it"),
-        ("use_index_cache", json!(false), "vLLM's sharing of one layer's keys with the next ones"),
         ("use_qk_norm", json!(false), "heads are not normalised"),
         ("use_sliding_window", json!(false), "the indexer may select any earlier key"),
         ("chunk_size_feed_forward", json!(0), "a whole chunk goes through a layer at once"),
@@ -122,7 +123,6 @@ pub(super) const FREE: &[Known] = &[
     ("head_dim", "transformers and vLLM take the widths of MLA instead"),
     ("id2label", "classification"),
     ("index_share_for_mtp_iteration", "the extra layers at the end are not run"),
-    ("index_skip_topk_offset", "without sharing (index_topk_freq is 1) it moves nothing"),
     ("initializer_range", "training"),
     ("is_decoder", "a name from models with an encoder"),
     ("label2id", "classification"),
@@ -153,11 +153,6 @@ pub(super) const FREE: &[Known] = &[
 
 /// What a layer's attention is called where it is the sparse one.
 const SPARSE_LAYERS: [&str; 2] = ["deepseek_sparse_attention", "indexed_attention"];
-/// Classes of transformers that this crate computes.
-const CLASSES: [&str; 4] =
-    ["DeepseekV32ForCausalLM", "DeepseekV32Model", "GlmMoeDsaForCausalLM", "GlmMoeDsaModel"];
-/// Families that this crate computes.
-pub(super) const FAMILIES: [&str; 2] = ["deepseek_v32", "glm_moe_dsa"];
 
 /// Refuses what would make the same weights compute something else than this crate does, and what
 /// nobody knows.
@@ -173,19 +168,8 @@ pub(super) fn check_supported(f: &Fields, config: &Config) -> Result<()> {
     for name in ["num_experts", "num_local_experts"] {
         f.must_be(name, &json!(config.n_routed_experts))?;
     }
-    all_of(f, "architectures", &CLASSES, None)?;
-    let layers = Some(config.num_hidden_layers);
-    all_of(f, "layer_types", &SPARSE_LAYERS, layers)?;
-    all_of(f, "indexer_types", &["full"], layers)?;
-    let Some(types) = f.optional::<Vec<String>>("mlp_layer_types")? else {
-        return Ok(());
-    };
-    let layers = config.num_hidden_layers;
-    let kind = |layer| if config.is_moe_layer(layer) { "sparse" } else { "dense" };
-    let same = types.len() == layers && types.iter().enumerate().all(|(i, t)| t == kind(i));
-    let dense = config.first_k_dense_replace;
-    let expected = format!("{dense} dense, then sparse, {layers} in all");
-    f.check(same, "mlp_layer_types", format!("{types:?}"), &expected)
+    all_of(f, "architectures", &config.family.classes(), None)?;
+    all_of(f, "layer_types", &SPARSE_LAYERS, Some(config.num_hidden_layers))
 }
 
 /// A list of texts, each among `allowed`; `len` of them if that is known.

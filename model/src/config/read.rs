@@ -5,9 +5,11 @@ use std::path::Path;
 use dsa_files::read_text;
 use serde_json::{Value, json};
 
+use super::check::check_layers;
 use super::fields::Fields;
-use super::known::{FAMILIES, check_supported, fixed};
-use super::{AttentionOptions, Config, Quantization, demo, rotary};
+use super::known::{check_supported, fixed};
+use super::{AttentionOptions, Config, Family, Quantization};
+use super::{demo, feed_forward, rotary, sharing, storage};
 use crate::error::{Error, Result};
 use crate::json;
 
@@ -39,7 +41,7 @@ impl Config {
         let Value::Object(map) = json::parse(text).map_err(json)? else {
             return Err(json("expected an object { … } with hidden_size, …".into()));
         };
-        let demo = map.contains_key("dim") && !map.contains_key("hidden_size");
+        let demo = map.contains_key("dim") && !map.contains_key("model_type");
         let map = if demo { demo::to_hugging_face(map)? } else { map };
         let fields = Fields { map: &map, prefix: "" };
         let config = Self::from_fields(&fields)?;
@@ -51,19 +53,22 @@ impl Config {
     /// Takes every field from a map in the Hugging Face spelling.
     fn from_fields(f: &Fields) -> Result<Self> {
         // First, since another family lacks fields that would be called missing.
-        let family = f.or("model_type", FAMILIES[0].to_string())?;
-        let known = FAMILIES.contains(&family.as_str());
-        f.check(known, "model_type", &family, &FAMILIES.join(" or "))?;
+        let family = Family::read(f)?;
+        let defaults = family.defaults();
+        // Before anything is made for each layer.
+        let num_hidden_layers = f.required("num_hidden_layers")?;
+        check_layers(num_hidden_layers)?;
         let quantization = f.object("quantization_config", "quantization_config.")?;
         let quantization = quantization.as_ref().map(Quantization::from_fields).transpose()?;
-        let (rope_theta, rope_scaling) = rotary::read(f)?;
+        let (rope_theta, rope_scaling) = rotary::read(f, defaults.rope_theta)?;
         Ok(Self {
+            family,
             vocab_size: f.required("vocab_size")?,
             hidden_size: f.required("hidden_size")?,
             intermediate_size: f.required("intermediate_size")?,
             moe_intermediate_size: f.required("moe_intermediate_size")?,
-            num_hidden_layers: f.required("num_hidden_layers")?,
-            first_k_dense_replace: f.required("first_k_dense_replace")?,
+            num_hidden_layers,
+            first_k_dense_replace: feed_forward::dense_layers(f, num_hidden_layers)?,
             num_nextn_predict_layers: f.or("num_nextn_predict_layers", 0)?,
             num_attention_heads: f.required("num_attention_heads")?,
             q_lora_rank: f.required("q_lora_rank")?,
@@ -81,19 +86,24 @@ impl Config {
             index_n_heads: f.required("index_n_heads")?,
             index_head_dim: f.required("index_head_dim")?,
             index_topk: f.required("index_topk")?,
-            indexer_rope_interleaved: indexer_pairing(f, &family)?,
+            indexer_types: sharing::read(f, num_hidden_layers)?,
+            indexer_rope_interleaved: indexer_pairing(f)?
+                .unwrap_or(defaults.indexer_rope_interleaved),
             rope_interleaved: f.or("rope_interleave", true)?,
             max_position_embeddings: f.required("max_position_embeddings")?,
             rope_theta,
             rope_scaling,
-            rms_norm_eps: f.or("rms_norm_eps", 1e-6)?,
-            bos_token_id: f.or("bos_token_id", 0)?,
-            eos_token_id: match f.map.get("eos_token_id") {
-                Some(Value::Array(_)) => f.required("eos_token_id")?,
-                _ => vec![f.or("eos_token_id", 1)?],
+            rms_norm_eps: f.or("rms_norm_eps", defaults.rms_norm_eps)?,
+            latent_norm_eps: storage::latent_norm_eps(f)?,
+            bos_token_id: f.optional("bos_token_id")?.or(defaults.bos_token_id),
+            eos_token_id: match (f.present("eos_token_id"), defaults.eos_token_id) {
+                (Some(Value::Array(_)), _) => f.required("eos_token_id")?,
+                (None, Some(id)) => vec![id],
+                _ => vec![f.required("eos_token_id")?],
             },
             attention_options: AttentionOptions::from_fields(f, quantization.is_some())?,
             quantization,
+            overrides: Vec::new(),
         })
     }
 
@@ -103,8 +113,9 @@ impl Config {
         for (name, fixed, _) in fixed() {
             value[name] = fixed;
         }
-        value["architectures"] = json!(["DeepseekV32ForCausalLM"]);
-        value["model_type"] = json!(FAMILIES[0]);
+        value["architectures"] = json!([self.family.classes()[0]]);
+        value["model_type"] = json!(self.family.model_type());
+        value["attention_options"]["latent_norm_eps"] = json!(self.latent_norm_eps);
         value["num_key_value_heads"] = json!(self.num_attention_heads);
         value["torch_dtype"] = json!("bfloat16");
         if self.rope_scaling.is_some() {
@@ -120,14 +131,13 @@ impl Config {
     }
 }
 
-/// Whether the indexer's rotary pairs are interleaved, by either spelling. GLM's are unless its file says
-/// otherwise (as in transformers and mlx-lm), DeepSeek's are not.
-fn indexer_pairing(f: &Fields, family: &str) -> Result<bool> {
+/// Whether the indexer's rotary pairs are interleaved, by either spelling.
+fn indexer_pairing(f: &Fields) -> Result<Option<bool>> {
     let short: Option<bool> = f.optional("indexer_rope_interleave")?;
     let long: Option<bool> = f.optional("indexer_rope_interleaved")?;
     if let (Some(short), Some(long)) = (short, long) {
         let expected = format!("{short}, as indexer_rope_interleave says");
         f.check(short == long, "indexer_rope_interleaved", long, &expected)?;
     }
-    Ok(short.or(long).unwrap_or(family == "glm_moe_dsa"))
+    Ok(short.or(long))
 }

@@ -34,8 +34,9 @@ struct Rotary {
 ///
 /// There are three places for them: `rope_theta`, `rope_scaling` (the older) and `rope_parameters` (the
 /// newer, with `rope_theta` in it). Readers differ in which of them they prefer, so where two say
-/// different things, the file is refused. An empty object is absent, as in transformers.
-pub(super) fn read(f: &Fields) -> Result<(f64, Option<Yarn>)> {
+/// different things, the file is refused. An empty object is absent, as in transformers. A `rope_theta` that
+/// is in none of them is `default`, or refused where there is none.
+pub(super) fn read(f: &Fields, default: Option<f64>) -> Result<(f64, Option<Yarn>)> {
     let newer = filled(f.object("rope_parameters", "rope_parameters.")?);
     let older = filled(f.object("rope_scaling", "rope_scaling.")?);
     let of = |fields: &Option<Fields>| fields.as_ref().map(Rotary::from_fields).transpose();
@@ -55,7 +56,9 @@ pub(super) fn read(f: &Fields) -> Result<(f64, Option<Yarn>)> {
         f.check(top == nested, "rope_theta", top, &expected)?;
     }
     let yarn = by_newer.or(by_older).and_then(|rotary| rotary.yarn);
-    Ok((nested.or(top).unwrap_or(10_000.0), yarn))
+    let expected = "a value, here or in rope_parameters (GLM-5 has 1e6, GLM-5.2 8e6)";
+    let missing = || f.error("rope_theta", "missing", expected);
+    Ok((nested.or(top).or(default).ok_or_else(missing)?, yarn))
 }
 
 fn filled(fields: Option<Fields>) -> Option<Fields> {

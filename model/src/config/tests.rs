@@ -2,14 +2,19 @@
 
 use super::read::MAX_CONFIG_BYTES;
 use super::*;
+use crate::error::{Error, Result};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
 const DEMO: &str = include_str!("../../../tests/data/configs/demo_671b.json");
+const GLM_5: &str = include_str!("../../../tests/data/configs/glm_5.json");
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tiny");
 
 mod closed_set;
+mod families;
+mod overrides;
+mod sharing;
 
 /// V3.2's configuration with some fields replaced, as JSON.
 fn v32_with(changes: &[(&str, Value)]) -> Value {
@@ -23,6 +28,32 @@ fn v32_with(changes: &[(&str, Value)]) -> Value {
 /// V3.2's configuration with some fields replaced, as the reader sees it.
 fn changed(changes: &[(&str, Value)]) -> Result<Config> {
     Config::from_json(&v32_with(changes).to_string())
+}
+
+/// A file with some fields replaced, as the reader sees it.
+fn changed_file(file: &str, changes: &[(&str, Value)]) -> Result<Config> {
+    let mut value: Value = serde_json::from_str(file).unwrap();
+    for (name, change) in changes {
+        value[*name] = change.clone();
+    }
+    Config::from_json(&value.to_string())
+}
+
+/// The error must name the field, and say these.
+#[track_caller]
+fn refused_with(result: Result<Config>, field: &str, said: &[&str]) {
+    let error = result.unwrap_err();
+    let Error::Config { field: named, .. } = &error else { panic!("{error}") };
+    assert_eq!(named, field, "{error}");
+    for text in said {
+        assert!(error.to_string().contains(text), "{text:?} is missing in: {error}");
+    }
+}
+
+/// The error about V3.2's configuration with these changes.
+#[track_caller]
+fn refused(changes: &[(&str, Value)], field: &str, said: &[&str]) {
+    refused_with(changed(changes), field, said);
 }
 
 #[test]
@@ -64,22 +95,15 @@ fn the_demo_file_is_the_same_model() {
         Config { num_nextn_predict_layers: 0, max_position_embeddings: 16_384, ..Config::v32() };
     assert_eq!(Config::from_json(DEMO).unwrap(), expected);
     let error = Config::from_json(r#"{"dim": 64, "vocab_size": 9}"#).unwrap_err().to_string();
-    assert!(error.contains("inter_dim") && error.contains("missing"), "{error}");
+    assert!(error.contains("the demo's n_layers) is missing"), "{error}");
 }
 
 #[test]
 fn glm_5_has_plain_rope_and_an_interleaved_indexer() {
-    let config = changed(&[
-        ("rope_scaling", Value::Null),
-        ("rope_theta", Value::Null),
-        ("rope_parameters", json!({ "rope_type": "default", "rope_theta": 8e6 })),
-        ("indexer_rope_interleave", json!(true)),
-        ("eos_token_id", json!([5, 6])),
-    ]);
-    let config = config.unwrap();
-    assert_eq!((config.rope_theta, config.rope_scaling.is_none()), (8e6, true));
-    assert_eq!((config.indexer_rope_interleaved, config.eos_token_id.len()), (true, 2));
-    assert!((config.softmax_scale() - 192f64.powf(-0.5)).abs() < 1e-15);
+    let config = Config::from_json(GLM_5).unwrap();
+    assert_eq!((config.rope_theta, config.rope_scaling.is_none()), (1e6, true));
+    assert!(config.indexer_rope_interleaved && config.rope_interleaved);
+    assert!((config.softmax_scale() - 1.0 / 16.0).abs() < 1e-15);
 }
 
 #[test]
@@ -122,9 +146,16 @@ fn a_wrong_field_is_named_with_its_value() {
         ("rms_norm_eps", json!(0), "is 0"),
         ("scoring_func", json!("softmax"), "sigmoid"),
         ("tie_word_embeddings", json!(true), "false"),
-        ("index_topk_freq", json!(4), "4"),
-        ("indexer_types", json!(["full", "shared"]), "shared"),
-        ("mlp_layer_types", json!(["dense"]), "61 in all"),
+        ("hidden_act", json!("gelu"), "silu"),
+        ("n_shared_experts", json!(0), "1 to 64"),
+        ("n_routed_experts", json!(1 << 15), "1 to 16384"),
+        ("routed_scaling_factor", json!(-1), "is -1"),
+        ("norm_topk_prob", json!("yes"), "true or false"),
+        ("num_nextn_predict_layers", json!(17), "0 to 16"),
+        ("max_position_embeddings", json!((1 << 24) + 1), "1 to 16777216"),
+        ("bos_token_id", json!(129_280), "0 to 129279"),
+        ("attention_options", json!({ "latent_norm_eps": 0.5 }), "latent_norm_eps is 0.5"),
+        ("attention_options", json!({ "latent_norm_eps": "1e-6" }), "a number"),
         ("rope_scaling", json!([1]), "object"),
         ("rope_scaling", yarn("factor", json!(0.5)), "rope_scaling.factor is 0.5"),
         ("rope_scaling", yarn("type", json!("linear")), "linear"),
@@ -190,13 +221,14 @@ proptest! {
     #[test]
     fn any_changed_field_is_an_error_or_a_valid_configuration(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any_value()), 1..4),
-        demo in any::<bool>(),
+        which in 0..3,
     ) {
-        let mut map: Map<String, Value> =
-            serde_json::from_str(&Config::v32().to_json()).unwrap();
-        if demo {
-            map = serde_json::from_str(DEMO).unwrap();
-        }
+        let file = match which {
+            0 => Config::v32().to_json(),
+            1 => Config::glm_5_2().to_json(),
+            _ => DEMO.to_string(),
+        };
+        let mut map: Map<String, Value> = serde_json::from_str(&file).unwrap();
         for (index, value) in changes {
             let name = index.get(&map.keys().cloned().collect::<Vec<_>>()).clone();
             map.insert(name, value);
@@ -205,7 +237,7 @@ proptest! {
             config.validate().unwrap();
             prop_assert!(config.softmax_scale().is_finite());
             let again = Config::from_json(&config.to_json());
-            prop_assert!(again.is_ok(), "{:?}", again);
+            prop_assert_eq!(again.unwrap(), config);
         }
     }
 }

@@ -249,7 +249,7 @@ impl Attention {
     ) -> dsa_kernels::Result<(Tensor, Tensor)> {
         let (device, c, n) = (&self.device, &self.config, batch.tokens());
         let (rank, rope_dim, nope) = (c.kv_lora_rank, c.qk_rope_head_dim, c.qk_nope_head_dim);
-        let (rotary, eps) = (batch.rotary(), c.rms_norm_eps as f32);
+        let (rotary, eps) = (batch.rotary(), c.latent_norm_eps as f32);
         let turn = |from: &Tensor, to: &Tensor| {
             let pairing = pairing(c.rope_interleaved);
             rope(from, &rotary.cos, &rotary.sin, batch.at(), to, pairing)

@@ -1,7 +1,7 @@
 //! What decides the result is understood or refused by name; what the published files hold is read.
 
 use super::super::known::{FREE, READ, fixed};
-use super::{changed, v32_with};
+use super::{GLM_5, changed, refused, v32_with};
 use crate::config::*;
 use dsa_kernels::quant::ScaleFmt;
 use serde_json::{Map, Value, json};
@@ -9,11 +9,6 @@ use std::collections::BTreeSet;
 
 const V32_EXP: &str = include_str!("../../../../tests/data/configs/deepseek_v3_2_exp.json");
 const DEMO: &str = include_str!("../../../../tests/data/configs/demo_671b.json");
-const DEMO_SMALL: &str = include_str!("../../../../tests/data/configs/demo_small.json");
-const FP8_SMALL: &str = include_str!("../../../../tests/data/configs/fp8_small.json");
-const GLM_5: &str = include_str!("../../../../tests/data/configs/glm_5.json");
-const GLM_5_SMALL: &str = include_str!("../../../../tests/data/configs/glm_5_small.json");
-const GLM_5_2_SMALL: &str = include_str!("../../../../tests/data/configs/glm_5_2_small.json");
 
 /// A rotary embedding with YaRN, as DeepSeek-V3.2 has it.
 fn yarn(change: &[(&str, Value)]) -> Value {
@@ -23,44 +18,6 @@ fn yarn(change: &[(&str, Value)]) -> Value {
         rope[*name] = value.clone();
     }
     rope
-}
-
-/// The error must name the field, its value and what was expected.
-fn refused(changes: &[(&str, Value)], field: &str, said: &[&str]) {
-    let error = changed(changes).unwrap_err();
-    let Error::Config { field: named, .. } = &error else { panic!("{error}") };
-    assert_eq!(named, field, "{error}");
-    for text in said {
-        assert!(error.to_string().contains(text), "{text:?} is missing in: {error}");
-    }
-}
-
-#[test]
-fn the_published_files_are_read() {
-    let v32 = Config::from_json(V32_EXP).unwrap();
-    assert_eq!(v32, Config::v32());
-    let demo = Config::from_json(DEMO).unwrap();
-    let extra = Config { num_nextn_predict_layers: 0, max_position_embeddings: 16_384, ..v32 };
-    assert_eq!(demo, extra);
-    let glm = Config::from_json(GLM_5).unwrap();
-    assert_eq!((glm.rope_theta, glm.rope_scaling, glm.rms_norm_eps), (1e6, None, 1e-5));
-    assert!(glm.indexer_rope_interleaved && glm.rope_interleaved && !glm.ue8m0());
-    assert_eq!((glm.n_group, glm.v_head_dim, glm.eos_token_id.len()), (1, 256, 3));
-}
-
-#[test]
-fn small_models_of_other_implementations_are_read() {
-    let glm = Config::from_json(GLM_5_SMALL).unwrap();
-    assert_eq!((glm.rope_theta, glm.indexer_rope_interleaved), (8e6, true));
-    let fp8 = Config::from_json(FP8_SMALL).unwrap();
-    assert_eq!(
-        (fp8.quantization, fp8.num_nextn_predict_layers),
-        (Some(Quantization { ue8m0: true }), 1)
-    );
-    let demo = Config::from_json(DEMO_SMALL).unwrap();
-    assert_eq!(Config { num_nextn_predict_layers: 0, ..fp8 }, demo);
-    let error = Config::from_json(GLM_5_2_SMALL).unwrap_err().to_string();
-    assert!(error.contains("indexer_types is \"shared\"") && error.contains("full"), "{error}");
 }
 
 #[test]
@@ -122,10 +79,6 @@ fn both_pairings_are_read_and_decide() {
     let long =
         [("indexer_rope_interleave", Value::Null), ("indexer_rope_interleaved", json!(true))];
     assert!(changed(&long).unwrap().indexer_rope_interleaved);
-    // GLM's indexer is interleaved unless its file says otherwise.
-    let mut glm: Value = serde_json::from_str(GLM_5).unwrap();
-    glm["indexer_rope_interleave"] = Value::Null;
-    assert!(Config::from_json(&glm.to_string()).unwrap().indexer_rope_interleaved);
     let mut both = v32_with(&[("indexer_rope_interleave", json!(false))]);
     both["indexer_rope_interleaved"] = json!(true);
     let error = Config::from_json(&both.to_string()).unwrap_err().to_string();
@@ -144,7 +97,6 @@ fn layers_without_sparse_attention_are_refused() {
         refused(&[("layer_types", types)], "layer_types", &[kind, "deepseek_sparse_attention"]);
     }
     refused(&[("layer_types", json!(["indexed_attention"]))], "layer_types", &["a list of 1"]);
-    refused(&[("indexer_types", json!(["full"]))], "indexer_types", &["each of 61 layers"]);
     refused(&[("architectures", json!(["DeepseekV4ForCausalLM"]))], "architectures", &["V4"]);
 }
 
@@ -168,7 +120,7 @@ fn another_value_of_what_decides_is_refused_by_name() {
         ("num_local_experts", json!(128), "256"),
         ("qk_head_dim", json!(64), "192"),
         ("num_key_value_heads", json!(1), "128"),
-        ("model_type", json!("deepseek_v4"), "deepseek_v32 or glm_moe_dsa"),
+        ("model_type", json!("llama"), "deepseek_v32 or glm_moe_dsa"),
     ] {
         refused(&[(name, value)], name, &[said]);
     }
@@ -316,7 +268,11 @@ fn what_decides_is_said() {
         "softmax scale: 0.1352337789",
         "rotary pairs, attention: interleaved",
         "rotary pairs, indexer: half split",
-        "eps of the norms: 1e-6",
+        "family: deepseek_v32",
+        "index sharing: an indexer in each of 61 layers",
+        "eps of the norms: 1e-6; of the latents' 1e-6",
+        "experts: 8 of 256 in 4 of 8 groups, gates sigmoid, divided by their sum, times 2.5; 1 for \
+         every token; none in the first 3 layers",
         "weights: fp8 (e4m3)",
         "lossy step: Hadamard: on",
         "lossy step: latent in the cache: through fp8 and back, scales powers of two (ue8m0)",
@@ -324,7 +280,17 @@ fn what_decides_is_said() {
         assert!(v32.contains(line), "{line:?} is missing in\n{v32}");
     }
     let glm = said(&Config::from_json(GLM_5).unwrap());
-    for line in ["YaRN: none", "rotary pairs, indexer: interleaved", "fp8, scales f32 (float)"] {
+    for line in [
+        "family: glm_moe_dsa",
+        "YaRN: none",
+        "rotary pairs, indexer: interleaved",
+        "fp8, scales f32 (float)",
+        "eps of the norms: 1e-5; of the latents' 1e-6",
+        "experts: 8 of 256, gates",
+    ] {
         assert!(glm.contains(line), "{line:?} is missing in\n{glm}");
     }
+    let shared = said(&Config::glm_5_2());
+    let line = "an indexer in 21 of 78 layers, 57 take the keys of one before: FFFSSSFSSSF";
+    assert!(shared.contains(line), "{shared}");
 }

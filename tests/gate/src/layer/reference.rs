@@ -21,7 +21,7 @@ pub fn attention_config(c: &Config) -> AttentionConfig {
         index_n_heads: c.index_n_heads,
         index_head_dim: c.index_head_dim,
         index_topk: c.index_topk,
-        rms_norm_eps: c.rms_norm_eps,
+        rms_norm_eps: c.latent_norm_eps,
         rope_theta: c.rope_theta,
         yarn: c.rope_scaling.map(|y| rope::Yarn {
             factor: y.factor,
