@@ -1,18 +1,18 @@
-//! Runs that are killed, interrupted, or two at once: this file starts itself as the run.
+//! Runs that are killed, interrupted, or two at once: a test starts itself, with `DSA_TEST_ROWS`, as the run.
 
 use crate::rows::row;
 use dsa_figures::{Row, Run, What, read_all};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const CASES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
-/// Starts `kill::NAME` of this file as a process of its own.
+/// Starts the test `kill::NAME` as a process of its own, which is the run.
 fn start(name: &str, path: &Path, prefix: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args([&format!("kill::{name}"), "--exact", "--ignored"])
+        .args([&format!("kill::{name}"), "--exact"])
         .env("DSA_TEST_ROWS", path)
         .env("DSA_TEST_PREFIX", prefix)
         .stdout(Stdio::null())
@@ -20,16 +20,14 @@ fn start(name: &str, path: &Path, prefix: &str) -> Child {
         .unwrap()
 }
 
-fn given(name: &str) -> String {
-    std::env::var(name).unwrap()
+/// The file that this process is to write, if a test started it.
+fn given() -> Option<PathBuf> {
+    std::env::var_os("DSA_TEST_ROWS").map(PathBuf::from)
 }
 
-#[test]
-#[ignore = "the process that other tests start and kill"]
-fn measures_again_and_again() {
-    let path = given("DSA_TEST_ROWS");
+fn measure_again_and_again(path: &Path) {
     for round in 1..10_000 {
-        let mut run = Run::open(Path::new(&path)).unwrap();
+        let mut run = Run::open(path).unwrap();
         let rows: Vec<Row> = CASES.map(|case| row(case, f64::from(round))).into();
         let plan: Vec<What> = rows.iter().map(|row| row.what().clone()).collect();
         run.plan(&plan, round % 3 == 0).unwrap();
@@ -42,13 +40,11 @@ fn measures_again_and_again() {
     }
 }
 
-#[test]
-#[ignore = "the process that another test starts twice"]
-fn appends_a_hundred_rows() {
-    let path = given("DSA_TEST_ROWS");
-    let mut run = Run::open(Path::new(&path)).unwrap();
+fn append_a_hundred_rows(path: &Path) {
+    let prefix = std::env::var("DSA_TEST_PREFIX").unwrap();
+    let mut run = Run::open(path).unwrap();
     for i in 0..100 {
-        run.keep(row(&format!("{}{i}", given("DSA_TEST_PREFIX")), 1.0)).unwrap();
+        run.keep(row(&format!("{prefix}{i}"), 1.0)).unwrap();
         if i % 10 == 9 {
             run.finish().unwrap();
         }
@@ -58,11 +54,14 @@ fn appends_a_hundred_rows() {
 /// Every case that was ever measured is there, at whatever moment the run ended.
 #[test]
 fn a_killed_or_interrupted_run_loses_no_row() {
+    if let Some(path) = given() {
+        return measure_again_and_again(&path);
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     let mut known = BTreeSet::new();
     for turn in 0..24u64 {
-        let mut child = start("measures_again_and_again", &path, "");
+        let mut child = start("a_killed_or_interrupted_run_loses_no_row", &path, "");
         // A different moment each turn, early and late.
         std::thread::sleep(Duration::from_millis(20 + turn * 37 % 150));
         if turn % 3 == 2 {
@@ -88,9 +87,13 @@ fn a_killed_or_interrupted_run_loses_no_row() {
 
 #[test]
 fn two_runs_on_one_file_keep_all_rows_of_both() {
+    if let Some(path) = given() {
+        return append_a_hundred_rows(&path);
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
-    let children = ["x", "y"].map(|prefix| start("appends_a_hundred_rows", &path, prefix));
+    let children =
+        ["x", "y"].map(|prefix| start("two_runs_on_one_file_keep_all_rows_of_both", &path, prefix));
     for mut child in children {
         assert!(child.wait().unwrap().success());
     }
