@@ -194,19 +194,3 @@ fn a_weight_of_another_shape_is_refused() {
     let layer = Attention::new(&device, &config, Short(Random::new(1)), DType::F32);
     assert!(matches!(layer.err(), Some(Error::Shape { .. })));
 }
-
-#[test]
-fn the_norms_of_the_latents_have_an_eps_of_their_own() {
-    let plain = config(7, AttentionOptions::EXACT);
-    let run = |config: &Config| {
-        let case = Case::new(config.clone());
-        let got = case.chunks(&mut case.cache(SIZE, KvFormat::Elements), &[22, 1], Mode::Sparse);
-        case.assert_near(&got, &case.reference(Mode::Sparse), "eps");
-        got
-    };
-    let want = run(&plain);
-    // The residual stream's is not the attention's; the latents' decides.
-    assert_eq!(run(&Config { rms_norm_eps: 0.1, ..plain.clone() }), want);
-    let other = run(&Config { latent_norm_eps: 0.1, ..plain });
-    assert!(worst_row(other.view(), want.view(), |_| true).unwrap().0 > 0.01);
-}

@@ -9,7 +9,7 @@ use super::{TOKENS, check_tokens};
 use dsa_kernels::random::Rng;
 use dsa_kernels::{DType, Device};
 use dsa_model::Error;
-use dsa_model::config::Config;
+use dsa_model::config::{Config, Indexer};
 use dsa_model::weights::{Checkpoint, Dtype, WeightPath, is_there};
 use dsa_reference::attention_layer::indexer_topk;
 use dsa_reference::norm::rms_norm;
@@ -177,14 +177,19 @@ impl Model<'_> {
         let title = format!("stored keys, f32, {s} tokens: tokens that differ");
         let mut section = Section { title, ..Default::default() };
         for (&layer, want) in &stored.keys {
-            let x = match layer.checked_sub(1) {
+            // A layer without an indexer of its own attends to the keys that another chose.
+            let chooser = match self.config.indexer_of(layer) {
+                Indexer::Full => layer,
+                Indexer::SharedWith(source) => source,
+            };
+            let x = match chooser.checked_sub(1) {
                 None => self.normalise(0, embedded)?,
                 Some(before) => {
                     let name = format!("layer{before}.hidden");
-                    self.normalise(layer, &stored_matrix(&stored.file, &name, [s, hidden])?)?
+                    self.normalise(chooser, &stored_matrix(&stored.file, &name, [s, hidden])?)?
                 }
             }; // [s, hidden]
-            let source = self.weights(layer);
+            let source = self.weights(chooser);
             let weights = attention_weights(&self.config, &source)?;
             let (c, options) = (attention_config(&self.config), attention_options(&self.config));
             let by_reference = indexer_topk(x.view(), &c, &weights, &options)?; // [s, topk]

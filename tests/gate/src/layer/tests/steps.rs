@@ -229,3 +229,19 @@ fn the_official_arithmetic_stays_close_to_the_reference() {
         case.assert_near(&got, &case.reference(mode), &format!("{mode:?} {format:?}"));
     }
 }
+
+#[test]
+fn the_norms_of_the_latents_have_an_eps_of_their_own() {
+    let plain = config(7, AttentionOptions::EXACT);
+    let run = |config: &Config| {
+        let case = Case::new(config.clone());
+        let got = case.chunks(&mut case.cache(SIZE, KvFormat::Elements), &[22, 1], Mode::Sparse);
+        case.assert_near(&got, &case.reference(Mode::Sparse), "eps");
+        got
+    };
+    let want = run(&plain);
+    // The residual stream's is not the attention's; the latents' decides.
+    assert_eq!(run(&Config { rms_norm_eps: 0.1, ..plain.clone() }), want);
+    let other = run(&Config { latent_norm_eps: 0.1, ..plain });
+    assert!(worst_row(other.view(), want.view(), |_| true).unwrap().0 > 0.01);
+}
