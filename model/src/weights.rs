@@ -27,8 +27,6 @@ use crate::names::nearest;
 mod convert;
 mod file;
 mod index;
-#[cfg(test)]
-mod mutants;
 mod path;
 mod source;
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! Memory of the tests: what is huge and zeroed takes no page before it is touched, so that a cache of gigabytes of
+//! Memory of the tests: what is huge takes no page before it is touched, zeroed or not, so that a cache of gigabytes of
 //! which a few rows are used costs a few pages on the CPU too. The standard allocator zeroes what is aligned to
 //! more than 16 bytes, as CubeCL's buffers are, by writing it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 
 /// Allocations from this size on come from zeroed pages.
 const HUGE: usize = 1 << 30;
@@ -73,8 +75,19 @@ unsafe impl GlobalAlloc for Memory {
     }
 }
 
+/// How many of a buffer's pages are in memory, as the kernel's table of this process's pages says.
+fn pages_in_memory(buffer: *const u8, bytes: usize) -> usize {
+    const PAGE: usize = 4096;
+    const ENTRY: usize = 8;
+    let mut table = File::open("/proc/self/pagemap").unwrap();
+    table.seek(SeekFrom::Start((buffer.addr() / PAGE * ENTRY) as u64)).unwrap();
+    let mut entries = vec![0; bytes / PAGE * ENTRY];
+    table.read_exact(&mut entries).unwrap();
+    entries.chunks_exact(ENTRY).filter(|entry| entry[ENTRY - 1] & 0x80 != 0).count()
+}
+
 #[test]
-fn a_huge_buffer_is_zeros_aligned_and_grows() {
+fn a_huge_buffer_is_zeros_aligned_and_takes_only_pages_that_are_touched() {
     let layout = Layout::from_size_align(HUGE, 64).unwrap();
     // SAFETY: the buffer is read and written within its size, and given back with the layout it has then.
     unsafe {
@@ -82,9 +95,27 @@ fn a_huge_buffer_is_zeros_aligned_and_grows() {
         assert!(!buffer.is_null() && buffer.align_offset(64) == 0);
         assert_eq!((*buffer, *buffer.add(HUGE - 1)), (0, 0));
         buffer.write(7);
+        // Where the system has larger pages, one that is touched counts as 512.
+        let touched = pages_in_memory(buffer, HUGE);
+        assert!((1..=2048).contains(&touched), "{touched} pages");
         std::alloc::dealloc(buffer, layout);
     }
-    let mut grown = vec![3u8; 100];
-    grown.resize(200, 4);
-    assert_eq!((grown[0], grown[199]), (3, 4));
+}
+
+#[test]
+fn a_buffer_keeps_its_bytes_where_it_becomes_huge_or_is_no_longer() {
+    let layout = |size| Layout::from_size_align(size, 64).unwrap();
+    // SAFETY: as above; a buffer that moved is used at its new place only.
+    unsafe {
+        let small = std::alloc::alloc(layout(100));
+        small.write_bytes(3, 100);
+        let huge = std::alloc::realloc(small, layout(100), HUGE);
+        assert!(!huge.is_null() && huge.align_offset(64) == 0);
+        let bytes = std::slice::from_raw_parts(huge, 101);
+        assert!(bytes[..100].iter().all(|byte| *byte == 3) && bytes[100] == 0);
+        let small = std::alloc::realloc(huge, layout(HUGE), 50);
+        assert!(!small.is_null() && small.align_offset(64) == 0);
+        assert_eq!(std::slice::from_raw_parts(small, 50), [3; 50]);
+        std::alloc::dealloc(small, layout(50));
+    }
 }

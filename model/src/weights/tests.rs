@@ -7,6 +7,8 @@ use safetensors::tensor::{TensorView, serialize};
 use std::fs;
 use tempfile::{TempDir, tempdir};
 
+mod mutants;
+
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tiny");
 
 /// Name, type, shape and bytes of a tensor to write.

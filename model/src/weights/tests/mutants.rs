@@ -1,17 +1,19 @@
 //! Mutants of the files that are read: whatever is done to them, an error or an answer, never a panic,
-//! and every message is short and fit for a terminal. More of them: `PROPTEST_CASES=100000 cargo test
+//! and every message is short and fit for a terminal. Here two shards, every value read as f32, three whole
+//! configurations and their way back to JSON; the suite's `mutants` has one small checkpoint and watches time,
+//! memory and what is written. More of them: `PROPTEST_CASES=100000 cargo test
 //! --release --workspace --lib -- mutants`.
 
-use super::Checkpoint;
 use crate::config::Config;
 use crate::error::Error;
+use crate::weights::Checkpoint;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-const CONFIG: &str = include_str!("../../../tests/data/configs/deepseek_v3_2_exp.json");
-const DEMO: &str = include_str!("../../../tests/data/configs/demo_671b.json");
-const GLM: &str = include_str!("../../../tests/data/configs/glm_5.json");
+const CONFIG: &str = include_str!("../../../../tests/data/configs/deepseek_v3_2_exp.json");
+const DEMO: &str = include_str!("../../../../tests/data/configs/demo_671b.json");
+const GLM: &str = include_str!("../../../../tests/data/configs/glm_5.json");
 const INDEX: &str = r#"{"metadata": {"total_size": 12}, "weight_map": {"a.weight":
     "1.safetensors", "a.weight_scale_inv": "2.safetensors", "b": "1.safetensors"}}"#;
 
