@@ -16,7 +16,7 @@ pub(crate) fn sink_factor(lse: f32, sink: f32, #[comptime] machine: Machine) -> 
 
 /// What attention returns.
 #[derive(Clone, Debug)]
-pub struct Attention {
+pub struct AttentionOut {
     /// `[s, h, d_v]` of the type of q.
     pub out: Tensor,
     /// `[s, h]` f32: natural logarithm of the sum of exponentials; +inf for a row without a key.
@@ -25,7 +25,7 @@ pub struct Attention {
     pub max_logits: Tensor,
 }
 
-impl Attention {
+impl AttentionOut {
     /// Room for the outputs of `rows`, e.g. `[s, h]`, and `d_v` columns.
     pub(crate) fn empty(device: &Device, rows: &[usize], d_v: usize, dtype: DType) -> Result<Self> {
         let out = device.output("out", &[rows, &[d_v]].concat(), dtype)?;

@@ -17,7 +17,7 @@
 //! Budget (gfx950): at most 192 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
-use crate::attention::{Attention, AttentionArgs, check_args};
+use crate::attention::{AttentionArgs, AttentionOut, check_args};
 use crate::device::Device;
 use crate::sparse_attention::range_mla;
 use crate::tensor::{DType, Tensor};
@@ -65,19 +65,19 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let t0 = (query_tiles - 1 - nth) * tiling.queries;
     let seen = union_of(ks, ke, t0, min(s - t0, tiling.queries), k.shape(0) as i32);
 
-    let score_share = comptime![Share::new(machine, tiling.queries, tiling.keys)];
-    let out_share = comptime![Share::new(machine, tiling.queries, tiling.out_cols)];
+    let score_layout = comptime![Layout::new(machine, tiling.queries, tiling.keys)];
+    let out_layout = comptime![Layout::new(machine, tiling.queries, tiling.out_cols)];
     let schedule = comptime![Schedule::new(machine, tiling.stages)];
     let (keys, d_qk, d_v) = comptime![(tiling.keys, tiling.d_qk, tiling.d_v)];
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, d_qk)]);
-    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
+    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
     let count = seen.end as usize;
 
     let q_rows = q.rows(0, t0, head * q.stride(1));
     load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, d_qk);
-    let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
-    let mut acc = Fragment::<W>::zeroed(out_share);
-    let mut scores = Fragment::<W>::zeroed(score_share);
+    let mut softmax = OnlineSoftmax::new(softmax_scale, score_layout);
+    let mut acc = Fragment::<W>::zeroed(out_layout);
+    let mut scores = Fragment::<W>::zeroed(score_layout);
     let tiles = ((seen.end - seen.start) as usize).div_ceil(keys);
     let mut passes = Passes::new(machine);
     let mut pass = 0u32.runtime();
@@ -107,7 +107,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
             // Most tiles are seen by all of the queries.
             let n0 = seen.start + (n * keys) as i32;
             if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
-                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_share);
+                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_layout);
             }
             softmax.step::<W>(&mut scores, &mut acc);
             let mut v_tile = kv_tiles.source.v_ring.tile(n);
@@ -118,25 +118,25 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
         }
         softmax.finish();
 
-        #[unroll(out_share.unrolled())]
-        for slot in 0..comptime![out_share.slots()] {
-            let t = asked_anew(t0, machine) + row_of(slot, out_share);
+        #[unroll(out_layout.unrolled())]
+        for own in 0..comptime![out_layout.own_rows()] {
+            let t = asked_anew(t0, machine) + row_of(own, out_layout);
             if t < s {
                 let row = t * heads + head;
-                let (scale, known) = (softmax.normaliser(slot), softmax.is_known(slot));
-                passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
+                let (scale, known) = (softmax.normaliser(own), softmax.is_known(own));
+                passes.store_row(pass, &acc, own, scale, known, &mut out.data, row * d_v, d_v);
             }
         }
         pass = passes.after(pass);
     }
 
-    #[unroll(out_share.unrolled())]
-    for slot in 0..comptime![out_share.slots()] {
-        let t = t0 + row_of(slot, out_share);
-        if t < s && lane_of(out_share) == 0 {
+    #[unroll(out_layout.unrolled())]
+    for own in 0..comptime![out_layout.own_rows()] {
+        let t = t0 + row_of(own, out_layout);
+        if t < s && lane_of(out_layout) == 0 {
             let row = t * heads + head;
-            lse[row] = softmax.lse(slot);
-            max_logits[row] = softmax.max_logit(slot);
+            lse[row] = softmax.lse(own);
+            max_logits[row] = softmax.max_logit(own);
         }
     }
 }
@@ -224,27 +224,27 @@ fn mask_unseen<W: Size>(
     s: usize,
     n0: i32,
     last: i32,
-    #[comptime] share: Share,
+    #[comptime] layout: Layout,
 ) {
-    #[unroll(share.unrolled())]
-    for slot in 0..comptime![share.slots()] {
-        let t = t0 + row_of(slot, share);
+    #[unroll(layout.unrolled())]
+    for own in 0..comptime![layout.own_rows()] {
+        let t = t0 + row_of(own, layout);
         let mut start = 0i32.runtime();
         let mut end = 0i32.runtime();
         if t < s {
             start = ks[t];
             end = min(ke[t], last);
         }
-        #[unroll(share.unrolled())]
-        for cell in 0..comptime![share.run()] {
-            let n = n0 + col_of(cell, share) as i32;
-            let mut score = scores.get(slot, cell);
+        #[unroll(layout.unrolled())]
+        for cell in 0..comptime![layout.run()] {
+            let n = n0 + col_of(cell, layout) as i32;
+            let mut score = scores.get(own, cell);
             #[unroll]
             for i in 0..W::value() {
                 let seen = n + i as i32 >= start && n + (i as i32) < end;
                 score.insert(i, select(seen, score.extract(i), f32::NEG_INFINITY));
             }
-            scores.set(slot, cell, score);
+            scores.set(own, cell, score);
         }
     }
 }
@@ -265,7 +265,7 @@ impl Tiling {
         // The more queries share a tile of keys the better. A GPU's team takes 16, as in sparse attention.
         let (least, most) = if machine.team == 1 { (4, 64) } else { (16, 16) };
         let queries = s.next_power_of_two().clamp(least, most);
-        let cells = LANES * Share::new(machine, queries, LANES).lanes();
+        let cells = LANES * Layout::new(machine, queries, LANES).lanes();
         let out_cols = d_v.next_multiple_of(cells);
         Self { queries, keys: cells.max(32), stages: 1, d_qk, d_v, out_cols }
     }
@@ -291,7 +291,7 @@ pub fn dense_mha(
     ks: &Tensor,
     ke: &Tensor,
     softmax_scale: f32,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let device = q.device();
     q.expect_rank("q", &["s", "h", "d_qk"])?;
     let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
@@ -311,7 +311,7 @@ pub fn dense_mha(
         range.expect_dtype(name, &[DType::I32])?;
         range.expect_contiguous(name)?;
     }
-    let whole = Attention::empty(device, &[s, heads], d_v, q.dtype())?;
+    let whole = AttentionOut::empty(device, &[s, heads], d_v, q.dtype())?;
     if s == 0 {
         return Ok(whole);
     }
@@ -367,6 +367,6 @@ pub fn dense_mla(
     ks: &Tensor,
     ke: &Tensor,
     args: &AttentionArgs,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     range_mla(q, kv, ks, ke, args)
 }

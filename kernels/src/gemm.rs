@@ -45,7 +45,7 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let (b, tile_m, tile_n) = unravel(program, tiles_m, tiles_n);
     let (m0, n0) = (tile_m * tiling.m, tile_n * tiling.n);
 
-    let share = comptime![Share::new(machine, tiling.m, tiling.n)];
+    let layout = comptime![Layout::new(machine, tiling.m, tiling.n)];
     let x_shape = comptime![TileShape::new(machine, tiling.m, tiling.k)];
     let w_shape = comptime![TileShape::new(machine, tiling.n, tiling.k)];
     let operands = Operands::new(
@@ -59,7 +59,7 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
         comptime![Schedule::of_running_products(machine, tiling.stages)],
     );
     let steps = k.div_ceil(tiling.k);
-    let mut sums = Fragment::<W>::zeroed(share);
+    let mut sums = Fragment::<W>::zeroed(layout);
     operands.start(steps);
     for step in 0..steps {
         operands.await_tile(step);
@@ -73,12 +73,12 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     finish_product(&mut sums, 0usize);
 
     let (out_batch, out_row) = (out.stride(0), out.stride(1));
-    #[unroll(share.unrolled())]
-    for slot in 0..comptime![share.slots()] {
-        let row = m0 + row_of(slot, share);
+    #[unroll(layout.unrolled())]
+    for own in 0..comptime![layout.own_rows()] {
+        let row = m0 + row_of(own, layout);
         if row < m {
             let at = b * out_batch + row * out_row + n0;
-            store_row(&sums, slot, 1.0f32, &mut out.data, at, n - n0);
+            store_row(&sums, own, 1.0f32, &mut out.data, at, n - n0);
         }
     }
 }
@@ -146,7 +146,7 @@ impl Tiling {
             0..=8 => 8,
             _ => 32,
         };
-        let lanes = Share::new(machine, rows, LANES).lanes();
+        let lanes = Layout::new(machine, rows, LANES).lanes();
         Self { m: rows, n: (LANES * lanes).max(64), k: 128, stages: 1 }
     }
 }

@@ -144,15 +144,15 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 
     /// Which of this unit's columns of the scores of the `n`-th tile are keys: all bits, or none
     /// ([`Fragment::keep_columns`]).
-    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<u32, W>> {
+    pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Array<Vector<u32, W>> {
         let first = self.first + n * comptime![self.ring.shape.rows];
-        let mut mask = Array::<Vector<u32, W>>::new(comptime![share.run()]);
-        #[unroll(share.unrolled())]
-        for cell in 0..comptime![share.run()] {
+        let mut mask = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
+        #[unroll(layout.unrolled())]
+        for cell in 0..comptime![layout.run()] {
             let mut value = Vector::<u32, W>::new(0u32);
             #[unroll]
             for i in 0..W::value() {
-                let row = self.row_of_key(first + col_of(cell, share) + i);
+                let row = self.row_of_key(first + col_of(cell, layout) + i);
                 value.insert(i, select(row >= 0, u32::MAX, 0u32));
             }
             mask[cell] = value;

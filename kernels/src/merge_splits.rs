@@ -15,7 +15,7 @@
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
-use crate::attention::{Attention, AttentionArgs, sink_factor};
+use crate::attention::{AttentionArgs, AttentionOut, sink_factor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -92,8 +92,8 @@ fn weight(
 ///
 /// `parts`: outputs of rows `[splits, s, h]`, f32; `whole`: of `[s, h]`, out of any float type; contiguous.
 pub(crate) fn merge_splits(
-    parts: &Attention,
-    whole: &Attention,
+    parts: &AttentionOut,
+    whole: &AttentionOut,
     args: &AttentionArgs,
 ) -> Result<()> {
     let device = parts.out.device();

@@ -23,7 +23,7 @@
 //! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
-use crate::attention::{Attention, AttentionArgs, check_args, sink_factor};
+use crate::attention::{AttentionArgs, AttentionOut, check_args, sink_factor};
 use crate::device::Device;
 use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Lists, RowFormat};
 use crate::merge_splits::merge_splits;
@@ -82,8 +82,8 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     let j0 = start + first_tile * tiling.keys;
     let end = min(j0 + tiles * tiling.keys, end);
 
-    let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
-    let out_share = comptime![Share::new(machine, tiling.heads, tiling.out_cols)];
+    let score_layout = comptime![Layout::new(machine, tiling.heads, tiling.keys)];
+    let out_layout = comptime![Layout::new(machine, tiling.heads, tiling.out_cols)];
     let kv_shape = comptime![TileShape::new(machine, tiling.keys, tiling.kv_cols())];
     let kv_tiles = KeyTiles::<'_, E, N, B, S>::new(
         rows,
@@ -96,12 +96,12 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
         tiling.d_qk,
     );
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
-    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
+    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
     let q_rows = q.rows(1, h0, t * q.stride(0));
     load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, tiling.d_qk);
-    let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
-    let mut acc = Fragment::<W>::zeroed(out_share);
-    let mut scores = Fragment::<W>::zeroed(score_share);
+    let mut softmax = OnlineSoftmax::new(softmax_scale, score_layout);
+    let mut acc = Fragment::<W>::zeroed(out_layout);
+    let mut scores = Fragment::<W>::zeroed(score_layout);
     let mut passes = Passes::new(machine);
     let mut pass = 0u32.runtime();
     while pass < PASSES {
@@ -113,7 +113,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
             let mut kv_tile = kv_tiles.source.ring.tile(n);
             scores.clear();
             kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
-            let mask = kv_tiles.source.mask(n, score_share);
+            let mask = kv_tiles.source.mask(n, score_layout);
             finish_product(&mut scores, 0usize);
             scores.keep_columns(&mask);
             softmax.step(&mut scores, &mut acc);
@@ -124,30 +124,30 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
         }
         softmax.finish();
 
-        #[unroll(out_share.unrolled())]
-        for slot in 0..comptime![out_share.slots()] {
-            let head = asked_anew(h0, machine) + row_of(slot, out_share);
+        #[unroll(out_layout.unrolled())]
+        for own in 0..comptime![out_layout.own_rows()] {
+            let head = asked_anew(h0, machine) + row_of(own, out_layout);
             if head < heads {
                 let row = (split * tokens + t) * heads + head;
-                let mut scale = softmax.normaliser(slot);
+                let mut scale = softmax.normaliser(own);
                 if comptime![tiling.has_sink] {
-                    scale *= sink_factor(softmax.lse(slot), sink[head], machine);
+                    scale *= sink_factor(softmax.lse(own), sink[head], machine);
                 }
-                let (known, d_v) = (softmax.is_known(slot), comptime![tiling.d_v]);
-                passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
+                let (known, d_v) = (softmax.is_known(own), comptime![tiling.d_v]);
+                passes.store_row(pass, &acc, own, scale, known, &mut out.data, row * d_v, d_v);
             }
         }
         pass = passes.after(pass);
     }
 
-    #[unroll(out_share.unrolled())]
-    for slot in 0..comptime![out_share.slots()] {
-        let head = h0 + row_of(slot, out_share);
-        if head < heads && lane_of(out_share) == 0 {
+    #[unroll(out_layout.unrolled())]
+    for own in 0..comptime![out_layout.own_rows()] {
+        let head = h0 + row_of(own, out_layout);
+        if head < heads && lane_of(out_layout) == 0 {
             let row = (split * tokens + t) * heads + head;
-            let max_logit = softmax.max_logit(slot);
+            let max_logit = softmax.max_logit(own);
             // Parts are merged by what they add to their largest score.
-            lse[row] = softmax.lse_beyond(slot, select(splits == 1, max_logit, 0.0f32));
+            lse[row] = softmax.lse_beyond(own, select(splits == 1, max_logit, 0.0f32));
             max_logits[row] = max_logit;
         }
     }
@@ -181,7 +181,7 @@ impl Tiling {
         // rows its units stand along them, and the keys they need do not fit shared memory.
         let (least, most) = if machine.team == 1 { (4, 32) } else { (16, 16) };
         let heads = heads.next_power_of_two().clamp(least, most);
-        let cells = LANES * Share::new(machine, heads, LANES).lanes();
+        let cells = LANES * Layout::new(machine, heads, LANES).lanes();
         let (keys, stages) = (cells.max(32), 1);
         let out_cols = d_v.next_multiple_of(cells);
         Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink }
@@ -201,7 +201,7 @@ pub fn sparse_mla(
     kv: &Tensor,
     indices: &Tensor,
     args: &AttentionArgs,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let rows = KeyRows::elements(kv, q)?;
     let list = KeyLists::indices(indices, q, args)?;
     attend(q, rows, list, args)
@@ -221,7 +221,7 @@ pub fn sparse_mla_paged(
     record: KvRecord,
     indices: &Tensor,
     args: &AttentionArgs,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let rows = KeyRows::records(cache, page_size, record, q)?;
     let list = KeyLists::indices(indices, q, args)?;
     attend(q, rows, list, args)
@@ -238,7 +238,7 @@ pub(crate) fn range_mla(
     ks: &Tensor,
     ke: &Tensor,
     args: &AttentionArgs,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     if args.topk_length.is_some() {
         let (got, expected) = ("given".to_string(), "none: a range has no list".to_string());
         return Err(KernelError::Value { name: "topk_length", got, expected });
@@ -248,7 +248,12 @@ pub(crate) fn range_mla(
     attend(q, rows, list, args)
 }
 
-fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> Result<Attention> {
+fn attend(
+    q: &Tensor,
+    rows: KeyRows,
+    lists: KeyLists,
+    args: &AttentionArgs,
+) -> Result<AttentionOut> {
     let device = q.device();
     let (s, heads, d_qk) = (q.shape()[0], q.shape()[1], q.shape()[2]);
     check_args(q, heads, d_qk, args)?;
@@ -256,7 +261,7 @@ fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> R
         let expected = format!("at most d_qk={d_qk}");
         return Err(KernelError::Value { name: "d_v", got: args.d_v.to_string(), expected });
     }
-    let whole = Attention::empty(device, &[s, heads], args.d_v, q.dtype())?;
+    let whole = AttentionOut::empty(device, &[s, heads], args.d_v, q.dtype())?;
     if s == 0 {
         return Ok(whole);
     }
@@ -279,7 +284,7 @@ fn attend(q: &Tensor, rows: KeyRows, lists: KeyLists, args: &AttentionArgs) -> R
     tiling.has_sink &= splits == 1;
     let part = match splits {
         1 => whole.clone(),
-        _ => Attention::empty(device, &[splits, s, heads], args.d_v, DType::F32)?,
+        _ => AttentionOut::empty(device, &[splits, s, heads], args.d_v, DType::F32)?,
     };
     let sink = args.attn_sink.as_ref().unwrap_or(&whole.lse);
     let elements = match rows.format {

@@ -1,7 +1,7 @@
 //! Every kernel and its reference under one name and one set of tensor names.
 
 use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
-use dsa_kernels::attention::{Attention, AttentionArgs};
+use dsa_kernels::attention::{AttentionArgs, AttentionOut};
 use dsa_kernels::{DType, Device};
 use dsa_kernels::{
     cache_write, copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,

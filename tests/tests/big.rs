@@ -5,7 +5,7 @@
 //! other tests hold against the reference.
 
 use crate::support::*;
-use dsa_kernels::attention::{Attention, AttentionArgs};
+use dsa_kernels::attention::{AttentionArgs, AttentionOut};
 use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::dense_attention::dense_mla;
@@ -44,7 +44,7 @@ fn ints(device: &Device, values: &[usize], shape: &[usize]) -> Tensor {
 }
 
 #[track_caller]
-fn same_bits(far: &Attention, near: &Attention) {
+fn same_bits(far: &AttentionOut, near: &AttentionOut) {
     for (name, far, near) in [
         ("out", &far.out, &near.out),
         ("lse", &far.lse, &near.lse),

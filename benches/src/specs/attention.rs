@@ -7,7 +7,7 @@ use crate::peaks::random;
 use crate::session::Spec;
 use crate::timed::{Named, Timed};
 use dsa_figures::Stage;
-use dsa_kernels::attention::{Attention, AttentionArgs};
+use dsa_kernels::attention::{AttentionArgs, AttentionOut};
 use dsa_kernels::sparse_attention::{sparse_mla, sparse_mla_paged};
 use dsa_kernels::{DType, Device, Result, Tensor, dense_attention};
 use dsa_tests::generate::{Fill, Rng, tensor};
@@ -33,7 +33,7 @@ fn args() -> AttentionArgs {
     AttentionArgs { softmax_scale: SOFTMAX_SCALE, d_v: KV_LORA_RANK, ..Default::default() }
 }
 
-fn named(a: Attention) -> Named {
+fn named(a: AttentionOut) -> Named {
     vec![("out", a.out), ("lse", a.lse), ("max_logits", a.max_logits)]
 }
 

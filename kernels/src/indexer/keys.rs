@@ -158,7 +158,7 @@ pub(super) struct Keys<E: Numeric, N: Size, B: Size> {
 /// The tiles of keys that a program scores, one after the other: the keys of one request from `first` on, of which
 /// those below `end` are wanted. A key whose page is out of range is none.
 #[derive(CubeType)]
-pub(super) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
+pub(super) struct IndexTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
     pub all: &'a Keys<E, N, B>,
     /// Where the request's pages are in the block table.
     pub table: usize,
@@ -170,7 +170,7 @@ pub(super) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> IndexTiles<'a, E, N, B, S> {
     pub fn new(
         all: &'a Keys<E, N, B>,
         request: usize,
@@ -178,16 +178,16 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         end: usize,
         #[comptime] tiling: Tiling,
         #[comptime] machine: Machine,
-    ) -> Pipeline<KeyTiles<'a, E, N, B, S>> {
+    ) -> Pipeline<IndexTiles<'a, E, N, B, S>> {
         let shape = comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)];
         let mut table = 0usize.runtime();
         if comptime![all.paged] {
             table = request * all.block_table.shape(1);
         }
         let ring = Ring::<S>::new(shape, tiling.stages);
-        let tiles = KeyTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim: tiling.dim };
+        let tiles = IndexTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim: tiling.dim };
         let schedule = comptime![Schedule::new(machine, tiling.stages)];
-        Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
+        Pipeline::<IndexTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
     /// The first key of the `n`-th tile.
@@ -224,7 +224,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for IndexTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
         let (page, position, exists) = self.locate(i);
         let stride = match comptime![self.all.stride] {
@@ -236,11 +236,11 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for IndexTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
         let (first, dim) = (self.first_of(n), comptime![self.dim]);
         let mut tile = self.ring.tile(n);
-        load_part::<E, N, S, KeyTiles<'_, E, N, B, S>>(
+        load_part::<E, N, S, IndexTiles<'_, E, N, B, S>>(
             &mut tile,
             &self.all.k,
             self,

@@ -1,6 +1,6 @@
 //! Writing the indexer's logits.
 
-use super::keys::{KeyRanges, KeyTiles, Queries};
+use super::keys::{IndexTiles, KeyRanges, Queries};
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -18,7 +18,7 @@ pub(super) struct LaneLogits {
     #[cube(comptime)]
     queries: usize,
     #[cube(comptime)]
-    share: Share,
+    layout: Layout,
 }
 
 /// The logits of one tile that a lane writes: of which key, its scale, and whether the query has `seen` it.
@@ -38,10 +38,10 @@ impl LaneLogits {
         on: &Queries,
         logits_row: usize,
         #[comptime] queries: usize,
-        #[comptime] share: Share,
+        #[comptime] layout: Layout,
     ) -> Self {
-        let pairs = comptime![share.slots() * queries];
-        let owned = comptime![pairs.div_ceil(share.lanes())];
+        let pairs = comptime![layout.own_rows() * queries];
+        let owned = comptime![pairs.div_ceil(layout.lanes())];
         let mut own = LaneLogits {
             row: Array::new(owned),
             start: Array::new(owned),
@@ -49,14 +49,14 @@ impl LaneLogits {
             at: Array::new(owned),
             exists: Array::new(owned),
             queries,
-            share,
+            layout,
         };
-        #[unroll(share.unrolled())]
+        #[unroll(layout.unrolled())]
         for i in 0..owned {
-            let pair = i * comptime![share.lanes()] + lane_of(share);
+            let pair = i * comptime![layout.lanes()] + lane_of(layout);
             let t = pair % queries;
             let (start, end) = ranges.of(on.first + t);
-            own.row[i] = row_of(pair / queries, share);
+            own.row[i] = row_of(pair / queries, layout);
             own.start[i] = start;
             own.end[i] = end;
             own.at[i] = on.row(t) * logits_row;
@@ -68,18 +68,18 @@ impl LaneLogits {
     /// What there is to know of this lane's logits of the tile whose first key is `first`.
     pub fn of_tile<E: Numeric, N: Size, B: Size, S: Numeric>(
         &self,
-        keys: &KeyTiles<'_, E, N, B, S>,
+        keys: &IndexTiles<'_, E, N, B, S>,
         first: usize,
         #[comptime] dim: usize,
     ) -> TileLogits {
-        let share = comptime![self.share];
+        let layout = comptime![self.layout];
         let owned = self.row.len();
         let mut own = TileLogits {
             key: Array::new(owned),
             scale: Array::new(owned),
             seen: Array::new(owned),
         };
-        #[unroll(share.unrolled())]
+        #[unroll(layout.unrolled())]
         for i in 0..owned {
             let key = first + self.row[i];
             let (scale, exists) = keys.scale(key, dim);
@@ -91,11 +91,11 @@ impl LaneLogits {
     }
 
     /// The `i`-th of this lane's logits, not yet scaled, from every lane's part `sums` of the sum over the heads,
-    /// entry `slot · queries + t`. All lanes call it.
+    /// entry `own · queries + t`. All lanes call it.
     pub fn sum(&self, sums: &Array<f32>, i: usize) -> f32 {
-        let share = comptime![self.share];
-        let pairs = comptime![share.slots() * self.queries];
-        scatter_sums(sums, i * comptime![share.lanes()], pairs, share)
+        let layout = comptime![self.layout];
+        let pairs = comptime![layout.own_rows() * self.queries];
+        scatter_sums(sums, i * comptime![layout.lanes()], pairs, layout)
     }
 }
 

@@ -63,7 +63,7 @@ impl Tiling {
             };
         }
         let keys = 32;
-        let lanes = Share::new(machine, keys, LANES).lanes();
+        let lanes = Layout::new(machine, keys, LANES).lanes();
         let padded = !heads.is_multiple_of(LANES * lanes);
         let heads = heads.next_multiple_of(LANES * lanes);
         let (queries, stages, tile_dim) = (1, 1, dim);

@@ -59,7 +59,7 @@ impl Machine {
         if self.is_wgmma() { elem } else { f32::elem_type_native() }
     }
 
-    /// Columns in one cell of a fragment (see [`Share`](super::Share)).
+    /// Columns in one cell of a fragment (see [`Layout`](super::Layout)).
     pub fn cell_width(&self) -> usize {
         match self.matrix {
             MatrixUnit::Plain => super::LANES,
@@ -177,7 +177,7 @@ pub fn team_memory<E: CubePrimitive>(
 
 /// `i` as `(a, b)`, where there are `nb` of b: `i = a · nb + b`.
 ///
-/// Both count programs, rows, tiles or slots, of which there are fewer than 2^31 however wide addresses are. So
+/// Both count programs, rows or tiles, of which there are fewer than 2^31 however wide addresses are. So
 /// they are divided in 32 bits: a division of 64 is a call on a GPU, and with a call in a kernel its warpgroup
 /// products wait for each other.
 #[cube]

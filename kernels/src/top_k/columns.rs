@@ -40,7 +40,7 @@ pub(crate) fn range_of(starts: &[i32], ends: &[i32], row: usize, length: u32) ->
 
 /// The steps `first .. end` of a team's walk over columns.
 #[derive(CubeType)]
-pub(crate) struct Steps {
+pub(crate) struct Walk {
     pub(crate) first: u32,
     pub(crate) end: u32,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Steps {
 #[cube]
 pub(crate) trait Columns: CubeType {
     /// The steps in which the columns `from .. to` come up, and perhaps others.
-    fn steps(&self, from: u32, to: u32) -> Steps;
+    fn walk(&self, from: u32, to: u32) -> Walk;
     /// The places of this unit's columns of a step, of rank 0 where there is none.
     fn load(&self, step: u32) -> Sequence<u64>;
 }
@@ -130,7 +130,7 @@ impl<'a, N: Size> Row<'a, N> {
 
 #[cube]
 impl<'a, N: Size> Columns for Row<'a, N> {
-    fn steps(&self, from: u32, to: u32) -> Steps {
+    fn walk(&self, from: u32, to: u32) -> Walk {
         let width = N::value();
         let grain = comptime![self.grain];
         let machine = comptime![self.machine];
@@ -138,7 +138,7 @@ impl<'a, N: Size> Columns for Row<'a, N> {
         let per_run = self.stride * comptime![width as u32 * grain];
         let first = (from - self.start + self.lead) / per_run * grain / of_step;
         let runs = (to - self.start + self.lead).div_ceil(per_run);
-        Steps { first, end: select(from < to, (runs * grain).div_ceil(of_step), first) }
+        Walk { first, end: select(from < to, (runs * grain).div_ceil(of_step), first) }
     }
 
     fn load(&self, step: u32) -> Sequence<u64> {
@@ -226,10 +226,10 @@ impl<'a> Sifted<'a> {
 
 #[cube]
 impl<'a> Columns for Sifted<'a> {
-    fn steps(&self, _from: u32, _to: u32) -> Steps {
+    fn walk(&self, _from: u32, _to: u32) -> Walk {
         let machine = comptime![self.machine];
         let of_step = comptime![(in_flight(machine, 4) * machine.team / 4) as u32];
-        Steps { first: 0u32.runtime(), end: (self.pieces * self.longest).div_ceil(of_step) }
+        Walk { first: 0u32.runtime(), end: (self.pieces * self.longest).div_ceil(of_step) }
     }
 
     fn load(&self, step: u32) -> Sequence<u64> {

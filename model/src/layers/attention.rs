@@ -101,7 +101,7 @@ pub struct Trace {
     /// Rows of the step's table that were selected, `[n, index_topk]` i32.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
-    pub attention: dsa_kernels::attention::Attention,
+    pub attention: dsa_kernels::attention::AttentionOut,
 }
 
 impl Attention {
@@ -286,7 +286,7 @@ impl Attention {
         indices: Option<&Tensor>,
         batch: &Batch,
         cache: &LayerCache,
-    ) -> dsa_kernels::Result<dsa_kernels::attention::Attention> {
+    ) -> dsa_kernels::Result<dsa_kernels::attention::AttentionOut> {
         let d_v = self.config.kv_lora_rank;
         let args = AttentionArgs { softmax_scale: self.scale(), d_v, ..Default::default() };
         let kv = cache.latents(batch)?; // [rows, rank + rope]

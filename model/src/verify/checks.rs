@@ -5,7 +5,7 @@ use super::thresholds::{KERNEL, worst_row};
 use crate::error::Result;
 use crate::layers::Trace;
 use dsa_kernels::{Device, dense_attention};
-use dsa_reference::sparse_attention::Attention as Expected;
+use dsa_reference::sparse_attention::AttentionOut as Expected;
 use dsa_tests::case::HostTensor;
 use dsa_tests::compare::close;
 use dsa_tests::tolerance::tolerance_on;

@@ -19,7 +19,7 @@ fn attention_args(device: &Device, case: &Case, d_v: usize) -> Result<AttentionA
     })
 }
 
-fn download_attention(a: &Attention) -> Result<Outputs, CaseError> {
+fn download_attention(a: &AttentionOut) -> Result<Outputs, CaseError> {
     Ok(outputs([
         ("out", HostTensor::download(&a.out)?),
         ("lse", HostTensor::download(&a.lse)?),
@@ -29,7 +29,7 @@ fn download_attention(a: &Attention) -> Result<Outputs, CaseError> {
 
 fn reference_attention(
     case: &Case,
-    a: reference::sparse_attention::Attention,
+    a: reference::sparse_attention::AttentionOut,
 ) -> Result<Outputs, CaseError> {
     Ok(outputs([
         ("out", HostTensor::of(&a.out).cast(case.tensor("q")?.dtype)),
