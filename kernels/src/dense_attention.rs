@@ -258,9 +258,10 @@ pub fn machine(device: &Device, dtype: DType) -> Machine {
 impl Tiling {
     /// The tiles for `s` queries that suit `machine`.
     fn new(machine: Machine, s: usize, d_qk: usize, d_v: usize) -> Self {
-        if machine.is_wgmma() {
-            let out_cols = d_v.next_multiple_of(64);
-            return Self { queries: 128, keys: 128, stages: 2, d_qk, d_v, out_cols };
+        if let Some(group) = machine.can().group {
+            let out_cols = d_v.next_multiple_of(machine.can().tile_cols);
+            let queries = group.rows * machine.groups();
+            return Self { queries, keys: 128, stages: 2, d_qk, d_v, out_cols };
         }
         // The more queries share a tile of keys the better. A GPU's team takes 16, as in sparse attention.
         let (least, most) = if machine.team == 1 { (4, 64) } else { (16, 16) };
@@ -270,10 +271,23 @@ impl Tiling {
         Self { queries, keys: cells.max(32), stages: 1, d_qk, d_v, out_cols }
     }
 
-    /// Bytes of team memory that tiles of two-byte elements take.
-    fn bytes(&self) -> usize {
-        let d_qk = self.d_qk.next_multiple_of(64);
-        2 * (d_qk * self.queries + (d_qk + self.out_cols) * self.keys * self.stages) + 4096
+    /// Bytes of team memory that the kernel takes, its tiles' elements of `size` bytes.
+    fn bytes(&self, machine: Machine, size: usize) -> usize {
+        let scores = Layout::new(machine, self.queries, self.keys);
+        bytes_of(&[
+            TileShape::new(machine, self.queries, self.d_qk).piece(1, size),
+            TileShape::via(scores).piece(1, size),
+            OnlineSoftmax::piece(scores),
+            Passes::PIECE,
+            TileShape::new(machine, self.keys, self.d_qk).piece(self.stages, size),
+            TileShape::new(machine, self.keys, self.out_cols).piece(self.stages, size),
+        ])
+    }
+
+    /// Whether a team of `machine` has memory and registers for the tiles of elements of type `elem`.
+    fn fits(&self, machine: Machine, device: &Device, elem: ElemType) -> bool {
+        self.bytes(machine, machine.kept(elem).size()) <= device.shared_memory()
+            && Layout::new(machine, self.queries, self.out_cols).has_room()
     }
 }
 
@@ -318,7 +332,7 @@ pub fn dense_mha(
 
     let mut machine = machine(device, q.dtype());
     let mut tiling = Tiling::new(machine, s, d_qk, d_v);
-    if machine.is_wgmma() && (tiling.bytes() > device.shared_memory() || d_v > 256) {
+    if !tiling.fits(machine, device, q.dtype().elem()) {
         machine = device.machine(64);
         tiling = Tiling::new(machine, s, d_qk, d_v);
     }
@@ -369,4 +383,19 @@ pub fn dense_mla(
     args: &AttentionArgs,
 ) -> Result<AttentionOut> {
     range_mla(q, kv, ks, ke, args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ptxas reports of the kernel; the header's budget is this in whole KB, and is held to what it takes.
+    #[test]
+    fn the_tiles_of_production_take_the_memory_that_ptxas_reports() {
+        let machine = Machine::of_warpgroups(2);
+        let tiling = Tiling::new(machine, 4096, 192, 128);
+        assert_eq!(tiling.bytes(machine, 2), 216_064);
+        let header = include_str!("dense_attention.rs");
+        assert!(header.contains(&format!(", {} KB of shared memory", 216_064usize.div_ceil(1024))));
+    }
 }

@@ -132,12 +132,13 @@ pub fn machine(device: &Device, dtype: DType) -> Machine {
 impl Tiling {
     /// The tiles of a product of `m` rows that suit `machine`.
     fn new(machine: Machine, m: usize, n: usize) -> Self {
-        if machine.is_wgmma() {
-            // Two warpgroups below each other; of few rows side by side, each with part of the columns.
+        if let Some(group) = machine.can().group {
+            // Groups below each other; of few rows side by side, each with part of the columns.
+            let (rows, stages) = (group.rows * machine.groups(), 4);
             return match m {
-                0..=64 => Self { m: 64, n: 128, k: 128, stages: 4 },
-                _ if n <= 128 => Self { m: 128, n: 128, k: 64, stages: 4 },
-                _ => Self { m: 128, n: 256, k: 64, stages: 4 },
+                _ if m <= group.rows => Self { m: group.rows, n: 128, k: 128, stages },
+                _ if n <= 128 => Self { m: rows, n: 128, k: 64, stages },
+                _ => Self { m: rows, n: group.most_cols, k: 64, stages },
             };
         }
         // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.

@@ -136,7 +136,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
     /// running would wait for them, since its steps are issued in turn with the lookups.
     fn prefetch(&self, n: usize) {
         let (keys, machine) = comptime![(self.ring.shape.rows, self.ring.shape.machine)];
-        if comptime![machine.is_wgmma() && self.lists.key_set == KeySet::Listed] {
+        if comptime![machine.can().prefetches && self.lists.key_set == KeySet::Listed] {
             let j = self.first + (n + 1) * keys + unit_id(machine) % keys;
             prefetch_line(&self.lists.indices.data, self.list + select(j < self.end, j, 0usize));
         }

@@ -159,22 +159,31 @@ impl Tiling {
         self.d_qk.max(self.out_cols)
     }
 
-    /// Whether a matrix machine's team has memory and registers for the tiles.
-    fn fits(&self, machine: Machine, device: &Device) -> bool {
-        let cols = self.d_qk.next_multiple_of(64) * self.heads
-            + self.kv_cols().next_multiple_of(64) * self.keys * self.stages;
-        // Two bytes an element; the probabilities, and what the softmax exchanges.
-        let bytes = 2 * (cols + self.heads * self.keys) + 8 * self.heads + 1024;
-        bytes <= device.shared_memory() && self.out_cols <= 256 * machine.warpgroups()
+    /// Bytes of team memory that the kernel takes, its tiles' elements of `size` bytes.
+    fn bytes(&self, machine: Machine, size: usize) -> usize {
+        let scores = Layout::new(machine, self.heads, self.keys);
+        bytes_of(&[
+            TileShape::new(machine, self.keys, self.kv_cols()).piece(self.stages, size),
+            TileShape::new(machine, self.heads, self.d_qk).piece(1, size),
+            TileShape::via(scores).piece(1, size),
+            OnlineSoftmax::piece(scores),
+            Passes::PIECE,
+        ])
+    }
+
+    /// Whether a team of `machine` has memory and registers for the tiles of elements of type `elem`.
+    fn fits(&self, machine: Machine, device: &Device, elem: ElemType) -> bool {
+        self.bytes(machine, machine.kept(elem).size()) <= device.shared_memory()
+            && Layout::new(machine, self.heads, self.out_cols).has_room()
     }
 
     /// The tiles that suit `machine`.
     fn new(machine: Machine, heads: usize, d_qk: usize, args: &AttentionArgs) -> Self {
         let (d_v, has_sink) = (args.d_v, args.attn_sink.is_some());
-        if machine.is_wgmma() {
-            // Each warpgroup holds the output of 64 heads in its part of the columns, up to 256.
-            let out_cols = d_v.next_multiple_of(64 * machine.warpgroups());
-            let (heads, keys, stages) = (WARPGROUP_ROWS, 64, 2);
+        if let Some(group) = machine.can().group {
+            // Each group holds the output of all heads in its part of the columns.
+            let out_cols = d_v.next_multiple_of(machine.can().tile_cols * machine.groups());
+            let (heads, keys, stages) = (group.rows, 64, 2);
             return Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink };
         }
         // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
@@ -270,14 +279,14 @@ fn attend(
     let limit = if rows.count == 0 { 0 } else { lists.limit };
     let mut machine = machine(device, q.dtype());
     let tiling = |machine| Tiling::new(machine, heads, d_qk, args);
-    if machine.is_wgmma() && !tiling(machine).fits(machine, device) {
+    if !tiling(machine).fits(machine, device, q.dtype().elem()) {
         machine = device.machine(64);
     }
     let mut tiling = tiling(machine);
     let programs = s * heads.div_ceil(tiling.heads);
     let splits = args.splits.unwrap_or_else(|| {
         // As many programs as run at once, but no split of so few tiles that merging them costs more.
-        let least = if machine.is_wgmma() { 2 } else { 8 };
+        let least = if machine.can().fills_core { 2 } else { 8 };
         let most = limit.div_ceil(least * tiling.keys).max(1);
         device.splits_of(machine, programs).clamp(1, most)
     });
@@ -330,4 +339,21 @@ fn attend(
 /// How attention of `dtype` runs on `device`, sizes permitting.
 pub fn machine(device: &Device, dtype: DType) -> Machine {
     crate::dense_attention::machine(device, dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ptxas reports of the kernel; the header's budget is this in whole KB, and is held to what it takes.
+    #[test]
+    fn the_tiles_of_production_take_the_memory_that_ptxas_reports() {
+        let machine = Machine::of_warpgroups(2);
+        let (heads, keys, stages) = (64, 64, 2);
+        let tiling =
+            Tiling { heads, keys, stages, d_qk: 576, d_v: 512, out_cols: 512, has_sink: false };
+        assert_eq!(tiling.bytes(machine, 2), 229_892);
+        let header = include_str!("sparse_attention.rs");
+        assert!(header.contains(&format!(", {} KB of shared memory", 229_892usize.div_ceil(1024))));
+    }
 }

@@ -33,7 +33,7 @@ pub(super) fn load_records<E: Numeric, B: Size, S: Numeric, R: Rows>(
         if comptime![tile.shape.rows % down == 0] || r < comptime![tile.shape.rows] {
             // A row that is none is read as the first there is, and left out below.
             let (at, exists) = keys.row(first + r);
-            #[unroll(machine.is_wgmma())]
+            #[unroll(machine.can().async_copy.is_some())]
             for c in 0..comptime![vectors.div_ceil(along)] {
                 let v = c * along + unit % along;
                 if comptime![vectors % along == 0] || v < vectors {

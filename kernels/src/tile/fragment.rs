@@ -1,6 +1,6 @@
 //! Fragments: tiles of f32 results, shared out among the units of a team.
 
-use super::{LANES, Machine, MatrixUnit, WARPGROUP, WARPGROUP_ROWS, round_to, unit_id};
+use super::{CellOrder, LANES, Machine, WARPGROUP, WARPGROUP_ROWS, round_to, unit_id};
 use cubecl::prelude::*;
 
 /// How the cells of a `rows x cols` tile of results are shared out among the units of a team.
@@ -27,10 +27,10 @@ impl Layout {
     pub fn new(machine: Machine, rows: usize, cols: usize) -> Self {
         let layout = Self { rows, cols, machine };
         // A launcher that breaks this has a bug, which the runtime reports as a refused kernel.
-        let fits = match machine.matrix {
-            MatrixUnit::Plain => rows.is_power_of_two() && machine.team <= rows * machine.plane,
-            MatrixUnit::Wgmma => {
-                rows * layout.across() == WARPGROUP_ROWS * machine.warpgroups()
+        let fits = match machine.can().group {
+            None => rows.is_power_of_two() && machine.team <= rows * machine.plane,
+            Some(group) => {
+                rows * layout.across() == group.rows * machine.groups()
                     && cols.is_multiple_of(LANES * layout.across())
             }
         };
@@ -40,28 +40,26 @@ impl Layout {
 
     /// Adjacent lanes of a plane that hold cells of the same row.
     pub fn lanes(&self) -> usize {
-        match self.machine.matrix {
-            MatrixUnit::Wgmma => 4,
+        match self.machine.can().group {
+            Some(group) => group.lanes,
             // It depends on the rows alone, so that fragments of the same rows are shared out alike
             // and one can be rescaled by what was reduced from another.
-            MatrixUnit::Plain => (self.machine.team / self.rows).clamp(1, self.machine.plane),
+            None => (self.machine.team / self.rows).clamp(1, self.machine.plane),
         }
     }
 
-    /// Warpgroups side by side, each with its part of the columns of the same rows; 1 on a plain machine.
+    /// Groups side by side, each with its part of the columns of the same rows; 1 on a plain machine.
     pub fn across(&self) -> usize {
-        match self.machine.matrix {
-            MatrixUnit::Wgmma => (self.machine.warpgroups() * WARPGROUP_ROWS / self.rows).max(1),
-            MatrixUnit::Plain => 1,
-        }
+        let rows = self.machine.can().group.map_or(0, |group| group.rows);
+        (self.machine.groups() * rows / self.rows).max(1)
     }
 
-    /// Warpgroups below each other, each with its own rows.
+    /// Groups below each other, each with its own rows.
     pub fn down(&self) -> usize {
-        self.machine.warpgroups() / self.across()
+        self.machine.groups() / self.across()
     }
 
-    /// Columns of each warpgroup.
+    /// Columns of each group.
     pub fn group_cols(&self) -> usize {
         self.cols / self.across()
     }
@@ -73,9 +71,9 @@ impl Layout {
 
     /// Rows each unit holds cells of.
     pub fn own_rows(&self) -> usize {
-        match self.machine.matrix {
-            MatrixUnit::Wgmma => 2,
-            MatrixUnit::Plain => self.rows.div_ceil(self.row_stride()),
+        match self.machine.can().group {
+            Some(group) => group.own_rows,
+            None => self.rows.div_ceil(self.row_stride()),
         }
     }
 
@@ -84,9 +82,14 @@ impl Layout {
         self.group_cols() / (self.lanes() * self.machine.cell_width())
     }
 
+    /// Whether a group's registers have room for its part of the columns.
+    pub fn has_room(&self) -> bool {
+        self.machine.can().group.is_none_or(|group| self.group_cols() <= group.most_cols)
+    }
+
     /// Whether the cells of a fragment can be an operand of a product where they are.
     pub fn in_registers(&self) -> bool {
-        self.machine.is_wgmma() && self.across() == 1
+        self.machine.can().operands_in_registers && self.across() == 1
     }
 
     /// Whether loops over own rows and cells are unrolled.
@@ -100,32 +103,34 @@ impl Layout {
 #[cube]
 pub fn row_of(own: usize, #[comptime] layout: Layout) -> usize {
     let unit = unit_id(layout.machine);
-    if comptime![layout.machine.is_wgmma()] {
-        let group = unit / WARPGROUP % comptime![layout.down()];
-        group * WARPGROUP_ROWS + unit % WARPGROUP / 32 * 16 + unit % 32 / 4 + own * 8
-    } else {
-        own * comptime![layout.row_stride()] + unit / comptime![layout.lanes()]
+    match comptime![layout.machine.can().cells] {
+        CellOrder::Rows => own * comptime![layout.row_stride()] + unit / comptime![layout.lanes()],
+        CellOrder::Quads => {
+            let group = unit / WARPGROUP % comptime![layout.down()];
+            group * WARPGROUP_ROWS + unit % WARPGROUP / 32 * 16 + unit % 32 / 4 + own * 8
+        }
     }
 }
 
 /// The first column of this unit's `cell`.
 #[cube]
 pub fn col_of(cell: usize, #[comptime] layout: Layout) -> usize {
-    if comptime![layout.machine.is_wgmma()] {
-        let lane = unit_id(layout.machine) % 4;
-        group_of(layout) * comptime![layout.group_cols()] + (cell / 2) * 8 + lane * 2 + cell % 2
-    } else {
-        (cell * comptime![layout.lanes()] + lane_of(layout)) * LANES
+    match comptime![layout.machine.can().cells] {
+        CellOrder::Rows => (cell * comptime![layout.lanes()] + lane_of(layout)) * LANES,
+        CellOrder::Quads => {
+            let lane = unit_id(layout.machine) % 4;
+            group_of(layout) * comptime![layout.group_cols()] + (cell / 2) * 8 + lane * 2 + cell % 2
+        }
     }
 }
 
-/// Which of the warpgroups that share its rows this unit belongs to; 0 on a plain machine.
+/// Which of the groups that share its rows this unit belongs to; 0 on a plain machine.
 #[cube]
 pub fn group_of(#[comptime] layout: Layout) -> usize {
     if comptime![layout.across() == 1] {
         0usize.runtime()
     } else {
-        unit_id(layout.machine) / comptime![WARPGROUP * layout.down()]
+        unit_id(layout.machine) / comptime![layout.machine.team / layout.across()]
     }
 }
 
@@ -339,20 +344,15 @@ pub fn store_row<O: Numeric, P: Size, W: Size>(
 /// How many elements of an output [`store_row`] writes together if every row begins at a multiple of so many and
 /// has a multiple of so many columns.
 pub fn store_width(machine: Machine) -> usize {
-    match machine.matrix {
-        MatrixUnit::Plain => 1,
-        // Cells come in pairs of adjacent columns.
-        MatrixUnit::Wgmma => 2,
-    }
+    machine.can().store_width
 }
 
 /// Where the `cell`-th cell of the `own`-th row is among the unit's cells: the order in which a warpgroup MMA
 /// returns its accumulator, and plain rows otherwise.
 #[cube]
 fn cell_index(own: usize, cell: usize, #[comptime] layout: Layout) -> usize {
-    if comptime![layout.machine.is_wgmma()] {
-        (cell / 2) * 4 + own * 2 + cell % 2
-    } else {
-        own * comptime![layout.run()] + cell
+    match comptime![layout.machine.can().cells] {
+        CellOrder::Rows => own * comptime![layout.run()] + cell,
+        CellOrder::Quads => (cell / 2) * 4 + own * 2 + cell % 2,
     }
 }

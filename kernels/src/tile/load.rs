@@ -90,7 +90,7 @@ pub fn load_part<E: Numeric, N: Size, S: Numeric, R: Rows>(
     for step in 0..steps {
         let r = (skipped + step) * down + unit / across;
         if comptime![shape.rows % down == 0] || r < comptime![shape.rows] {
-            #[unroll(machine.is_wgmma())]
+            #[unroll(machine.can().async_copy.is_some())]
             for c in 0..comptime![chunks.div_ceil(across)] {
                 let col = (c * across + unit % across) * chunk;
                 if comptime![chunks % across == 0] || col < comptime![shape.cols] {
@@ -116,7 +116,7 @@ fn load_chunk<E: Numeric, N: Size, S: Numeric>(
     let width = N::value();
     let size = S::size();
     let chunk = comptime![load_width(machine, size)];
-    if comptime![machine.is_wgmma() && width == chunk] {
+    if comptime![machine.can().async_copy.is_some() && width == chunk] {
         let to = tile.index(row, col / LANES);
         copy_async::<E, N, S>(&mut tile.memory, to, source, at / width, valid > 0);
     } else {
@@ -132,7 +132,7 @@ fn load_chunk<E: Numeric, N: Size, S: Numeric>(
 /// Elements of `size` bytes that are loaded together, and a multiple of which a buffer's rows must begin at
 /// to be bound in vectors: 16 bytes where copies are asynchronous, [`LANES`] elements otherwise.
 pub fn load_width(machine: Machine, size: usize) -> usize {
-    if machine.is_wgmma() { 16 / size } else { LANES }
+    machine.can().async_copy.map_or(LANES, |bytes| bytes / size)
 }
 
 /// Units side by side along a row: eight copies of 16 bytes are a line of the cache.

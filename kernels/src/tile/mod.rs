@@ -56,17 +56,3 @@ pub use tiles::*;
 pub use values::*;
 pub use view::*;
 pub use warpgroup::*;
-
-use cubecl::prelude::Const;
-
-/// Columns that move together: tiles are loaded, kept and multiplied in vectors of this many
-/// elements, and tile widths are rounded up to a multiple of it.
-pub const LANES: usize = 8;
-
-/// [`LANES`] as the size of a `Vector`.
-pub type Lanes = Const<8>;
-
-/// `n` rounded up to whole vectors of [`LANES`].
-pub fn padded(n: usize) -> usize {
-    n.next_multiple_of(LANES)
-}

@@ -1,9 +1,9 @@
 //! Products of tiles.
 
 use super::{
-    Fragment, LANES, Lanes, Layout, Part, Tile, WARPGROUP, WARPGROUP_ROWS, col_of, commit_mma,
-    fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers, row_of,
-    store_fragment, sum_cell, sync_team, unit_id, wait_mma,
+    Fragment, LANES, Lanes, Layout, MatrixUnit, Part, Tile, WARPGROUP, WARPGROUP_ROWS, col_of,
+    commit_mma, fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers,
+    row_of, store_fragment, sum_cell, sync_team, unit_id, wait_mma,
 };
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, WgmmaTileLayout};
@@ -30,11 +30,9 @@ pub fn multiply_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Ti
 /// Starts [`multiply_nt`]: until [`finish_product`], `c` is not to be touched, nor the tiles overwritten.
 #[cube]
 pub fn start_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let layout = comptime![c.layout];
-    if comptime![layout.machine.is_wgmma()] {
-        multiply_wgmma(c, a, b, Major::K);
-    } else {
-        multiply_nt_plain(c, a, b);
+    match comptime![c.layout.machine.matrix] {
+        MatrixUnit::Plain => multiply_nt_plain(c, a, b),
+        MatrixUnit::Wgmma => multiply_wgmma(c, a, b, Major::K),
     }
 }
 
@@ -42,7 +40,7 @@ pub fn start_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<
 /// be used again.
 #[cube]
 pub fn finish_product<W: Size>(c: &mut Fragment<W>, #[comptime] pending: usize) {
-    if comptime![c.layout.machine.is_wgmma()] {
+    if comptime![c.layout.machine.can().async_products] {
         wait_mma(pending);
         if comptime![pending == 0] {
             fence_cells::<W>(&mut c.cells);
@@ -56,13 +54,11 @@ pub fn finish_product<W: Size>(c: &mut Fragment<W>, #[comptime] pending: usize) 
 /// columns are used.
 #[cube]
 pub fn multiply_nn<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let layout = comptime![c.layout];
-    if comptime![layout.machine.is_wgmma()] {
-        multiply_wgmma(c, a, b, Major::MN);
-        finish_product::<W>(c, 0usize);
-    } else {
-        multiply_nn_plain(c, a, b);
+    match comptime![c.layout.machine.matrix] {
+        MatrixUnit::Plain => multiply_nn_plain(c, a, b),
+        MatrixUnit::Wgmma => multiply_wgmma(c, a, b, Major::MN),
     }
+    finish_product(c, 0usize);
 }
 
 /// [`multiply_nn`] with `a` still in a fragment, shared out as `a_layout`: `c += a · b`, `a` rounded to `S`.

@@ -92,7 +92,7 @@ impl<L: Source + CubeType> Pipeline<L> {
             self.source.load(n, comptime![Part::WHOLE]);
             finish_loads(comptime![schedule.machine]);
         } else {
-            if comptime![schedule.machine.is_wgmma()] {
+            if comptime![schedule.machine.can().async_copy.is_some()] {
                 wait_copies(comptime![schedule.ahead - 1]);
             }
             sync_team(comptime![schedule.machine]);
@@ -119,7 +119,7 @@ impl<L: Source + CubeType> Pipeline<L> {
     ) {
         let layout = comptime![c.layout];
         let ahead = comptime![self.schedule.ahead];
-        if comptime![ahead > 0 && layout.machine.is_wgmma()] {
+        if comptime![ahead > 0 && layout.machine.can().async_products] {
             let product = Product::new(a, b, comptime![Major::K], layout);
             product.begin::<W>(c);
             #[unroll]
@@ -141,7 +141,7 @@ impl<L: Source + CubeType> Pipeline<L> {
 /// Waits until everything that was loaded is there, for every unit of the team.
 #[cube]
 pub fn finish_loads(#[comptime] machine: Machine) {
-    if comptime![machine.is_wgmma()] {
+    if comptime![machine.can().async_copy.is_some()] {
         commit_copies();
         wait_copies(0usize);
     }
@@ -152,7 +152,7 @@ pub fn finish_loads(#[comptime] machine: Machine) {
 /// or not there was anything to load.
 #[cube]
 fn end_load(#[comptime] machine: Machine) {
-    if comptime![machine.is_wgmma()] {
+    if comptime![machine.can().async_copy.is_some()] {
         commit_copies();
     }
 }

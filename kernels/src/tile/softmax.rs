@@ -2,8 +2,8 @@
 //! maxima and sums, so that scores are seen once, a tile at a time.
 
 use super::{
-    Fragment, Layout, Machine, exp2_fast, group_of, lane_of, max_cell, max_lanes, reciprocal_fast,
-    row_of, sum_cell, sum_lanes, sync_team, team_memory,
+    Fragment, Layout, Machine, Piece, exp2_fast, group_of, lane_of, max_cell, max_lanes,
+    reciprocal_fast, row_of, sum_cell, sum_lanes, sync_team, team_memory,
 };
 use cubecl::prelude::*;
 
@@ -20,15 +20,29 @@ pub struct OnlineSoftmax {
     layout: Layout,
 }
 
+impl OnlineSoftmax {
+    /// The team memory of one of scores laid out as `layout`.
+    pub fn piece(layout: Layout) -> Piece {
+        Piece { bytes: exchanged(layout) * size_of::<f32>(), alignment: ALIGNMENT }
+    }
+}
+
+/// Where the numbers that groups exchange begin.
+const ALIGNMENT: usize = 16;
+
+/// How many these are; one that nobody reads if no groups share a row.
+fn exchanged(layout: Layout) -> usize {
+    if layout.across() == 1 { 1 } else { layout.across() * layout.rows }
+}
+
 #[cube]
 impl OnlineSoftmax {
     /// No score seen. `softmax_scale`, the factor of the scores, is positive.
     pub fn new(softmax_scale: f32, #[comptime] layout: Layout) -> Self {
         let top = Array::<f32>::new(comptime![layout.own_rows()]);
         let sum = Array::<f32>::new(comptime![layout.own_rows()]);
-        let numbers =
-            comptime![if layout.across() == 1 { 1 } else { layout.across() * layout.rows }];
-        let exchange = team_memory::<f32>(numbers, 16usize, comptime![layout.machine]);
+        let numbers = comptime![exchanged(layout)];
+        let exchange = team_memory::<f32>(numbers, ALIGNMENT, comptime![layout.machine]);
         let mut softmax = OnlineSoftmax { top, sum, softmax_scale, exchange, layout };
         softmax.clear();
         softmax
@@ -155,11 +169,10 @@ impl OnlineSoftmax {
     }
 }
 
-/// `1 / x`. On the matrix unit's machine by one instruction, to 1 unit in the last place: the exact one is a call
-/// there, and a kernel that calls has its products serialised ([`crate::offline`]).
+/// `1 / x`; on a machine of fast mathematics to 1 unit in the last place.
 #[cube]
 pub fn reciprocal(x: f32, #[comptime] machine: Machine) -> f32 {
-    if comptime![machine.is_wgmma()] { reciprocal_fast(x) } else { 1.0f32 / x }
+    if comptime![machine.can().fast_math] { reciprocal_fast(x) } else { 1.0f32 / x }
 }
 
 /// `exp(softmax_scale · (score - shift))`.
@@ -170,7 +183,7 @@ fn exp_of<W: Size>(
     softmax_scale: f32,
     #[comptime] layout: Layout,
 ) -> Vector<f32, W> {
-    if comptime![layout.machine.is_wgmma()] {
+    if comptime![layout.machine.can().fast_math] {
         // The difference first: the products of large scores leave f32's range, or differ by their rounding. The
         // unit that computes powers of two is the slower one, and hides it.
         let scale = softmax_scale * core::f32::consts::LOG2_E;

@@ -1,8 +1,7 @@
 //! Tiles: matrices in the memory of a team, operands of products.
 
 use super::{
-    Fragment, LANES, Lanes, Layout, Machine, MatrixUnit, col_of, descriptor, padded, row_of,
-    team_memory,
+    Fragment, LANES, Lanes, Layout, Machine, Piece, col_of, descriptor, row_of, team_memory,
 };
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, Swizzle, WgmmaTileLayout};
@@ -21,12 +20,7 @@ pub struct TileShape {
 impl TileShape {
     /// The shape of a `rows x cols` tile, columns rounded up to what the matrix unit multiplies.
     pub fn new(machine: Machine, rows: usize, cols: usize) -> Self {
-        let cols = match machine.matrix {
-            MatrixUnit::Plain => padded(cols),
-            // A 128-byte panel of 2-byte elements; of 1-byte elements, the widest index head.
-            MatrixUnit::Wgmma => cols.next_multiple_of(64),
-        };
-        Self { rows, cols, machine }
+        Self { rows, cols: cols.next_multiple_of(machine.can().tile_cols), machine }
     }
 
     /// The shape of the tile through which a fragment shared out as `layout` becomes an operand; next to
@@ -65,11 +59,13 @@ impl TileShape {
         }
     }
 
+    /// The team memory of `tiles` such tiles of elements of `size` bytes.
+    pub fn piece(&self, tiles: usize, size: usize) -> Piece {
+        Piece { bytes: tiles * self.rows * self.cols * size, alignment: self.alignment() }
+    }
+
     fn alignment(&self) -> usize {
-        match self.machine.matrix {
-            MatrixUnit::Plain => 64,
-            MatrixUnit::Wgmma => self.k_major().alignment(),
-        }
+        if self.machine.can().panel.is_some() { self.k_major().alignment() } else { 64 }
     }
 }
 
@@ -170,7 +166,7 @@ impl<S: Numeric> Ring<S> {
 /// Where columns `8 v .. 8 v + 8` of `row` are in the memory of a tile.
 #[cube]
 fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) -> usize {
-    if comptime![shape.machine.is_wgmma()] {
+    if comptime![shape.machine.can().panel.is_some()] {
         let panels = comptime![shape.k_major()];
         let size = S::size();
         panels.offset(row, v * LANES, size) / LANES
@@ -186,7 +182,7 @@ pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragme
     #[unroll(layout.unrolled())]
     for own in 0..comptime![layout.own_rows()] {
         let row = row_of(own, layout);
-        if comptime![layout.machine.is_wgmma()] {
+        if comptime![layout.machine.can().panel.is_some()] {
             // Cells come in pairs of adjacent columns.
             let panels = comptime![tile.shape.k_major()];
             let size = S::size();

@@ -13,8 +13,8 @@
 //! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
 
 use super::{
-    Fragment, Machine, Tile, asked_anew, col_of, round_to, store_row, sync_team, team_memory,
-    unit_id,
+    Fragment, Machine, Piece, Tile, asked_anew, col_of, round_to, store_row, sync_team,
+    team_memory, unit_id,
 };
 use cubecl::prelude::*;
 
@@ -29,6 +29,11 @@ pub struct Passes {
 
 /// Passes where the first does not do.
 pub const PASSES: u32 = 4;
+
+impl Passes {
+    /// Its team memory.
+    pub const PIECE: Piece = Piece { bytes: 4, alignment: 4 };
+}
 
 #[cube]
 impl Passes {
