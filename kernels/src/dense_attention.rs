@@ -67,14 +67,12 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
 
     let score_layout = comptime![Layout::new(machine, tiling.queries, tiling.keys)];
     let out_layout = comptime![Layout::new(machine, tiling.queries, tiling.out_cols)];
-    let schedule = comptime![Schedule::new(machine, tiling.stages)];
     let (keys, d_qk, d_v) = comptime![(tiling.keys, tiling.d_qk, tiling.d_v)];
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.queries, d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
     let count = seen.end as usize;
 
-    let q_rows = q.rows(0, t0, head * q.stride(1));
-    load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, d_qk);
+    q.rows(0, t0, head * q.stride(1), d_qk).load(&mut q_tile);
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_layout);
     let mut acc = Fragment::<W>::zeroed(out_layout);
     let mut scores = Fragment::<W>::zeroed(score_layout);
@@ -83,18 +81,13 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let mut pass = 0u32.runtime();
     while pass < PASSES {
         let head = asked_anew(head, machine);
-        let kv_tiles = HeadTiles::<E, N, S>::new(
-            &k.data,
-            &v.data,
-            Strided { start: head * k.stride(1), stride: k.stride(0), count },
-            Strided { start: head * v.stride(1), stride: v.stride(0), count },
+        let kv_tiles = HeadTiles::new(
+            k.rows(0, 0usize, head * k.stride(1), d_qk).up_to(count),
+            v.rows(0, 0usize, head * v.stride(1), d_v).up_to(count),
             asked_anew(seen.start as usize, machine),
-            Ring::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
+            Ring::<S>::new(comptime![TileShape::new(machine, keys, d_qk)], tiling.stages),
             Ring::new(comptime![TileShape::new(machine, keys, tiling.out_cols)], tiling.stages),
-            d_qk,
-            d_v,
         );
-        let kv_tiles = Pipeline::<HeadTiles<'_, E, N, S>>::new(kv_tiles, schedule);
         softmax.clear();
         acc.clear();
         kv_tiles.start(tiles);
@@ -102,19 +95,19 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
             kv_tiles.await_tile(n);
             scores.clear();
             let k_tile = kv_tiles.source.k_ring.tile(n);
-            kv_tiles.start_nt::<S, W>(n, &mut scores, &q_tile, &k_tile);
-            finish_product::<W>(&mut scores, 0usize);
+            kv_tiles.start_nt(n, &mut scores, &q_tile, &k_tile);
+            finish_product(&mut scores, 0usize);
             // Most tiles are seen by all of the queries.
             let n0 = seen.start + (n * keys) as i32;
             if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
                 mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_layout);
             }
-            softmax.step::<W>(&mut scores, &mut acc);
+            softmax.step(&mut scores, &mut acc);
             let mut v_tile = kv_tiles.source.v_ring.tile(n);
             if pass > 0 {
-                replace_values::<S>(&mut v_tile, pass);
+                replace_values(&mut v_tile, pass);
             }
-            multiply_fragment_nn::<S, W>(&mut acc, &scores, &mut p_tile, &v_tile);
+            multiply_fragment_nn(&mut acc, &scores, &mut p_tile, &v_tile);
         }
         softmax.finish();
 
@@ -144,34 +137,26 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
 /// The tiles of keys and values of one head that a program attends to, one after the other.
 #[derive(CubeType)]
 struct HeadTiles<'a, E: Numeric, N: Size, S: Numeric> {
-    k: &'a [Vector<E, N>],
-    v: &'a [Vector<E, N>],
-    k_rows: Strided,
-    v_rows: Strided,
+    k_rows: Strided<'a, E, N>,
+    v_rows: Strided<'a, E, N>,
     /// The first key of the first tile.
     first: usize,
     k_ring: Ring<S>,
     v_ring: Ring<S>,
-    #[cube(comptime)]
-    d_qk: usize,
-    #[cube(comptime)]
-    d_v: usize,
 }
 
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> HeadTiles<'a, E, N, S> {
     fn new(
-        k: &'a [Vector<E, N>],
-        v: &'a [Vector<E, N>],
-        k_rows: Strided,
-        v_rows: Strided,
+        k_rows: Strided<'a, E, N>,
+        v_rows: Strided<'a, E, N>,
         first: usize,
         k_ring: Ring<S>,
         v_ring: Ring<S>,
-        #[comptime] d_qk: usize,
-        #[comptime] d_v: usize,
-    ) -> Self {
-        HeadTiles::<'a, E, N, S> { k, v, k_rows, v_rows, first, k_ring, v_ring, d_qk, d_v }
+    ) -> Pipeline<HeadTiles<'a, E, N, S>> {
+        let schedule = comptime![Schedule::new(k_ring.shape.machine, k_ring.stages)];
+        let tiles = HeadTiles::<'a, E, N, S> { k_rows, v_rows, first, k_ring, v_ring };
+        Pipeline::<HeadTiles<'a, E, N, S>>::new(tiles, schedule)
     }
 }
 
@@ -179,10 +164,9 @@ impl<'a, E: Numeric, N: Size, S: Numeric> HeadTiles<'a, E, N, S> {
 impl<'a, E: Numeric, N: Size, S: Numeric> Source for HeadTiles<'a, E, N, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
         let n0 = self.first + n * comptime![self.k_ring.shape.rows];
-        let (d_qk, d_v) = comptime![(self.d_qk, self.d_v)];
         let (mut k_tile, mut v_tile) = (self.k_ring.tile(n), self.v_ring.tile(n));
-        load_part::<E, N, S, Strided>(&mut k_tile, self.k, &self.k_rows, n0, d_qk, part);
-        load_part::<E, N, S, Strided>(&mut v_tile, self.v, &self.v_rows, n0, d_v, part);
+        self.k_rows.load_part(&mut k_tile, n0, part);
+        self.v_rows.load_part(&mut v_tile, n0, part);
     }
 }
 

@@ -49,11 +49,8 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let x_shape = comptime![TileShape::new(machine, tiling.m, tiling.k)];
     let w_shape = comptime![TileShape::new(machine, tiling.n, tiling.k)];
     let operands = Operands::new(
-        &x.data,
-        &w.data,
-        x.rows(1, m0, b * x.stride(0)),
-        w.rows(1, n0, b * w.stride(0)),
-        k,
+        x.rows(1, m0, b * x.stride(0), k),
+        w.rows(1, n0, b * w.stride(0), k),
         Ring::<S>::new(x_shape, tiling.stages),
         Ring::new(w_shape, tiling.stages),
         comptime![Schedule::of_running_products(machine, tiling.stages)],
@@ -83,14 +80,11 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     }
 }
 
-/// The tiles of one program along k, of which rows of `x` and `w` have `k` elements.
+/// The tiles of one program along k.
 #[derive(CubeType)]
 struct Operands<'a, E: Numeric, N: Size, S: Numeric> {
-    x: &'a [Vector<E, N>],
-    w: &'a [Vector<E, N>],
-    x_rows: Strided,
-    w_rows: Strided,
-    k: usize,
+    x_rows: Strided<'a, E, N>,
+    w_rows: Strided<'a, E, N>,
     x_ring: Ring<S>,
     w_ring: Ring<S>,
 }
@@ -98,16 +92,13 @@ struct Operands<'a, E: Numeric, N: Size, S: Numeric> {
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
     fn new(
-        x: &'a [Vector<E, N>],
-        w: &'a [Vector<E, N>],
-        x_rows: Strided,
-        w_rows: Strided,
-        k: usize,
+        x_rows: Strided<'a, E, N>,
+        w_rows: Strided<'a, E, N>,
         x_ring: Ring<S>,
         w_ring: Ring<S>,
         #[comptime] schedule: Schedule,
     ) -> Pipeline<Operands<'a, E, N, S>> {
-        let tiles = Operands::<'a, E, N, S> { x, w, x_rows, w_rows, k, x_ring, w_ring };
+        let tiles = Operands::<'a, E, N, S> { x_rows, w_rows, x_ring, w_ring };
         Pipeline::<Operands<'a, E, N, S>>::new(tiles, schedule)
     }
 }
@@ -115,12 +106,10 @@ impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Source for Operands<'a, E, N, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
-        let k0 = min(n * comptime![self.x_ring.shape.cols], self.k);
-        let (x_rows, w_rows) = (self.x_rows.from_column(k0), self.w_rows.from_column(k0));
-        let cols = self.k - k0;
+        let k0 = min(n * comptime![self.x_ring.shape.cols], self.x_rows.cols);
         let (mut x_tile, mut w_tile) = (self.x_ring.tile(n), self.w_ring.tile(n));
-        load_part::<E, N, S, Strided>(&mut x_tile, self.x, &x_rows, 0usize, cols, part);
-        load_part::<E, N, S, Strided>(&mut w_tile, self.w, &w_rows, 0usize, cols, part);
+        self.x_rows.from_column(k0).load_part(&mut x_tile, 0usize, part);
+        self.w_rows.from_column(k0).load_part(&mut w_tile, 0usize, part);
     }
 }
 

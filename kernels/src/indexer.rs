@@ -94,8 +94,8 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let k_tiles =
         IndexTiles::<'_, E, N, B, S>::new(keys, request, span.first, end, tiling, machine);
 
-    load_rows::<_, _, _, Queries>(&mut q_tile, &q.data, &queries, 0usize, tiling.dim);
-    let weights = head_weights::<W>(weights, &queries, layout);
+    queries.load(&mut q_tile);
+    let weights = head_weights(weights, &queries, layout);
     let lanes = LaneLogits::new(&seen, &queries, logits.stride(0), tiling.queries, layout);
     k_tiles.start(span.tiles);
     for n in 0..span.tiles {
@@ -159,9 +159,9 @@ fn sum_heads<W: Size>(
 
 /// The weights of this unit's columns of the products.
 #[cube]
-fn head_weights<W: Size>(
+fn head_weights<E: Numeric, N: Size, W: Size>(
     weights: &View<f32>,
-    queries: &Queries,
+    queries: &Queries<'_, E, N>,
     #[comptime] layout: Layout,
 ) -> Array<Vector<f32, W>> {
     let mut values = Array::<Vector<f32, W>>::new(comptime![layout.run()]);

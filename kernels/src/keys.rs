@@ -14,7 +14,7 @@ use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
-use record::{load_records, rope_at};
+use record::{load_record, rope_at};
 
 /// Which keys a token attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,12 +162,33 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows<S> for KeyTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
         let row = self.row_of_key(i);
         let exists = row >= 0;
         // The offset of a missing row is never used, but it must not be computed from -1 either.
         (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
+    }
+
+    fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool) {
+        let (cache, d_qk) = (self.cache, comptime![self.d_qk]);
+        match comptime![cache.format] {
+            RowFormat::Elements => {
+                load_elements(tile, r, col, &cache.elements, at, d_qk, exists);
+            }
+            RowFormat::Record { kv_lora_rank } => {
+                load_record::<E, B, S>(
+                    tile,
+                    r,
+                    col,
+                    &cache.records,
+                    at,
+                    kv_lora_rank,
+                    d_qk,
+                    exists,
+                );
+            }
+        }
     }
 }
 
@@ -175,32 +196,11 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
         let mut tile = self.ring.tile(n);
-        let d_qk = comptime![self.d_qk];
         let first = self.first + n * comptime![self.ring.shape.rows];
         if comptime![part.index == 0] {
             self.prefetch(n);
         }
-        match comptime![self.cache.format] {
-            RowFormat::Elements => load_part::<E, N, S, KeyTiles<'_, E, N, B, S>>(
-                &mut tile,
-                &self.cache.elements,
-                self,
-                first,
-                d_qk,
-                part,
-            ),
-            RowFormat::Record { kv_lora_rank } => {
-                load_records::<E, B, S, KeyTiles<'_, E, N, B, S>>(
-                    &mut tile,
-                    &self.cache.records,
-                    self,
-                    first,
-                    kv_lora_rank,
-                    d_qk,
-                    part,
-                )
-            }
-        }
+        load_part::<S, KeyTiles<'_, E, N, B, S>>(&mut tile, self, first, part);
     }
 }
 

@@ -97,8 +97,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     );
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
-    let q_rows = q.rows(1, h0, t * q.stride(0));
-    load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, tiling.d_qk);
+    q.rows(1, h0, t * q.stride(0), tiling.d_qk).load(&mut q_tile);
     let mut softmax = OnlineSoftmax::new(softmax_scale, score_layout);
     let mut acc = Fragment::<W>::zeroed(out_layout);
     let mut scores = Fragment::<W>::zeroed(score_layout);

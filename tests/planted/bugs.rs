@@ -109,7 +109,7 @@ pub const BUGS: &[Bug] = &[
     bug("the last column of a row is dropped", "gemm", LOAD,
         "left_of(cols, col)", "left_of(cols, col + 1)"),
     bug("every step of a product takes the first columns", "gemm", GEMM,
-        "min(n * comptime![self.x_ring.shape.cols], self.k)", "min(0usize.runtime(), self.k)"),
+        "min(n * comptime![self.x_ring.shape.cols], self.x_rows.cols)", "min(0usize.runtime(), self.x_rows.cols)"),
     bug("the factor is folded twice", "fold_scales", FOLD,
         "select(shrinks, larger, smaller) * factor", "select(shrinks, larger, smaller) * factor * factor"),
     // The indexer.
@@ -145,7 +145,7 @@ pub const BUGS: &[Bug] = &[
     bug("the next block's scale at a block's last columns", "sparse_mla_paged", RECORD,
         "codes_to_f32(codes, machine) * Vector::new(scale)",
         "codes_to_f32(codes, machine) \
-         * Vector::new(read_f32::<B>(records, at + kv_lora_rank + (col + LANES) / BLOCK * 4))"),
+         * Vector::new(read_f32(records, at + kv_lora_rank + (col + LANES) / BLOCK * 4))"),
     bug("no scale where a record is read by bytes", "sparse_mla_paged", RECORD,
         "f32::cast_from(code) * scale", "f32::cast_from(code)"),
     bug("topk_length is ignored", "sparse_mla", KEYS,

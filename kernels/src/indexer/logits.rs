@@ -33,9 +33,9 @@ pub(super) struct TileLogits {
 impl LaneLogits {
     /// Those of the `count` queries from the `first`-th of the request, the `t0`-th of all, on, of at most
     /// `queries` in a tile.
-    pub fn new(
+    pub fn new<E: Numeric, N: Size>(
         ranges: &KeyRanges<'_>,
-        on: &Queries,
+        on: &Queries<'_, E, N>,
         logits_row: usize,
         #[comptime] queries: usize,
         #[comptime] layout: Layout,

@@ -139,8 +139,9 @@ pub struct Ring<S: Numeric> {
     /// The shape of each tile.
     #[cube(comptime)]
     pub shape: TileShape,
+    /// How many there are.
     #[cube(comptime)]
-    stages: usize,
+    pub stages: usize,
 }
 
 #[cube]
