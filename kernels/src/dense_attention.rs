@@ -100,7 +100,7 @@ fn mha_kernel<E: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
             // Most tiles are seen by all of the queries.
             let n0 = seen.start + (n * keys) as i32;
             if n0 < seen.last_start || n0 + (keys as i32) > seen.first_end {
-                mask_unseen::<W>(&mut scores, ks, ke, t0, s, n0, seen.end, score_layout);
+                scores.mask(&mask_of(ks, ke, t0, s, n0, seen.end, score_layout));
             }
             softmax.step(&mut scores, &mut acc);
             let mut v_tile = kv_tiles.source.v_ring.tile(n);
@@ -198,10 +198,10 @@ fn union_of(ks: &[i32], ke: &[i32], t0: usize, count: usize, s_kv: i32) -> Seen 
     Seen { start: min(start, end), end, last_start, first_end }
 }
 
-/// Sets the scores of keys `n0 ..` to -inf where a query's range, which ends at `last`, does not hold the key.
+/// Which keys of the tile from key `n0` on the rows of scores see, those of the `s` queries from `t0` on, of ranges
+/// that end at `last`.
 #[cube]
-fn mask_unseen<W: Size>(
-    scores: &mut Fragment<W>,
+fn mask_of<W: Size>(
     ks: &[i32],
     ke: &[i32],
     t0: usize,
@@ -209,7 +209,8 @@ fn mask_unseen<W: Size>(
     n0: i32,
     last: i32,
     #[comptime] layout: Layout,
-) {
+) -> Mask<W> {
+    let mut ranges = RowRanges::new(comptime![layout.own_rows()]);
     #[unroll(layout.unrolled())]
     for own in 0..comptime![layout.own_rows()] {
         let t = t0 + row_of(own, layout);
@@ -219,18 +220,10 @@ fn mask_unseen<W: Size>(
             start = ks[t];
             end = min(ke[t], last);
         }
-        #[unroll(layout.unrolled())]
-        for cell in 0..comptime![layout.run()] {
-            let n = n0 + col_of(cell, layout) as i32;
-            let mut score = scores.get(own, cell);
-            #[unroll]
-            for i in 0..W::value() {
-                let seen = n + i as i32 >= start && n + (i as i32) < end;
-                score.insert(i, select(seen, score.extract(i), f32::NEG_INFINITY));
-            }
-            scores.set(own, cell, score);
-        }
+        ranges.start[own] = start;
+        ranges.end[own] = end;
     }
+    Mask::of_ranges(ranges, n0)
 }
 
 /// How attention of `dtype` runs on `device`, sizes permitting.

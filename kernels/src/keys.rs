@@ -142,11 +142,10 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         }
     }
 
-    /// Which of this unit's columns of the scores of the `n`-th tile are keys: all bits, or none
-    /// ([`Fragment::keep_columns`]).
-    pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Array<Vector<u32, W>> {
+    /// Which columns of the scores of the `n`-th tile are keys.
+    pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Mask<W> {
         let first = self.first + n * comptime![self.ring.shape.rows];
-        let mut mask = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
+        let mut bits = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
         #[unroll(layout.unrolled())]
         for cell in 0..comptime![layout.run()] {
             let mut value = Vector::<u32, W>::new(0u32);
@@ -155,9 +154,9 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
                 let row = self.row_of_key(first + col_of(cell, layout) + i);
                 value.insert(i, select(row >= 0, u32::MAX, 0u32));
             }
-            mask[cell] = value;
+            bits[cell] = value;
         }
-        mask
+        Mask::of_columns(bits)
     }
 }
 

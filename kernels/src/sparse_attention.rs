@@ -114,7 +114,7 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
             kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
             let mask = kv_tiles.source.mask(n, score_layout);
             finish_product(&mut scores, 0usize);
-            scores.keep_columns(&mask);
+            scores.mask(&mask);
             softmax.step(&mut scores, &mut acc);
             if pass > 0 {
                 replace_values(&mut kv_tile, pass);

@@ -5,13 +5,12 @@ use crate::tile::*;
 use cubecl::prelude::*;
 
 /// Which logits of a tile this lane writes. The lanes that hold the products of a key share them out, one for each
-/// query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys `start .. end`
-/// and whose logits begin at `at`.
+/// query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys of `ranges` and whose
+/// logits begin at `at`.
 #[derive(CubeType)]
 pub(super) struct LaneLogits {
     pub row: Array<usize>,
-    pub start: Array<usize>,
-    pub end: Array<usize>,
+    pub ranges: RowRanges,
     pub at: Array<usize>,
     pub exists: Array<bool>,
     /// Logits of a key: queries of a tile.
@@ -44,8 +43,7 @@ impl LaneLogits {
         let owned = comptime![pairs.div_ceil(layout.lanes())];
         let mut own = LaneLogits {
             row: Array::new(owned),
-            start: Array::new(owned),
-            end: Array::new(owned),
+            ranges: RowRanges::new(owned),
             at: Array::new(owned),
             exists: Array::new(owned),
             queries,
@@ -57,8 +55,8 @@ impl LaneLogits {
             let t = pair % queries;
             let (start, end) = ranges.of(on.first + t);
             own.row[i] = row_of(pair / queries, layout);
-            own.start[i] = start;
-            own.end[i] = end;
+            own.ranges.start[i] = start as i32;
+            own.ranges.end[i] = end as i32;
             own.at[i] = on.row(t) * logits_row;
             own.exists[i] = pair < pairs && t < on.count;
         }
@@ -85,7 +83,7 @@ impl LaneLogits {
             let (scale, exists) = keys.scale(key, dim);
             own.key[i] = key;
             own.scale[i] = scale;
-            own.seen[i] = exists && key >= self.start[i] && key < self.end[i];
+            own.seen[i] = exists && self.ranges.see(i, key as i32);
         }
         own
     }

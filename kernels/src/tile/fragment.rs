@@ -266,22 +266,6 @@ impl<W: Size> Fragment<W> {
         self.cells[cell_index(own, cell, layout)] = value;
     }
 
-    /// Sets to -inf, whatever they hold, the columns of which `keep`, one entry for each of this unit's cells, has
-    /// no bit; of the others it has all. Choosing by bits is one instruction, and no padding is added to.
-    pub fn keep_columns(&mut self, keep: &Array<Vector<u32, W>>) {
-        let layout = comptime![self.layout];
-        let none = Vector::<u32, W>::new(NEG_INFINITY_BITS);
-        #[unroll(layout.unrolled())]
-        for cell in 0..comptime![layout.run()] {
-            #[unroll(layout.unrolled())]
-            for own in 0..comptime![layout.own_rows()] {
-                let bits = Vector::<u32, W>::reinterpret(self.get(own, cell));
-                let kept = ((bits ^ none) & keep[cell]) ^ none;
-                self.set(own, cell, Vector::<f32, W>::reinterpret(kept));
-            }
-        }
-    }
-
     /// Multiplies every cell of this unit's `own`-th row by `factor`.
     pub fn scale_row(&mut self, own: usize, factor: f32) {
         let layout = comptime![self.layout];
@@ -292,9 +276,6 @@ impl<W: Size> Fragment<W> {
         }
     }
 }
-
-/// The bits of an f32 of -inf.
-const NEG_INFINITY_BITS: u32 = 0xff80_0000;
 
 /// Writes the first `cols` columns of this unit's `own`-th row of `fragment`, times `scale` and rounded to
 /// `O`, to `out` from element `at` on; zeros, whatever the row holds, if `scale` is 0. `P` is 1, or what
