@@ -17,6 +17,7 @@
 //! Budget (gfx950): at most 192 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
+pub use crate::attention::machine;
 use crate::attention::{AttentionArgs, AttentionOut, check_args};
 use crate::device::Device;
 use crate::sparse_attention::range_mla;
@@ -24,19 +25,6 @@ use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-
-/// What of the kernel is fixed while it is compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tiling {
-    queries: usize,
-    keys: usize,
-    /// Tiles of keys and values in memory.
-    stages: usize,
-    d_qk: usize,
-    d_v: usize,
-    /// Columns of the output tile: d_v in whole cells for every unit.
-    out_cols: usize,
-}
 
 /// One program attends with one head of `tiling.queries` tokens over the union of their ranges.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -226,10 +214,17 @@ fn mask_of<W: Size>(
     Mask::of_ranges(ranges, n0)
 }
 
-/// How attention of `dtype` runs on `device`, sizes permitting.
-pub fn machine(device: &Device, dtype: DType) -> Machine {
-    // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
-    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(64))
+/// What of the kernel is fixed while it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tiling {
+    queries: usize,
+    keys: usize,
+    /// Tiles of keys and values in memory.
+    stages: usize,
+    d_qk: usize,
+    d_v: usize,
+    /// Columns of the output tile: d_v in whole cells for every unit.
+    out_cols: usize,
 }
 
 impl Tiling {

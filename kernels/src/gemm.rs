@@ -16,16 +16,6 @@ use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Rows of `x`, rows of `w` and elements of k in a tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tiling {
-    m: usize,
-    n: usize,
-    k: usize,
-    /// Tiles of each in memory.
-    stages: usize,
-}
-
 /// One program computes one `tiling.m x tiling.n` tile of `out`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
@@ -116,6 +106,16 @@ impl<'a, E: Numeric, N: Size, S: Numeric> Source for Operands<'a, E, N, S> {
 /// How products of `dtype` run on `device`.
 pub fn machine(device: &Device, dtype: DType) -> Machine {
     device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(256))
+}
+
+/// Rows of `x`, rows of `w` and elements of k in a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tiling {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Tiles of each in memory.
+    stages: usize,
 }
 
 impl Tiling {

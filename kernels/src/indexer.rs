@@ -88,11 +88,12 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
 
     // Row t · heads + h of the q tile, and column t · heads + h of the products, is head h of query t.
     let layout = comptime![Layout::new(machine, tiling.keys, tiling.queries * tiling.heads)];
-    let mut q_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, layout.cols, tiling.tile_dim)]);
+    let q_shape = comptime![TileShape::new(machine, layout.cols, tiling.tile_dim)];
+    let k_shape = comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)];
+    let mut q_tile = Tile::<S>::new(q_shape);
+    let k_ring = Ring::<S>::new(k_shape, tiling.stages);
     let end = min(highest, span.last);
-    let k_tiles =
-        IndexTiles::<'_, E, N, B, S>::new(keys, request, span.first, end, tiling, machine);
+    let k_tiles = IndexTiles::new(keys, request, span.first, end, k_ring, tiling.dim);
 
     queries.load(&mut q_tile);
     let weights = head_weights(weights, &queries, layout);
@@ -139,8 +140,7 @@ fn sum_heads<W: Size>(
             for cell in 0..cells {
                 let h = col_of(cell, layout);
                 let cell = comptime![t * cells] + cell;
-                let mut share_of_head =
-                    score::<W>(dots.get(own, cell), weights[cell], tiling.score_fn);
+                let mut share_of_head = score(dots.get(own, cell), weights[cell], tiling.score_fn);
                 if comptime![tiling.padded] {
                     // Chosen, not multiplied by 0: a key's infinity times the padding is NaN.
                     #[unroll]

@@ -78,6 +78,22 @@ impl Lists {
         }
         (start, end)
     }
+
+    /// Of token `t`'s entries the `nth` of `splits` parts, in tiles of `keys`: its first entry, its end, and how many
+    /// tiles these are. Splits get whole tiles, the first ones a tile more.
+    pub fn split(
+        &self,
+        t: usize,
+        nth: usize,
+        splits: usize,
+        #[comptime] keys: usize,
+    ) -> (usize, usize, usize) {
+        let (start, end) = self.of(t);
+        let (each, more) = divided((end - start).div_ceil(keys), splits);
+        let first = start + (nth * each + min(nth, more)) * keys;
+        let tiles = each + select(nth < more, 1usize, 0usize);
+        (first, min(first + tiles * keys, end), tiles)
+    }
 }
 
 /// The tiles of keys that a program attends to, one after the other: those of token `t`, from its entry `first` on.
@@ -99,24 +115,22 @@ pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
 
 #[cube]
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
-    /// The tiles of `shape` from entry `first` on.
+    /// The tiles of entries `first .. end` of token `t`, in the places of `ring`.
     pub fn new(
         cache: &'a KeyCache<E, N, B>,
         lists: &'a Lists,
         t: usize,
         first: usize,
         end: usize,
-        #[comptime] shape: TileShape,
-        #[comptime] stages: usize,
+        ring: Ring<S>,
         #[comptime] d_qk: usize,
     ) -> Pipeline<KeyTiles<'a, E, N, B, S>> {
         let mut list = 0usize.runtime();
         if comptime![lists.key_set == KeySet::Listed] {
             list = t * lists.indices.stride(0);
         }
-        let ring = Ring::<S>::new(shape, stages);
+        let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
         let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, d_qk };
-        let schedule = comptime![Schedule::new(shape.machine, stages)];
         Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 

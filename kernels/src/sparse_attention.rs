@@ -23,6 +23,7 @@
 //! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
+pub use crate::attention::machine;
 use crate::attention::{AttentionArgs, AttentionOut, check_args, sink_factor};
 use crate::device::Device;
 use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Lists, RowFormat};
@@ -33,22 +34,6 @@ use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-
-/// What of the kernel is fixed while it is compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tiling {
-    /// Heads of a token that share the gathered rows.
-    heads: usize,
-    /// Keys in a tile.
-    keys: usize,
-    /// Tiles of keys in memory: the next is loaded while one is worked on.
-    stages: usize,
-    d_qk: usize,
-    d_v: usize,
-    /// Columns of the output tile: d_v in whole cells for every unit.
-    out_cols: usize,
-    has_sink: bool,
-}
 
 /// One program attends with `tiling.heads` heads of one token over one split of its keys.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -73,28 +58,13 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     }
     let (t, head_tile, split) = unravel(program, head_tiles, splits);
     let h0 = head_tile * tiling.heads;
-    // Splits get whole tiles, the first ones a tile more.
-    let (start, end) = lists.of(t);
-    let all_tiles = (end - start).div_ceil(tiling.keys);
-    let (each, more) = divided(all_tiles, splits);
-    let first_tile = split * each + min(split, more);
-    let tiles = each + select(split < more, 1usize, 0usize);
-    let j0 = start + first_tile * tiling.keys;
-    let end = min(j0 + tiles * tiling.keys, end);
+    let (first, end, tiles) = lists.split(t, split, splits, tiling.keys);
 
     let score_layout = comptime![Layout::new(machine, tiling.heads, tiling.keys)];
     let out_layout = comptime![Layout::new(machine, tiling.heads, tiling.out_cols)];
     let kv_shape = comptime![TileShape::new(machine, tiling.keys, tiling.kv_cols())];
-    let kv_tiles = KeyTiles::<'_, E, N, B, S>::new(
-        rows,
-        lists,
-        t,
-        j0,
-        end,
-        kv_shape,
-        tiling.stages,
-        tiling.d_qk,
-    );
+    let kv_ring = Ring::<S>::new(kv_shape, tiling.stages);
+    let kv_tiles = KeyTiles::new(rows, lists, t, first, end, kv_ring, tiling.d_qk);
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
     let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
     q.rows(1, h0, t * q.stride(0), tiling.d_qk).load(&mut q_tile);
@@ -150,6 +120,22 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
             max_logits[row] = max_logit;
         }
     }
+}
+
+/// What of the kernel is fixed while it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tiling {
+    /// Heads of a token that share the gathered rows.
+    heads: usize,
+    /// Keys in a tile.
+    keys: usize,
+    /// Tiles of keys in memory: the next is loaded while one is worked on.
+    stages: usize,
+    d_qk: usize,
+    d_v: usize,
+    /// Columns of the output tile: d_v in whole cells for every unit.
+    out_cols: usize,
+    has_sink: bool,
 }
 
 impl Tiling {
@@ -333,11 +319,6 @@ fn attend(
         merge_splits(&part, &whole, args)?;
     }
     Ok(whole)
-}
-
-/// How attention of `dtype` runs on `device`, sizes permitting.
-pub fn machine(device: &Device, dtype: DType) -> Machine {
-    crate::dense_attention::machine(device, dtype)
 }
 
 #[cfg(test)]

@@ -56,13 +56,14 @@ const GEMM: &str = "kernels/src/gemm.rs";
 const HADAMARD: &str = "kernels/src/hadamard.rs";
 const INDEXER: &str = "kernels/src/indexer.rs";
 const INDEXER_KEYS: &str = "kernels/src/indexer/keys.rs";
-const INDEXER_LOGITS: &str = "kernels/src/indexer/logits.rs";
 const KEYS: &str = "kernels/src/keys.rs";
 const LAYER_INDEXER: &str = "model/src/layers/indexer.rs";
 const LOAD: &str = "kernels/src/tile/load.rs";
+const MASK: &str = "kernels/src/tile/mask.rs";
 const MERGE: &str = "kernels/src/merge_splits.rs";
 const NORM: &str = "kernels/src/norm.rs";
 const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
+const POLICY: &str = "kernels/src/top_k/policy.rs";
 const QUANT: &str = "kernels/src/quant.rs";
 const RECORD: &str = "kernels/src/keys/record.rs";
 const ROPE: &str = "kernels/src/rope.rs";
@@ -119,8 +120,8 @@ pub const BUGS: &[Bug] = &[
         "(Vector::new(0.0f32) - dot).exp()", "dot.exp()"),
     bug("another head's weight", "indexer_logits", INDEXER,
         "queries.row(t) * weights.stride(0) + h", "queries.row(t) * weights.stride(0) + (queries.heads - 1 - h)"),
-    bug("a range ends one key early", "indexer_logits", INDEXER_LOGITS,
-        "key < self.end[i]", "key + 1 < self.end[i]"),
+    bug("a range ends one key early", "indexer_logits", MASK,
+        "col < self.end[i]", "col + 1 < self.end[i]"),
     bug("the key's scale is left out", "indexer_logits", INDEXER,
         "sum * own.scale[i]", "sum"),
     bug("every drafted token sees the whole context", "indexer_logits_paged", INDEXER_KEYS,
@@ -129,13 +130,13 @@ pub const BUGS: &[Bug] = &[
     bug("the wrong page of the block table", "indexer_logits_paged", INDEXER_KEYS,
         "select(exists, entry, 0i32) as usize", "0usize.runtime()"),
     // The selection.
-    bug("the window is one key too long", "top_k", TOP_K,
+    bug("the window is one key too long", "top_k", POLICY,
         "age < window", "age <= window"),
-    bug("one sink too many", "top_k", TOP_K,
+    bug("one sink too many", "top_k", POLICY,
         "position - start < sinks", "position - start <= sinks"),
-    bug("a fraction is rounded down", "top_k", TOP_K,
+    bug("a fraction is rounded down", "top_k", POLICY,
         "(len % 1000 * per_mille).div_ceil(1000u32)", "(len % 1000 * per_mille) / 1000u32"),
-    bug("-0 is below +0", "top_k", TOP_K,
+    bug("-0 is below +0", "top_k", POLICY,
         "u32::reinterpret(logit + 0.0f32)", "u32::reinterpret(logit)"),
     bug("of equal logits the highest column first", "top_k", COLUMNS,
         "u64::cast_from(!column)", "u64::cast_from(column)"),
@@ -152,8 +153,8 @@ pub const BUGS: &[Bug] = &[
         "max(clamp(self.ends[t], 0i32, limit) as usize, start)", "self.limit"),
     bug("what is no key counts with the score 0", "sparse_mla", KEYS,
         "select(row >= 0, u32::MAX, 0u32)", "0xffff_ffffu32.runtime()"),
-    bug("keys beyond the last whole tile are dropped", "sparse_mla", SPARSE,
-        "(end - start).div_ceil(tiling.keys)", "(end - start) / tiling.keys"),
+    bug("keys beyond the last whole tile are dropped", "sparse_mla", KEYS,
+        "(end - start).div_ceil(keys)", "(end - start) / keys"),
     bug("the accumulator is not rescaled", "sparse_mla", SOFTMAX,
         "acc.scale_row(own, rescale);", ""),
     bug("the sum is not rescaled", "dense_mla", SOFTMAX,
@@ -169,8 +170,8 @@ pub const BUGS: &[Bug] = &[
     // Dense attention.
     bug("a range begins at the first key", "dense_mla", KEYS,
         "clamp(self.starts[t], 0i32, limit) as usize", "0usize.runtime()"),
-    bug("the causal mask is one key late", "dense_mha", DENSE,
-        "n + (i as i32) < end", "n + (i as i32) <= end"),
+    bug("the causal mask is one key late", "dense_mha", MASK,
+        "col < self.end[i]", "col <= self.end[i]"),
     bug("only the end of a range is masked", "dense_mha", DENSE,
         "n0 < seen.last_start || n0 + (keys as i32) > seen.first_end",
         "n0 + (keys as i32) > seen.first_end"),

@@ -180,17 +180,15 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> IndexTiles<'a, E, N, B, S> {
         request: usize,
         first: usize,
         end: usize,
-        #[comptime] tiling: Tiling,
-        #[comptime] machine: Machine,
+        ring: Ring<S>,
+        #[comptime] dim: usize,
     ) -> Pipeline<IndexTiles<'a, E, N, B, S>> {
-        let shape = comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)];
         let mut table = 0usize.runtime();
         if comptime![all.paged] {
             table = request * all.block_table.shape(1);
         }
-        let ring = Ring::<S>::new(shape, tiling.stages);
-        let tiles = IndexTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim: tiling.dim };
-        let schedule = comptime![Schedule::new(machine, tiling.stages)];
+        let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
+        let tiles = IndexTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim };
         Pipeline::<IndexTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 

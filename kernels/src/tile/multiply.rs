@@ -43,7 +43,7 @@ pub fn finish_product<W: Size>(c: &mut Fragment<W>, #[comptime] pending: usize) 
     if comptime![c.layout.machine.can().async_products] {
         wait_mma(pending);
         if comptime![pending == 0] {
-            fence_cells::<W>(&mut c.cells);
+            fence_cells(&mut c.cells);
         }
     }
 }
@@ -223,7 +223,7 @@ impl Product {
 
     /// Before the first step.
     pub fn begin<W: Size>(&self, c: &mut Fragment<W>) {
-        fence_cells::<W>(&mut c.cells);
+        fence_cells(&mut c.cells);
         fence_mma();
     }
 
@@ -270,10 +270,10 @@ fn multiply_wgmma_registers<S: Numeric, W: Size>(
         for i in 0..8usize {
             operand[i] = S::cast_from(a.cells[comptime![step * 8 + i]].extract(0usize));
         }
-        fence_fragment::<S>(&operand);
+        fence_fragment(&operand);
         operands.push(operand);
     }
-    fence_cells::<W>(&mut c.cells);
+    fence_cells(&mut c.cells);
     fence_mma();
     #[unroll]
     for step in 0..steps {
@@ -288,5 +288,5 @@ fn multiply_wgmma_registers<S: Numeric, W: Size>(
     }
     commit_mma();
     wait_mma(0usize);
-    fence_cells::<W>(&mut c.cells);
+    fence_cells(&mut c.cells);
 }

@@ -121,7 +121,7 @@ impl<L: Source + CubeType> Pipeline<L> {
         let ahead = comptime![self.schedule.ahead];
         if comptime![ahead > 0 && layout.machine.can().async_products] {
             let product = Product::new(a, b, comptime![Major::K], layout);
-            product.begin::<W>(c);
+            product.begin(c);
             #[unroll]
             for i in 0..comptime![LOADS + 1] {
                 product.issue::<S, W>(c, comptime![Part { index: i, of: LOADS + 1 }]);

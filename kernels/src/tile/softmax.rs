@@ -96,13 +96,12 @@ impl OnlineSoftmax {
             let mut tile_sum = Vector::<f32, W>::new(0.0f32);
             #[unroll(layout.unrolled())]
             for cell in 0..comptime![layout.run()] {
-                let p = exp_of::<W>(scores.get(own, cell), shift, self.softmax_scale, layout);
+                let p = exp_of(scores.get(own, cell), shift, self.softmax_scale, layout);
                 tile_sum += p;
                 scores.set(own, cell, p);
             }
             let old = Vector::<f32, Const<1>>::new(old);
-            let rescale =
-                exp_of::<Const<1>>(old, shift, self.softmax_scale, layout).extract(0usize);
+            let rescale = exp_of(old, shift, self.softmax_scale, layout).extract(0usize);
             self.top[own] = top;
             self.sum[own] = self.sum[own] * rescale + sum_cell(tile_sum);
             acc.scale_row(own, rescale);

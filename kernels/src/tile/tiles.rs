@@ -118,7 +118,7 @@ impl<S: Numeric> Tile<S> {
         let size = S::size();
         let bytes = self.first * comptime![LANES * size] + layout.byte_offset(row, 0usize, size);
         // Addresses are counted in units of 16 bytes.
-        uniform(descriptor::<S>(&self.memory, layout) + (bytes / 16) as u64)
+        uniform(descriptor(&self.memory, layout) + (bytes / 16) as u64)
     }
 }
 

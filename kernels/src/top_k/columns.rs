@@ -1,6 +1,6 @@
 //! The columns of a row in ranked form, and where they are read from.
 
-use super::{Policy, rank};
+use super::policy::{Policy, rank};
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -55,14 +55,7 @@ pub(crate) trait Columns: CubeType {
 }
 
 /// Columns that a unit of a GPU has in flight: two loads of four. A team of 512 then reads the sample of a
-/// long row in one step, of which 16 in flight would leave half empty. Measured on an H200, k = 2048, in µs:
-///
-/// | in flight | 1024 x 131072 | 64 x 131072 | 1 x 131072 | 2048 x 32768 | 1 x 32768 |
-/// |---|---|---|---|---|---|
-/// | 16 | 481 | 55 | 29 | 553 | 26 |
-/// | 8 | 354 | 43 | 29 | 356 | 25 |
-///
-/// 4 was compiled and not measured: ptxas takes 40 registers a unit instead of 64, but sifting spills 8 bytes.
+/// long row in one step, of which 16 in flight would leave half empty; with 4 sifting spills.
 const IN_FLIGHT: usize = 8;
 
 /// Columns that a unit of `machine` has in flight, which come in vectors of `width`.

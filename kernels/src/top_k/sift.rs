@@ -17,8 +17,8 @@ use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::top_k::columns::*;
+use crate::top_k::policy::{Policy, budget};
 use crate::top_k::radix::*;
-use crate::top_k::{Policy, budget};
 use cubecl::prelude::*;
 
 /// Columns of a row that are sampled, at most.
