@@ -16,6 +16,12 @@ pub(crate) fn sink_factor(lse: f32, sink: f32, #[comptime] machine: Machine) -> 
     select(lse == f32::INFINITY, 0.0f32, factor)
 }
 
+/// How attention of `dtype` runs on `device`, sizes permitting.
+pub fn machine(device: &Device, dtype: DType) -> Machine {
+    // A wave of 64, or two warps: more would need wider tiles than shared memory holds.
+    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(64))
+}
+
 /// What attention returns.
 #[derive(Clone, Debug)]
 pub struct AttentionOut {

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::error::KernelError;
 use crate::tensor::{DType, Tensor, elements, expect_indexable};
-use crate::tile::{Machine, MatrixUnit, WARPGROUP};
+use crate::tile::Machine;
 use cubecl::client::Client;
 use cubecl::execution::{StreamMode, StreamModeOverride};
 use cubecl::ir::{ElemType, features::WgmmaConfig};
@@ -163,14 +163,9 @@ impl Device {
     pub fn machine(&self, team: usize) -> Machine {
         let plane = self.client.properties().hardware.plane_size_max as usize;
         if self.kind == DeviceKind::Cpu {
-            Machine { matrix: MatrixUnit::Plain, team: 1, plane: 1, teams: self.cores() }
+            Machine::plain(1, 1, self.cores())
         } else {
-            Machine {
-                matrix: MatrixUnit::Plain,
-                team: team.next_multiple_of(plane),
-                plane,
-                teams: 1,
-            }
+            Machine::plain(team.next_multiple_of(plane), plane, 1)
         }
     }
 
@@ -181,9 +176,7 @@ impl Device {
         let wgmma = &self.client.properties().features.matmul.wgmma;
         let fits =
             |c: &WgmmaConfig| c.elems.a == elem && c.elems.b == elem && c.elems.cd == f32_type;
-        let team = warpgroups * WARPGROUP;
-        let machine = Machine { matrix: MatrixUnit::Wgmma, team, plane: 32, teams: 1 };
-        wgmma.iter().any(fits).then_some(machine)
+        wgmma.iter().any(fits).then(|| Machine::of_warpgroups(warpgroups))
     }
 
     /// Bytes of memory that the device has, if it says.
@@ -198,7 +191,7 @@ impl Device {
 
     /// Parts into which each of `programs` programs of `machine` is worth splitting to keep every core busy.
     pub fn splits_of(&self, machine: Machine, programs: usize) -> usize {
-        if machine.is_wgmma() {
+        if machine.can().fills_core {
             // One team fills a core: one more than there are cores would make all wait for a second turn.
             self.cores() / programs
         } else {

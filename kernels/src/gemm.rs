@@ -17,16 +17,6 @@ use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Rows of `x`, rows of `w` and elements of k in a tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tiling {
-    m: usize,
-    n: usize,
-    k: usize,
-    /// Tiles of each in memory.
-    stages: usize,
-}
-
 /// One program computes one `tiling.m x tiling.n` tile of `out`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
@@ -46,21 +36,18 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     let (b, tile_m, tile_n) = unravel(program, tiles_m, tiles_n);
     let (m0, n0) = (tile_m * tiling.m, tile_n * tiling.n);
 
-    let share = comptime![Share::new(machine, tiling.m, tiling.n)];
+    let layout = comptime![Layout::new(machine, tiling.m, tiling.n)];
     let x_shape = comptime![TileShape::new(machine, tiling.m, tiling.k)];
     let w_shape = comptime![TileShape::new(machine, tiling.n, tiling.k)];
     let operands = Operands::new(
-        &x.data,
-        &w.data,
-        x.rows(1, m0, b * x.stride(0)),
-        w.rows(1, n0, b * w.stride(0)),
-        k,
+        x.rows(1, m0, b * x.stride(0), k),
+        w.rows(1, n0, b * w.stride(0), k),
         Ring::<S>::new(x_shape, tiling.stages),
         Ring::new(w_shape, tiling.stages),
         comptime![Schedule::of_running_products(machine, tiling.stages)],
     );
     let steps = k.div_ceil(tiling.k);
-    let mut sums = Fragment::<W>::zeroed(share);
+    let mut sums = Fragment::<W>::zeroed(layout);
     operands.start(steps);
     for step in 0..steps {
         operands.await_tile(step);
@@ -74,24 +61,21 @@ fn gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Size>(
     finish_product(&mut sums, 0usize);
 
     let (out_batch, out_row) = (out.stride(0), out.stride(1));
-    #[unroll(share.unrolled())]
-    for slot in 0..comptime![share.slots()] {
-        let row = m0 + row_of(slot, share);
+    #[unroll(layout.unrolled())]
+    for own in 0..comptime![layout.own_rows()] {
+        let row = m0 + row_of(own, layout);
         if row < m {
             let at = b * out_batch + row * out_row + n0;
-            store_row(&sums, slot, 1.0f32, &mut out.data, at, n - n0);
+            store_row(&sums, own, 1.0f32, &mut out.data, at, n - n0);
         }
     }
 }
 
-/// The tiles of one program along k, of which rows of `x` and `w` have `k` elements.
+/// The tiles of one program along k.
 #[derive(CubeType)]
 struct Operands<'a, E: Numeric, N: Size, S: Numeric> {
-    x: &'a [Vector<E, N>],
-    w: &'a [Vector<E, N>],
-    x_rows: Strided,
-    w_rows: Strided,
-    k: usize,
+    x_rows: Strided<'a, E, N>,
+    w_rows: Strided<'a, E, N>,
     x_ring: Ring<S>,
     w_ring: Ring<S>,
 }
@@ -99,16 +83,13 @@ struct Operands<'a, E: Numeric, N: Size, S: Numeric> {
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
     fn new(
-        x: &'a [Vector<E, N>],
-        w: &'a [Vector<E, N>],
-        x_rows: Strided,
-        w_rows: Strided,
-        k: usize,
+        x_rows: Strided<'a, E, N>,
+        w_rows: Strided<'a, E, N>,
         x_ring: Ring<S>,
         w_ring: Ring<S>,
         #[comptime] schedule: Schedule,
     ) -> Pipeline<Operands<'a, E, N, S>> {
-        let tiles = Operands::<'a, E, N, S> { x, w, x_rows, w_rows, k, x_ring, w_ring };
+        let tiles = Operands::<'a, E, N, S> { x_rows, w_rows, x_ring, w_ring };
         Pipeline::<Operands<'a, E, N, S>>::new(tiles, schedule)
     }
 }
@@ -116,12 +97,10 @@ impl<'a, E: Numeric, N: Size, S: Numeric> Operands<'a, E, N, S> {
 #[cube]
 impl<'a, E: Numeric, N: Size, S: Numeric> Source for Operands<'a, E, N, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
-        let k0 = min(n * comptime![self.x_ring.shape.cols], self.k);
-        let (x_rows, w_rows) = (self.x_rows.from_column(k0), self.w_rows.from_column(k0));
-        let cols = self.k - k0;
+        let k0 = min(n * comptime![self.x_ring.shape.cols], self.x_rows.cols);
         let (mut x_tile, mut w_tile) = (self.x_ring.tile(n), self.w_ring.tile(n));
-        load_part::<E, N, S, Strided>(&mut x_tile, self.x, &x_rows, 0usize, cols, part);
-        load_part::<E, N, S, Strided>(&mut w_tile, self.w, &w_rows, 0usize, cols, part);
+        self.x_rows.from_column(k0).load_part(&mut x_tile, 0usize, part);
+        self.w_rows.from_column(k0).load_part(&mut w_tile, 0usize, part);
     }
 }
 
@@ -130,15 +109,26 @@ pub fn machine(device: &Device, dtype: DType) -> Machine {
     device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(256))
 }
 
+/// Rows of `x`, rows of `w` and elements of k in a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tiling {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Tiles of each in memory.
+    stages: usize,
+}
+
 impl Tiling {
     /// The tiles of a product of `m` rows that suit `machine`.
     fn new(machine: Machine, m: usize, n: usize) -> Self {
-        if machine.is_wgmma() {
-            // Two warpgroups below each other; of few rows side by side, each with part of the columns.
+        if let Some(group) = machine.can().group {
+            // Groups below each other; of few rows side by side, each with part of the columns.
+            let (rows, stages) = (group.rows * machine.groups(), 4);
             return match m {
-                0..=64 => Self { m: 64, n: 128, k: 128, stages: 4 },
-                _ if n <= 128 => Self { m: 128, n: 128, k: 64, stages: 4 },
-                _ => Self { m: 128, n: 256, k: 64, stages: 4 },
+                _ if m <= group.rows => Self { m: group.rows, n: 128, k: 128, stages },
+                _ if n <= 128 => Self { m: rows, n: 128, k: 64, stages },
+                _ => Self { m: rows, n: group.most_cols, k: 64, stages },
             };
         }
         // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.
@@ -147,7 +137,7 @@ impl Tiling {
             0..=8 => 8,
             _ => 32,
         };
-        let lanes = Share::new(machine, rows, LANES).lanes();
+        let lanes = Layout::new(machine, rows, LANES).lanes();
         Self { m: rows, n: (LANES * lanes).max(64), k: 128, stages: 1 }
     }
 }

@@ -88,26 +88,28 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     }
 
     // Row t · heads + h of the q tile, and column t · heads + h of the products, is head h of query t.
-    let share = comptime![Share::new(machine, tiling.keys, tiling.queries * tiling.heads)];
-    let mut q_tile =
-        Tile::<S>::new(comptime![TileShape::new(machine, share.cols, tiling.tile_dim)]);
+    let layout = comptime![Layout::new(machine, tiling.keys, tiling.queries * tiling.heads)];
+    let q_shape = comptime![TileShape::new(machine, layout.cols, tiling.tile_dim)];
+    let k_shape = comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)];
+    let mut q_tile = Tile::<S>::new(q_shape);
+    let k_ring = Ring::<S>::new(k_shape, tiling.stages);
     let end = min(highest, span.last);
-    let k_tiles = KeyTiles::<'_, E, N, B, S>::new(keys, request, span.first, end, tiling, machine);
+    let k_tiles = IndexTiles::new(keys, request, span.first, end, k_ring, tiling.dim);
 
-    load_rows::<_, _, _, Queries>(&mut q_tile, &q.data, &queries, 0usize, tiling.dim);
-    let weights = head_weights::<W>(weights, &queries, share);
-    let lanes = LaneLogits::new(&seen, &queries, logits.stride(0), tiling.queries, share);
+    queries.load(&mut q_tile);
+    let weights = head_weights(weights, &queries, layout);
+    let lanes = LaneLogits::new(&seen, &queries, logits.stride(0), tiling.queries, layout);
     k_tiles.start(span.tiles);
     for n in 0..span.tiles {
         k_tiles.await_tile(n);
         k_tiles.load_next(n);
-        let mut dots = Fragment::<W>::zeroed(share);
+        let mut dots = Fragment::<W>::zeroed(layout);
         start_nt(&mut dots, &k_tiles.source.ring.tile(n), &q_tile);
         // Looked up while the product runs.
         let own = lanes.of_tile(&k_tiles.source, k_tiles.source.first_of(n), tiling.dim);
         finish_product(&mut dots, 0usize);
-        let sums = sum_heads(&dots, &weights, queries.heads, tiling, share);
-        #[unroll(share.unrolled())]
+        let sums = sum_heads(&dots, &weights, queries.heads, tiling, layout);
+        #[unroll(layout.unrolled())]
         for i in 0..own.scale.len() {
             let sum = lanes.sum(&sums, i);
             if lanes.exists[i] && own.key[i] < span.last {
@@ -119,28 +121,27 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
 }
 
 /// `Σ_h w[t, h] · relu(q[t, h] · k)` over this unit's columns of the first `heads` of each query, for each of its
-/// keys and each query of the tile: entry `slot · queries + t`.
+/// keys and each query of the tile: entry `own · queries + t`.
 #[cube]
 fn sum_heads<W: Size>(
     dots: &Fragment<W>,
     weights: &Array<Vector<f32, W>>,
     heads: usize,
     #[comptime] tiling: Tiling,
-    #[comptime] share: Share,
+    #[comptime] layout: Layout,
 ) -> Array<f32> {
-    let cells = comptime![share.run() / tiling.queries];
-    let mut sums = Array::<f32>::new(comptime![share.slots() * tiling.queries]);
-    #[unroll(share.unrolled())]
-    for slot in 0..comptime![share.slots()] {
+    let cells = comptime![layout.run() / tiling.queries];
+    let mut sums = Array::<f32>::new(comptime![layout.own_rows() * tiling.queries]);
+    #[unroll(layout.unrolled())]
+    for own in 0..comptime![layout.own_rows()] {
         #[unroll]
         for t in 0..comptime![tiling.queries] {
             let mut sum = Vector::<f32, W>::new(0.0f32);
-            #[unroll(share.unrolled())]
+            #[unroll(layout.unrolled())]
             for cell in 0..cells {
-                let h = col_of(cell, share);
+                let h = col_of(cell, layout);
                 let cell = comptime![t * cells] + cell;
-                let mut share_of_head =
-                    score::<W>(dots.get(slot, cell), weights[cell], tiling.score_fn);
+                let mut share_of_head = score(dots.get(own, cell), weights[cell], tiling.score_fn);
                 if comptime![tiling.padded] {
                     // Chosen, not multiplied by 0: a key's infinity times the padding is NaN.
                     #[unroll]
@@ -151,7 +152,7 @@ fn sum_heads<W: Size>(
                 }
                 sum += share_of_head;
             }
-            sums[slot * tiling.queries + t] = sum_cell(sum);
+            sums[own * tiling.queries + t] = sum_cell(sum);
         }
     }
     sums
@@ -159,18 +160,18 @@ fn sum_heads<W: Size>(
 
 /// The weights of this unit's columns of the products.
 #[cube]
-fn head_weights<W: Size>(
+fn head_weights<E: Numeric, N: Size, W: Size>(
     weights: &View<f32>,
-    queries: &Queries,
-    #[comptime] share: Share,
+    queries: &Queries<'_, E, N>,
+    #[comptime] layout: Layout,
 ) -> Array<Vector<f32, W>> {
-    let mut values = Array::<Vector<f32, W>>::new(comptime![share.run()]);
-    #[unroll(share.unrolled())]
-    for cell in 0..comptime![share.run()] {
+    let mut values = Array::<Vector<f32, W>>::new(comptime![layout.run()]);
+    #[unroll(layout.unrolled())]
+    for cell in 0..comptime![layout.run()] {
         let mut value = Vector::<f32, W>::new(0.0f32);
         #[unroll]
         for i in 0..W::value() {
-            let col = col_of(cell, share) + i;
+            let col = col_of(cell, layout) + i;
             let (t, h) = (col / comptime![queries.tile_heads], col % comptime![queries.tile_heads]);
             if t < queries.count && h < queries.heads {
                 value.insert(i, weights.data[queries.row(t) * weights.stride(0) + h]);

@@ -13,7 +13,7 @@ use crate::seen::KeyRange;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::prelude::*;
-use record::{load_records, rope_at};
+use record::{load_record, rope_at};
 
 /// The rows of keys, each of which is a value in its first columns.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +132,22 @@ impl Lists {
         }
         (start, end)
     }
+
+    /// Of token `t`'s entries the `nth` of `splits` parts, in tiles of `keys`: its first entry, its end, and how many
+    /// tiles these are. Splits get whole tiles, the first ones a tile more.
+    pub fn split(
+        &self,
+        t: usize,
+        nth: usize,
+        splits: usize,
+        #[comptime] keys: usize,
+    ) -> (usize, usize, usize) {
+        let (start, end) = self.of(t);
+        let (each, more) = divided((end - start).div_ceil(keys), splits);
+        let first = start + (nth * each + min(nth, more)) * keys;
+        let tiles = each + select(nth < more, 1usize, 0usize);
+        (first, min(first + tiles * keys, end), tiles)
+    }
 }
 
 /// The tiles of keys that a program attends to, one after the other: those of token `t`, from its entry `first` on.
@@ -153,24 +169,22 @@ pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
 
 #[cube]
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
-    /// The tiles of `shape` from entry `first` on.
+    /// The tiles of entries `first .. end` of token `t`, in the places of `ring`.
     pub fn new(
         cache: &'a KeyCache<E, N, B>,
         lists: &'a Lists,
         t: usize,
         first: usize,
         end: usize,
-        #[comptime] shape: TileShape,
-        #[comptime] stages: usize,
+        ring: Ring<S>,
         #[comptime] d_qk: usize,
     ) -> Pipeline<KeyTiles<'a, E, N, B, S>> {
         let mut list = 0usize.runtime();
         if comptime![lists.key_set == KeySet::Listed] {
             list = t * lists.indices.stride(0);
         }
-        let ring = Ring::<S>::new(shape, stages);
+        let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
         let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, d_qk };
-        let schedule = comptime![Schedule::new(shape.machine, stages)];
         Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
@@ -190,38 +204,58 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
     /// running would wait for them, since its steps are issued in turn with the lookups.
     fn prefetch(&self, n: usize) {
         let (keys, machine) = comptime![(self.ring.shape.rows, self.ring.shape.machine)];
-        if comptime![machine.is_wgmma() && self.lists.key_set == KeySet::Listed] {
+        if comptime![machine.can().prefetches && self.lists.key_set == KeySet::Listed] {
             let j = self.first + (n + 1) * keys + unit_id(machine) % keys;
             prefetch_line(&self.lists.indices.data, self.list + select(j < self.end, j, 0usize));
         }
     }
 
-    /// Which of this unit's columns of the scores of the `n`-th tile are keys: all bits, or none
-    /// ([`Fragment::keep_columns`]).
-    pub fn mask<W: Size>(&self, n: usize, #[comptime] share: Share) -> Array<Vector<u32, W>> {
+    /// Which columns of the scores of the `n`-th tile are keys.
+    pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Mask<W> {
         let first = self.first + n * comptime![self.ring.shape.rows];
-        let mut mask = Array::<Vector<u32, W>>::new(comptime![share.run()]);
-        #[unroll(share.unrolled())]
-        for cell in 0..comptime![share.run()] {
+        let mut bits = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
+        #[unroll(layout.unrolled())]
+        for cell in 0..comptime![layout.run()] {
             let mut value = Vector::<u32, W>::new(0u32);
             #[unroll]
             for i in 0..W::value() {
-                let row = self.row_of_key(first + col_of(cell, share) + i);
+                let row = self.row_of_key(first + col_of(cell, layout) + i);
                 value.insert(i, select(row >= 0, u32::MAX, 0u32));
             }
-            mask[cell] = value;
+            bits[cell] = value;
         }
-        mask
+        Mask::of_columns(bits)
     }
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows<S> for KeyTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
         let row = self.row_of_key(i);
         let exists = row >= 0;
         // The offset of a missing row is never used, but it must not be computed from -1 either.
         (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
+    }
+
+    fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool) {
+        let (cache, d_qk) = (self.cache, comptime![self.d_qk]);
+        match comptime![cache.format] {
+            RowFormat::Elements => {
+                load_elements(tile, r, col, &cache.elements, at, d_qk, exists);
+            }
+            RowFormat::Record { kv_lora_rank } => {
+                load_record::<E, B, S>(
+                    tile,
+                    r,
+                    col,
+                    &cache.records,
+                    at,
+                    kv_lora_rank,
+                    d_qk,
+                    exists,
+                );
+            }
+        }
     }
 }
 
@@ -229,32 +263,11 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
         let mut tile = self.ring.tile(n);
-        let d_qk = comptime![self.d_qk];
         let first = self.first + n * comptime![self.ring.shape.rows];
         if comptime![part.index == 0] {
             self.prefetch(n);
         }
-        match comptime![self.cache.format] {
-            RowFormat::Elements => load_part::<E, N, S, KeyTiles<'_, E, N, B, S>>(
-                &mut tile,
-                &self.cache.elements,
-                self,
-                first,
-                d_qk,
-                part,
-            ),
-            RowFormat::Record { kv_lora_rank } => {
-                load_records::<E, B, S, KeyTiles<'_, E, N, B, S>>(
-                    &mut tile,
-                    &self.cache.records,
-                    self,
-                    first,
-                    kv_lora_rank,
-                    d_qk,
-                    part,
-                )
-            }
-        }
+        load_part::<S, KeyTiles<'_, E, N, B, S>>(&mut tile, self, first, part);
     }
 }
 

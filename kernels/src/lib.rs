@@ -36,7 +36,6 @@ pub mod sparse_attention;
 pub mod tensor;
 pub mod tile;
 pub mod top_k;
-mod top_k_sift;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;

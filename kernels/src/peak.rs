@@ -39,22 +39,18 @@ fn peak_kernel<E: Numeric, N: Size, P: Size, W: Size>(
 ) {
     let mut x_tile = Tile::<E>::new(comptime![TileShape::new(machine, TILE.0, k)]);
     let mut w_tile = Tile::<E>::new(comptime![TileShape::new(machine, TILE.1, k)]);
-    let share = comptime![Share::new(machine, TILE.0, TILE.1)];
-    let (x_rows, w_rows) = (
-        Strided { start: 0usize, stride: k, count: TILE.0 },
-        Strided { start: 0usize, stride: k, count: TILE.1 },
-    );
-    load_rows::<E, N, E, Strided>(&mut x_tile, x, &x_rows, 0usize, k);
-    load_rows::<E, N, E, Strided>(&mut w_tile, w, &w_rows, 0usize, k);
+    let layout = comptime![Layout::new(machine, TILE.0, TILE.1)];
+    Strided::<'_, E, N>::new(x, 0usize, k, TILE.0, k).load(&mut x_tile);
+    Strided::<'_, E, N>::new(w, 0usize, k, TILE.1, k).load(&mut w_tile);
     finish_loads(machine);
-    let mut sums = Fragment::<W>::zeroed(share);
+    let mut sums = Fragment::<W>::zeroed(layout);
     for _ in 0..rounds {
         multiply_nt(&mut sums, &x_tile, &w_tile);
     }
     #[unroll]
-    for slot in 0..comptime![share.slots()] {
-        let at = row_of(slot, share) * comptime![TILE.1];
-        store_row::<f32, P, W>(&sums, slot, 1.0f32, out, at, comptime![TILE.1]);
+    for own in 0..comptime![layout.own_rows()] {
+        let at = row_of(own, layout) * comptime![TILE.1];
+        store_row(&sums, own, 1.0f32, out, at, comptime![TILE.1]);
     }
 }
 

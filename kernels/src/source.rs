@@ -83,7 +83,7 @@ mod tests {
             assert!(indexer.contains(&part), "{indexer:?}");
         }
         let top_k = names(Some("top_k.rs"));
-        for part in ["top_k/columns.rs", "top_k/radix.rs", "top_k_sift.rs"] {
+        for part in ["top_k/columns.rs", "top_k/radix.rs", "top_k/policy.rs", "top_k/sift.rs"] {
             assert!(top_k.contains(&part), "{top_k:?}");
             assert!(!indexer.contains(&part), "{indexer:?}");
         }

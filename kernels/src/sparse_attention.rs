@@ -24,6 +24,7 @@
 //! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
 use crate::Result;
+pub use crate::attention::machine;
 use crate::attention::{AttentionArgs, AttentionOut, OUTPUTS, sink_factor};
 use crate::contract::Contract;
 use crate::device::Device;
@@ -33,22 +34,6 @@ use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-
-/// What of the kernel is fixed while it is compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tiling {
-    /// Heads of a token that share the gathered rows.
-    heads: usize,
-    /// Keys in a tile.
-    keys: usize,
-    /// Tiles of keys in memory: the next is loaded while one is worked on.
-    stages: usize,
-    d_qk: usize,
-    d_v: usize,
-    /// Columns of the output tile: d_v in whole cells for every unit.
-    out_cols: usize,
-    has_sink: bool,
-}
 
 /// One program attends with `tiling.heads` heads of one token over one split of its keys.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -73,35 +58,19 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     }
     let (t, head_tile, split) = unravel(program, head_tiles, splits);
     let h0 = head_tile * tiling.heads;
-    // Splits get whole tiles, the first ones a tile more.
-    let (start, end) = lists.of(t);
-    let all_tiles = (end - start).div_ceil(tiling.keys);
-    let (each, more) = divided(all_tiles, splits);
-    let first_tile = split * each + min(split, more);
-    let tiles = each + select(split < more, 1usize, 0usize);
-    let j0 = start + first_tile * tiling.keys;
-    let end = min(j0 + tiles * tiling.keys, end);
+    let (first, end, tiles) = lists.split(t, split, splits, tiling.keys);
 
-    let score_share = comptime![Share::new(machine, tiling.heads, tiling.keys)];
-    let out_share = comptime![Share::new(machine, tiling.heads, tiling.out_cols)];
+    let score_layout = comptime![Layout::new(machine, tiling.heads, tiling.keys)];
+    let out_layout = comptime![Layout::new(machine, tiling.heads, tiling.out_cols)];
     let kv_shape = comptime![TileShape::new(machine, tiling.keys, tiling.kv_cols())];
-    let kv_tiles = KeyTiles::<'_, E, N, B, S>::new(
-        rows,
-        lists,
-        t,
-        j0,
-        end,
-        kv_shape,
-        tiling.stages,
-        tiling.d_qk,
-    );
+    let kv_ring = Ring::<S>::new(kv_shape, tiling.stages);
+    let kv_tiles = KeyTiles::new(rows, lists, t, first, end, kv_ring, tiling.d_qk);
     let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
-    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_share)]);
-    let q_rows = q.rows(1, h0, t * q.stride(0));
-    load_rows::<_, _, _, Strided>(&mut q_tile, &q.data, &q_rows, 0usize, tiling.d_qk);
-    let mut softmax = OnlineSoftmax::new(softmax_scale, score_share);
-    let mut acc = Fragment::<W>::zeroed(out_share);
-    let mut scores = Fragment::<W>::zeroed(score_share);
+    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
+    q.rows(1, h0, t * q.stride(0), tiling.d_qk).load(&mut q_tile);
+    let mut softmax = OnlineSoftmax::new(softmax_scale, score_layout);
+    let mut acc = Fragment::<W>::zeroed(out_layout);
+    let mut scores = Fragment::<W>::zeroed(score_layout);
     let mut passes = Passes::new(machine);
     let mut pass = 0u32.runtime();
     while pass < PASSES {
@@ -113,9 +82,9 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
             let mut kv_tile = kv_tiles.source.ring.tile(n);
             scores.clear();
             kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
-            let mask = kv_tiles.source.mask(n, score_share);
+            let mask = kv_tiles.source.mask(n, score_layout);
             finish_product(&mut scores, 0usize);
-            scores.keep_columns(&mask);
+            scores.mask(&mask);
             softmax.step(&mut scores, &mut acc);
             if pass > 0 {
                 replace_values(&mut kv_tile, pass);
@@ -124,33 +93,49 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
         }
         softmax.finish();
 
-        #[unroll(out_share.unrolled())]
-        for slot in 0..comptime![out_share.slots()] {
-            let head = asked_anew(h0, machine) + row_of(slot, out_share);
+        #[unroll(out_layout.unrolled())]
+        for own in 0..comptime![out_layout.own_rows()] {
+            let head = asked_anew(h0, machine) + row_of(own, out_layout);
             if head < heads {
                 let row = (split * tokens + t) * heads + head;
-                let mut scale = softmax.normaliser(slot);
+                let mut scale = softmax.normaliser(own);
                 if comptime![tiling.has_sink] {
-                    scale *= sink_factor(softmax.lse(slot), sink[head], machine);
+                    scale *= sink_factor(softmax.lse(own), sink[head], machine);
                 }
-                let (known, d_v) = (softmax.is_known(slot), comptime![tiling.d_v]);
-                passes.store_row(pass, &acc, slot, scale, known, &mut out.data, row * d_v, d_v);
+                let (known, d_v) = (softmax.is_known(own), comptime![tiling.d_v]);
+                passes.store_row(pass, &acc, own, scale, known, &mut out.data, row * d_v, d_v);
             }
         }
         pass = passes.after(pass);
     }
 
-    #[unroll(out_share.unrolled())]
-    for slot in 0..comptime![out_share.slots()] {
-        let head = h0 + row_of(slot, out_share);
-        if head < heads && lane_of(out_share) == 0 {
+    #[unroll(out_layout.unrolled())]
+    for own in 0..comptime![out_layout.own_rows()] {
+        let head = h0 + row_of(own, out_layout);
+        if head < heads && lane_of(out_layout) == 0 {
             let row = (split * tokens + t) * heads + head;
-            let max_logit = softmax.max_logit(slot);
+            let max_logit = softmax.max_logit(own);
             // Parts are merged by what they add to their largest score.
-            lse[row] = softmax.lse_beyond(slot, select(splits == 1, max_logit, 0.0f32));
+            lse[row] = softmax.lse_beyond(own, select(splits == 1, max_logit, 0.0f32));
             max_logits[row] = max_logit;
         }
     }
+}
+
+/// What of the kernel is fixed while it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tiling {
+    /// Heads of a token that share the gathered rows.
+    heads: usize,
+    /// Keys in a tile.
+    keys: usize,
+    /// Tiles of keys in memory: the next is loaded while one is worked on.
+    stages: usize,
+    d_qk: usize,
+    d_v: usize,
+    /// Columns of the output tile: d_v in whole cells for every unit.
+    out_cols: usize,
+    has_sink: bool,
 }
 
 impl Tiling {
@@ -159,29 +144,38 @@ impl Tiling {
         self.d_qk.max(self.out_cols)
     }
 
-    /// Whether a matrix machine's team has memory and registers for the tiles.
-    fn fits(&self, machine: Machine, device: &Device) -> bool {
-        let cols = self.d_qk.next_multiple_of(64) * self.heads
-            + self.kv_cols().next_multiple_of(64) * self.keys * self.stages;
-        // Two bytes an element; the probabilities, and what the softmax exchanges.
-        let bytes = 2 * (cols + self.heads * self.keys) + 8 * self.heads + 1024;
-        bytes <= device.shared_memory() && self.out_cols <= 256 * machine.warpgroups()
+    /// Bytes of team memory that the kernel takes, its tiles' elements of `size` bytes.
+    fn bytes(&self, machine: Machine, size: usize) -> usize {
+        let scores = Layout::new(machine, self.heads, self.keys);
+        bytes_of(&[
+            TileShape::new(machine, self.keys, self.kv_cols()).piece(self.stages, size),
+            TileShape::new(machine, self.heads, self.d_qk).piece(1, size),
+            TileShape::via(scores).piece(1, size),
+            OnlineSoftmax::piece(scores),
+            Passes::PIECE,
+        ])
+    }
+
+    /// Whether a team of `machine` has memory and registers for the tiles of elements of type `elem`.
+    fn fits(&self, machine: Machine, device: &Device, elem: ElemType) -> bool {
+        self.bytes(machine, machine.kept(elem).size()) <= device.shared_memory()
+            && Layout::new(machine, self.heads, self.out_cols).has_room()
     }
 
     /// The tiles that suit `machine`.
     fn new(machine: Machine, heads: usize, d_qk: usize, args: &AttentionArgs) -> Self {
         let (d_v, has_sink) = (args.d_v, args.attn_sink.is_some());
-        if machine.is_wgmma() {
-            // Each warpgroup holds the output of 64 heads in its part of the columns, up to 256.
-            let out_cols = d_v.next_multiple_of(64 * machine.warpgroups());
-            let (heads, keys, stages) = (WARPGROUP_ROWS, 64, 2);
+        if let Some(group) = machine.can().group {
+            // Each group holds the output of all heads in its part of the columns.
+            let out_cols = d_v.next_multiple_of(machine.can().tile_cols * machine.groups());
+            let (heads, keys, stages) = (group.rows, 64, 2);
             return Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink };
         }
         // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
         // rows its units stand along them, and the keys they need do not fit shared memory.
         let (least, most) = if machine.team == 1 { (4, 32) } else { (16, 16) };
         let heads = heads.next_power_of_two().clamp(least, most);
-        let cells = LANES * Share::new(machine, heads, LANES).lanes();
+        let cells = LANES * Layout::new(machine, heads, LANES).lanes();
         let (keys, stages) = (cells.max(32), 1);
         let out_cols = d_v.next_multiple_of(cells);
         Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink }
@@ -286,14 +280,14 @@ pub fn mla(q: &Tensor, kv: &Kv, keys: &Keys, args: &AttentionArgs) -> Result<Att
     let limit = if rows.count == 0 { 0 } else { lists.limit };
     let mut machine = machine(device, q.dtype());
     let tiling = |machine| Tiling::new(machine, heads, d_qk, args);
-    if machine.is_wgmma() && !tiling(machine).fits(machine, device) {
+    if !tiling(machine).fits(machine, device, q.dtype().elem()) {
         machine = device.machine(64);
     }
     let mut tiling = tiling(machine);
     let programs = s * heads.div_ceil(tiling.heads);
     let splits = args.splits.unwrap_or_else(|| {
         // As many programs as run at once, but no split of so few tiles that merging them costs more.
-        let least = if machine.is_wgmma() { 2 } else { 8 };
+        let least = if machine.can().fills_core { 2 } else { 8 };
         let most = limit.div_ceil(least * tiling.keys).max(1);
         device.splits_of(machine, programs).clamp(1, most)
     });
@@ -343,7 +337,19 @@ pub fn mla(q: &Tensor, kv: &Kv, keys: &Keys, args: &AttentionArgs) -> Result<Att
     Ok(whole)
 }
 
-/// How attention of `dtype` runs on `device`, sizes permitting.
-pub fn machine(device: &Device, dtype: DType) -> Machine {
-    crate::dense_attention::machine(device, dtype)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ptxas reports of the kernel; the header's budget is this in whole KB, and is held to what it takes.
+    #[test]
+    fn the_tiles_of_production_take_the_memory_that_ptxas_reports() {
+        let machine = Machine::of_warpgroups(2);
+        let (heads, keys, stages) = (64, 64, 2);
+        let tiling =
+            Tiling { heads, keys, stages, d_qk: 576, d_v: 512, out_cols: 512, has_sink: false };
+        assert_eq!(tiling.bytes(machine, 2), 229_892);
+        let header = include_str!("sparse_attention.rs");
+        assert!(header.contains(&format!(", {} KB of shared memory", 229_892usize.div_ceil(1024))));
+    }
 }

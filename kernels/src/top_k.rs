@@ -11,7 +11,7 @@
 //!
 //! Method, in two kernels:
 //!
-//! 1. *Sift* (`top_k_sift.rs`), for rows of more than 16384 columns: from a sample of the row it guesses
+//! 1. *Sift* (`top_k/sift.rs`), for rows of more than 16384 columns: from a sample of the row it guesses
 //!    a rank that about 1.5 k columns reach, and lists these.
 //! 2. *Choose* (`choose_kernel`). Radix select, 8 bits at a time, finds the place of the last column taken
 //!    among the listed ones. The columns up to it are marked in a set of bits, which is written in order.
@@ -20,97 +20,33 @@
 //! k-th best is one of more equals than a list has room for), or where nothing was sifted, the second
 //! kernel reads the row itself, as often as it must: the result is exact for every input.
 //!
+//! **`budget` and `rank` in `top_k/policy.rs` are the functions to change to try another policy.**
+//!
 //! Cost: one read of the row, `4 · L` bytes, and up to eight of its sample and of its lists, from cache;
 //! without lists one read for each 8 bits that tell the last column taken from the next (1 to 8), and one
-//! more for every 2^17 columns' marks. On an H200 with k = 2048, 1024 rows of 131072 take 335 µs, 64 take
-//! 43 and one takes 29; 2048 rows of 32768 take 338 and one takes 25.
+//! more for every 2^17 columns' marks.
 //!
 //! Budget (sm_90a): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
 //! Budget (gfx950): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
 
-pub(crate) mod columns;
-pub(crate) mod radix;
+mod columns;
+mod policy;
+mod radix;
+mod sift;
+
+pub use policy::Policy;
 
 use crate::contract::Contract;
 use crate::device::Device;
 use crate::seen::KeyRange;
 use crate::tensor::Tensor;
 use crate::tile::*;
-use crate::top_k_sift::{pieces, sift};
 use crate::{KernelError, Result};
 use columns::*;
 use cubecl::prelude::*;
+use policy::budget;
 use radix::*;
-
-/// Which keys are taken. **[`budget`] and [`rank`] are the functions to change to try another policy.**
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Policy {
-    /// The k best: as published.
-    #[default]
-    Fixed,
-    /// The best `per_mille` of a thousand keys (rounded up), at least `min` and at most k.
-    Fraction {
-        /// Keys taken of a thousand.
-        per_mille: u32,
-        /// Least number of keys taken.
-        min: u32,
-    },
-    /// The first `sinks` and the last `window` keys of the range always, the rest by score; if these
-    /// alone are more than k, the sinks first and then the most recent.
-    Window {
-        /// Most recent keys always kept.
-        window: u32,
-        /// First keys always kept.
-        sinks: u32,
-    },
-}
-
-/// How many keys are taken of a range of `len`.
-#[cube]
-pub(crate) fn budget(len: u32, topk: u32, #[comptime] policy: Policy) -> u32 {
-    match comptime![policy] {
-        Policy::Fixed => topk,
-        Policy::Fraction { per_mille, min: least } => {
-            // In two parts, so that the product stays below 2^32.
-            let share = len / 1000 * per_mille + (len % 1000 * per_mille).div_ceil(1000u32);
-            min(max(share, least), topk)
-        }
-        Policy::Window { .. } => topk,
-    }
-}
-
-/// The rank key of the logit at `position` of `start .. end`: larger is taken first, 0 is never taken.
-#[cube]
-fn rank(logit: f32, position: u32, start: u32, end: u32, #[comptime] policy: Policy) -> u32 {
-    let key = ordered_key(logit);
-    match comptime![policy] {
-        Policy::Window { window, sinks } => {
-            // The key of +inf is 0xff80_0000: the keys above it are free for what is always kept.
-            let age = end - 1 - position;
-            let mut kept = key;
-            if key != 0 {
-                if position - start < sinks {
-                    kept = 0xffff_ffffu32;
-                } else if age < window {
-                    kept = 0xffff_fffeu32 - age;
-                }
-            }
-            kept
-        }
-        _ => key,
-    }
-}
-
-/// An unsigned integer that orders as the logits do: NaN and -inf give 0, -0 and +0 the same key.
-#[cube]
-fn ordered_key(logit: f32) -> u32 {
-    // Adding +0 makes a -0 positive and changes no other number.
-    let bits = u32::reinterpret(logit + 0.0f32);
-    let negative = (bits >> 31) == 1u32;
-    let key = select(negative, !bits, bits | 0x8000_0000u32);
-    // From the lowest finite number, 0x0080_0000, to +inf, 0xff80_0000. -inf and the NaNs are outside.
-    select(key - 0x0080_0000u32 <= 0xff00_0000u32, key, 0u32)
-}
+use sift::{pieces, sift};
 
 /// Writes the best columns of each row. One program a row, which reads the lists of its `pieces` if they
 /// hold these, and the row itself otherwise.
@@ -161,10 +97,8 @@ fn choose_kernel<N: Size>(
     }
 }
 
-/// How these kernels run on `device`: in teams of 512. Teams of 1024 help only where rows are many. On an
-/// H200 with k = 2048, both with 16 columns of a unit in flight: 1024 x 131072 takes 481 µs (433 with 1024),
-/// 64 x 131072 55 (57), 1 x 131072 29 (30), 2048 x 32768 553 (537) and 1 x 32768 26 (30). Eight in flight
-/// gain more than that on many rows and lose nothing on few.
+/// How these kernels run on `device`: in teams of 512. Teams of 1024 gain where rows are many and lose where they
+/// are few; fewer columns in flight gain more on many rows and lose nothing on few.
 pub fn machine(device: &Device) -> Machine {
     device.machine(512)
 }

@@ -8,7 +8,7 @@
 //! [`sparse_attention`](crate::sparse_attention).
 use crate::error::{Result, check_shape, check_value};
 use crate::math::{attend, key_range, score};
-use crate::sparse_attention::{Attention, check_scale, row};
+use crate::sparse_attention::{AttentionOut, check_scale, row};
 use ndarray::{ArrayView2, ArrayView3, Axis, Slice};
 
 /// `softmax(τ · q·kᵀ) · v` head by head over the keys `[ks, ke)`.
@@ -25,7 +25,7 @@ pub fn dense_mha(
     ks: &[i32],
     ke: &[i32],
     softmax_scale: f32,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let (s, h, d_qk) = q.dim();
     let (s_kv, _, d_v) = v.dim();
     check_shape("k", k.shape(), &[s_kv, h, d_qk])?;
@@ -34,7 +34,7 @@ pub fn dense_mha(
     check_shape("ke", &[ke.len()], &[s])?;
     check_scale(softmax_scale)?;
     let tau = f64::from(softmax_scale);
-    let mut a = Attention::empty(s, h, d_v);
+    let mut a = AttentionOut::empty(s, h, d_v);
     for t in 0..s {
         let keys = key_range(ks[t], ke[t], s_kv);
         for head in 0..h {
@@ -63,7 +63,7 @@ pub fn dense_mla(
     ke: &[i32],
     softmax_scale: f32,
     d_v: usize,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let (s, h, d_qk) = q.dim();
     let s_kv = kv.nrows();
     check_shape("kv", kv.shape(), &[s_kv, d_qk])?;
@@ -73,7 +73,7 @@ pub fn dense_mla(
     check_scale(softmax_scale)?;
     let v = kv.slice_axis(Axis(1), Slice::from(..d_v)); // [s_kv, d_v]
     let tau = f64::from(softmax_scale);
-    let mut a = Attention::empty(s, h, d_v);
+    let mut a = AttentionOut::empty(s, h, d_v);
     for t in 0..s {
         let keys = key_range(ks[t], ke[t], s_kv);
         for head in 0..h {
@@ -101,7 +101,7 @@ pub fn dense_masked(
     mask: ArrayView2<f32>,
     softmax_scale: f32,
     d_v: usize,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let (s, h, d_qk) = q.dim();
     let s_kv = kv.nrows();
     check_shape("kv", kv.shape(), &[s_kv, d_qk])?;
@@ -110,7 +110,7 @@ pub fn dense_masked(
     check_scale(softmax_scale)?;
     let tau = f64::from(softmax_scale);
     let v = kv.slice_axis(Axis(1), Slice::from(..d_v)); // [s_kv, d_v]
-    let mut a = Attention::empty(s, h, d_v);
+    let mut a = AttentionOut::empty(s, h, d_v);
     for t in 0..s {
         let score = |n: usize, head| match mask[(t, n)] {
             f32::NEG_INFINITY => f64::NEG_INFINITY,

@@ -19,7 +19,7 @@ use std::collections::HashSet;
 
 /// What an attention returns.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Attention {
+pub struct AttentionOut {
     /// `[s, h, d_v]`; 0 in a row without a key.
     pub out: Array3<f32>,
     /// ln Σ exp(score) `[s, h]`; +inf in a row without a key. A sink does not change it.
@@ -28,7 +28,7 @@ pub struct Attention {
     pub max_logits: Array2<f32>,
 }
 
-impl Attention {
+impl AttentionOut {
     /// All rows without a key.
     pub(crate) fn empty(s: usize, h: usize, d_v: usize) -> Self {
         Self {
@@ -59,7 +59,7 @@ pub fn sparse_mla(
     d_v: usize,
     topk_length: Option<&[i32]>,
     attn_sink: Option<&[f32]>,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     let (s, h, d_qk) = q.dim();
     let (s_kv, topk) = (kv.nrows(), indices.ncols());
     check_shape("kv", kv.shape(), &[s_kv, d_qk])?;
@@ -74,7 +74,7 @@ pub fn sparse_mla(
     }
     let tau = f64::from(softmax_scale);
     let v = kv.slice_axis(Axis(1), Slice::from(..d_v)); // [s_kv, d_v]
-    let mut a = Attention::empty(s, h, d_v);
+    let mut a = AttentionOut::empty(s, h, d_v);
     for t in 0..s {
         let length = topk_length.map_or(topk, |l| usize::try_from(l[t]).unwrap_or(0));
         let listed = indices.row(t); // [topk]
@@ -114,7 +114,7 @@ pub fn sparse_mla_paged(
     d_v: usize,
     topk_length: Option<&[i32]>,
     attn_sink: Option<&[f32]>,
-) -> Result<Attention> {
+) -> Result<AttentionOut> {
     check_shape("records", records.shape(), &[records.nrows(), record.bytes()])?;
     let kv = record.dequantise_kv(records); // [n_slots, kv_lora_rank + rope_dim]
     sparse_mla(q, kv.view(), indices, softmax_scale, d_v, topk_length, attn_sink)
@@ -127,13 +127,13 @@ pub fn sparse_mla_paged(
 /// no key and is left out; without any split, or with none that had a key, the row has no key. A
 /// sink must be applied to the merged result, not to the splits. Splits of unequal shapes have no
 /// merge: everything is NaN.
-pub fn merge_splits(partials: &[Attention]) -> Attention {
+pub fn merge_splits(partials: &[AttentionOut]) -> AttentionOut {
     let Some(first) = partials.first() else {
-        return Attention::empty(0, 0, 0);
+        return AttentionOut::empty(0, 0, 0);
     };
     let (s, h, d_v) = first.out.dim();
-    let mut merged = Attention::empty(s, h, d_v);
-    let fits = |p: &Attention| {
+    let mut merged = AttentionOut::empty(s, h, d_v);
+    let fits = |p: &AttentionOut| {
         p.out.dim() == (s, h, d_v) && p.lse.dim() == (s, h) && p.max_logits.dim() == (s, h)
     };
     if !partials.iter().all(fits) {
@@ -144,7 +144,7 @@ pub fn merge_splits(partials: &[Attention]) -> Attention {
     }
     for t in 0..s {
         for head in 0..h {
-            let seen: Vec<&Attention> =
+            let seen: Vec<&AttentionOut> =
                 partials.iter().filter(|p| !p.lse[(t, head)].is_infinite()).collect(); // [splits]
             let lses: Vec<f64> = seen.iter().map(|p| f64::from(p.lse[(t, head)])).collect();
             let outs: Vec<_> = seen.iter().map(|p| p.out.view()).collect(); // [splits][s, h, d_v]

@@ -56,13 +56,14 @@ const GEMM: &str = "kernels/src/gemm.rs";
 const HADAMARD: &str = "kernels/src/hadamard.rs";
 const INDEXER: &str = "kernels/src/indexer.rs";
 const INDEXER_KEYS: &str = "kernels/src/indexer/keys.rs";
-const INDEXER_LOGITS: &str = "kernels/src/indexer/logits.rs";
 const KEYS: &str = "kernels/src/keys.rs";
 const LAYER_INDEXER: &str = "model/src/layers/indexer.rs";
 const LOAD: &str = "kernels/src/tile/load.rs";
+const MASK: &str = "kernels/src/tile/mask.rs";
 const MERGE: &str = "kernels/src/merge_splits.rs";
 const NORM: &str = "kernels/src/norm.rs";
 const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
+const POLICY: &str = "kernels/src/top_k/policy.rs";
 const QUANT: &str = "kernels/src/quant.rs";
 const RECORD: &str = "kernels/src/keys/record.rs";
 const ROPE: &str = "kernels/src/rope.rs";
@@ -109,7 +110,7 @@ pub const BUGS: &[Bug] = &[
     bug("the last column of a row is dropped", "gemm", LOAD,
         "left_of(cols, col)", "left_of(cols, col + 1)"),
     bug("every step of a product takes the first columns", "gemm", GEMM,
-        "min(n * comptime![self.x_ring.shape.cols], self.k)", "min(0usize.runtime(), self.k)"),
+        "min(n * comptime![self.x_ring.shape.cols], self.x_rows.cols)", "min(0usize.runtime(), self.x_rows.cols)"),
     bug("the factor is folded twice", "fold_scales", FOLD,
         "select(shrinks, larger, smaller) * factor", "select(shrinks, larger, smaller) * factor * factor"),
     // The indexer.
@@ -119,8 +120,8 @@ pub const BUGS: &[Bug] = &[
         "(Vector::new(0.0f32) - dot).exp()", "dot.exp()"),
     bug("another head's weight", "indexer_logits", INDEXER,
         "queries.row(t) * weights.stride(0) + h", "queries.row(t) * weights.stride(0) + (queries.heads - 1 - h)"),
-    bug("a range ends one key early", "indexer_logits", INDEXER_LOGITS,
-        "key < self.end[i]", "key + 1 < self.end[i]"),
+    bug("a range ends one key early", "indexer_logits", MASK,
+        "col < self.end[i]", "col + 1 < self.end[i]"),
     bug("the key's scale is left out", "indexer_logits", INDEXER,
         "sum * own.scale[i]", "sum"),
     bug("every drafted token sees the whole context", "indexer_logits_paged", INDEXER_KEYS,
@@ -129,13 +130,13 @@ pub const BUGS: &[Bug] = &[
     bug("the wrong page of the block table", "indexer_logits_paged", INDEXER_KEYS,
         "select(exists, entry, 0i32) as usize", "0usize.runtime()"),
     // The selection.
-    bug("the window is one key too long", "top_k", TOP_K,
+    bug("the window is one key too long", "top_k", POLICY,
         "age < window", "age <= window"),
-    bug("one sink too many", "top_k", TOP_K,
+    bug("one sink too many", "top_k", POLICY,
         "position - start < sinks", "position - start <= sinks"),
-    bug("a fraction is rounded down", "top_k", TOP_K,
+    bug("a fraction is rounded down", "top_k", POLICY,
         "(len % 1000 * per_mille).div_ceil(1000u32)", "(len % 1000 * per_mille) / 1000u32"),
-    bug("-0 is below +0", "top_k", TOP_K,
+    bug("-0 is below +0", "top_k", POLICY,
         "u32::reinterpret(logit + 0.0f32)", "u32::reinterpret(logit)"),
     bug("of equal logits the highest column first", "top_k", COLUMNS,
         "u64::cast_from(!column)", "u64::cast_from(column)"),
@@ -145,23 +146,23 @@ pub const BUGS: &[Bug] = &[
     bug("the next block's scale at a block's last columns", "sparse_mla_paged", RECORD,
         "codes_to_f32(codes, machine) * Vector::new(scale)",
         "codes_to_f32(codes, machine) \
-         * Vector::new(read_f32::<B>(records, at + kv_lora_rank + (col + LANES) / BLOCK * 4))"),
+         * Vector::new(read_f32(records, at + kv_lora_rank + (col + LANES) / BLOCK * 4))"),
     bug("no scale where a record is read by bytes", "sparse_mla_paged", RECORD,
         "f32::cast_from(code) * scale", "f32::cast_from(code)"),
     bug("topk_length is ignored", "sparse_mla", KEYS,
         "max(clamp(self.ends[t], 0i32, limit) as usize, start)", "self.limit"),
     bug("what is no key counts with the score 0", "sparse_mla", KEYS,
         "select(row >= 0, u32::MAX, 0u32)", "0xffff_ffffu32.runtime()"),
-    bug("keys beyond the last whole tile are dropped", "sparse_mla", SPARSE,
-        "(end - start).div_ceil(tiling.keys)", "(end - start) / tiling.keys"),
+    bug("keys beyond the last whole tile are dropped", "sparse_mla", KEYS,
+        "(end - start).div_ceil(keys)", "(end - start) / keys"),
     bug("the accumulator is not rescaled", "sparse_mla", SOFTMAX,
-        "acc.scale_row(slot, rescale);", ""),
+        "acc.scale_row(own, rescale);", ""),
     bug("the sum is not rescaled", "dense_mla", SOFTMAX,
-        "self.sum[slot] * rescale + sum_cell(tile_sum)", "self.sum[slot] + sum_cell(tile_sum)"),
+        "self.sum[own] * rescale + sum_cell(tile_sum)", "self.sum[own] + sum_cell(tile_sum)"),
     bug("lse in base two", "dense_mha", SOFTMAX,
-        "self.sum[slot].ln()", "self.sum[slot].ln() * 1.442_695f32"),
+        "self.sum[own].ln()", "self.sum[own].ln() * 1.442_695f32"),
     bug("the sink is left out", "sparse_mla", SPARSE,
-        "scale *= sink_factor(softmax.lse(slot), sink[head], machine);", ""),
+        "scale *= sink_factor(softmax.lse(own), sink[head], machine);", ""),
     bug("the first head's sink for all, where splits are merged", "sparse_mla_paged", MERGE,
         "sink[divided(row, heads).1]", "sink[0]"),
     bug("splits are merged relative to 0", "sparse_mla", MERGE,
@@ -169,14 +170,14 @@ pub const BUGS: &[Bug] = &[
     // Dense attention.
     bug("a range begins at the first key", "dense_mla", KEYS,
         "clamp(self.starts[t], 0i32, limit) as usize", "0usize.runtime()"),
-    bug("the causal mask is one key late", "dense_mha", DENSE,
-        "n + (i as i32) < end", "n + (i as i32) <= end"),
+    bug("the causal mask is one key late", "dense_mha", MASK,
+        "col < self.end[i]", "col <= self.end[i]"),
     bug("only the end of a range is masked", "dense_mha", DENSE,
         "n0 < seen.last_start || n0 + (keys as i32) > seen.first_end",
         "n0 + (keys as i32) > seen.first_end"),
     // What only a matrix unit shows.
     on_matrix_unit("rows are stored without the swizzle in which they are multiplied", "gemm", TILES,
-        "layout.offset(row, v * LANES, size) / LANES", "row * comptime![shape.vectors()] + v"),
+        "panels.offset(row, v * LANES, size) / LANES", "row * comptime![shape.vectors()] + v"),
     on_matrix_unit("a stage is read before it has arrived", "gemm", PIPELINE,
         "wait_copies(comptime![schedule.ahead - 1]);", "wait_copies(comptime![schedule.ahead + 1]);"),
     // The layer.

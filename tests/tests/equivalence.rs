@@ -6,7 +6,7 @@ use dsa_kernels::random::Rng;
 use dsa_reference as reference;
 use ndarray::{Array2, Array3, Axis, s};
 
-fn attention_outputs(a: &reference::sparse_attention::Attention) -> Outputs {
+fn attention_outputs(a: &reference::sparse_attention::AttentionOut) -> Outputs {
     Outputs::from([
         ("out", HostTensor::of(&a.out)),
         ("lse", HostTensor::of(&a.lse)),
@@ -114,7 +114,7 @@ fn attention_over_parts_of_a_list_merges_by_its_lse_into_the_whole() {
     let parts = [&list[..33], &list[33..34], &list[34..]].map(|part| {
         let got = run(&sparse(8, 90, &[part.to_vec()]));
         let part = got.into_iter().fold(Case::new(""), |case, (name, t)| case.with(name, t));
-        reference::sparse_attention::Attention {
+        reference::sparse_attention::AttentionOut {
             out: part.array("out").unwrap(),
             lse: part.array("lse").unwrap(),
             max_logits: part.array("max_logits").unwrap(),

@@ -141,6 +141,20 @@ fn kernels_src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src")
 }
 
+/// The source files of `folder` and of the modules below it. What `offline` and `tests.rs` launch is no kernel.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("offline") {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|rs| rs == "rs") && !path.ends_with("tests.rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
 /// The functions under `#[cube(launch...)]` in `text`.
 fn launched_functions(text: &str) -> impl Iterator<Item = &str> {
     text.split("\n#[cube(launch").skip(1).filter_map(|rest| {
@@ -155,11 +169,7 @@ fn the_code_of_every_kernel_function_is_judged() {
         let files = by_file(target);
         let judged: BTreeSet<_> = files.values().flatten().map(|a| a.function()).collect();
         let mut seen = 0;
-        for entry in std::fs::read_dir(kernels_src()).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_none_or(|extension| extension != "rs") {
-                continue;
-            }
+        for path in sources(&kernels_src()) {
             for function in launched_functions(&std::fs::read_to_string(&path).unwrap()) {
                 seen += 1;
                 assert!(

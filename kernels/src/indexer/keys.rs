@@ -11,37 +11,37 @@ use cubecl::prelude::*;
 
 /// The queries of a tile, of one request: row `t · tile_heads + h` is head `h` of its query `t`.
 #[derive(CubeType)]
-pub(super) struct Queries {
+pub(super) struct Queries<'a, E: Numeric, N: Size> {
+    pub q: &'a View<Vector<E, N>>,
     /// The first query in its request, and in all.
     pub first: usize,
     pub t0: usize,
     /// Queries, and heads, that there are.
     pub count: usize,
     pub heads: usize,
-    pub q_row: usize,
-    pub q_head: usize,
     #[cube(comptime)]
     pub tile_heads: usize,
+    #[cube(comptime)]
+    pub dim: usize,
 }
 
 #[cube]
-impl Queries {
-    pub fn new<T: CubePrimitive>(
-        q: &View<T>,
+impl<'a, E: Numeric, N: Size> Queries<'a, E, N> {
+    pub fn new(
+        q: &'a View<Vector<E, N>>,
         request: usize,
         first: usize,
         #[comptime] tiling: Tiling,
     ) -> Self {
         let rows = q.shape(1);
-        Queries {
-            first,
-            t0: request * rows + first,
-            count: min(rows - first, tiling.queries),
-            heads: q.shape(2),
-            q_row: q.stride(1),
-            q_head: q.stride(2),
-            tile_heads: tiling.heads,
-        }
+        let (t0, count) = (request * rows + first, min(rows - first, tiling.queries));
+        let (heads, tile_heads, dim) = (q.shape(2), tiling.heads, tiling.dim);
+        Queries::<'a, E, N> { q, first, t0, count, heads, tile_heads, dim }
+    }
+
+    /// Fills `tile`.
+    pub fn load<S: Numeric>(&self, tile: &mut Tile<S>) {
+        load_part::<S, Queries<'_, E, N>>(tile, self, 0usize, comptime![Part::WHOLE]);
     }
 
     /// The row of query `t` among those of all requests.
@@ -51,11 +51,15 @@ impl Queries {
 }
 
 #[cube]
-impl Rows for Queries {
+impl<'a, E: Numeric, N: Size, S: Numeric> Rows<S> for Queries<'a, E, N> {
     fn row(&self, i: usize) -> (usize, bool) {
         let (t, h) = (i / comptime![self.tile_heads], i % comptime![self.tile_heads]);
         let exists = t < self.count && h < self.heads;
-        ((self.t0 + t) * self.q_row + h * self.q_head, exists)
+        ((self.t0 + t) * self.q.stride(1) + h * self.q.stride(2), exists)
+    }
+
+    fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool) {
+        load_elements(tile, r, col, &self.q.data, at, self.dim, exists);
     }
 }
 
@@ -160,7 +164,7 @@ pub(super) struct Keys<E: Numeric, N: Size, B: Size> {
 /// The tiles of keys that a program scores, one after the other: the keys of one request from `first` on, of which
 /// those below `end` are wanted. A key whose page is out of range is none.
 #[derive(CubeType)]
-pub(super) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
+pub(super) struct IndexTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
     pub all: &'a Keys<E, N, B>,
     /// Where the request's pages are in the block table.
     pub table: usize,
@@ -172,24 +176,22 @@ pub(super) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> IndexTiles<'a, E, N, B, S> {
     pub fn new(
         all: &'a Keys<E, N, B>,
         request: usize,
         first: usize,
         end: usize,
-        #[comptime] tiling: Tiling,
-        #[comptime] machine: Machine,
-    ) -> Pipeline<KeyTiles<'a, E, N, B, S>> {
-        let shape = comptime![TileShape::new(machine, tiling.keys, tiling.tile_dim)];
+        ring: Ring<S>,
+        #[comptime] dim: usize,
+    ) -> Pipeline<IndexTiles<'a, E, N, B, S>> {
         let mut table = 0usize.runtime();
         if comptime![all.paged] {
             table = request * all.block_table.shape(1);
         }
-        let ring = Ring::<S>::new(shape, tiling.stages);
-        let tiles = KeyTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim: tiling.dim };
-        let schedule = comptime![Schedule::new(machine, tiling.stages)];
-        Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
+        let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
+        let tiles = IndexTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim };
+        Pipeline::<IndexTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
     /// The first key of the `n`-th tile.
@@ -226,7 +228,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows<S> for IndexTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
         let (page, position, exists) = self.locate(i);
         let stride = match comptime![self.all.stride] {
@@ -235,21 +237,17 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows for KeyTiles<'a, E, N, B
         };
         (page * self.all.pages.page_stride + position * stride, exists)
     }
+
+    fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool) {
+        load_elements(tile, r, col, &self.all.k, at, self.dim, exists);
+    }
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N, B, S> {
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for IndexTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
-        let (first, dim) = (self.first_of(n), comptime![self.dim]);
         let mut tile = self.ring.tile(n);
-        load_part::<E, N, S, KeyTiles<'_, E, N, B, S>>(
-            &mut tile,
-            &self.all.k,
-            self,
-            first,
-            dim,
-            part,
-        );
+        load_part::<S, IndexTiles<'_, E, N, B, S>>(&mut tile, self, self.first_of(n), part);
     }
 }
 

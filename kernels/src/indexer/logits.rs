@@ -1,24 +1,23 @@
 //! Writing the indexer's logits.
 
-use super::keys::{KeyRanges, KeyTiles, Queries};
+use super::keys::{IndexTiles, KeyRanges, Queries};
 use crate::tile::*;
 use cubecl::prelude::*;
 
 /// Which logits of a tile this lane writes. The lanes that hold the products of a key share them out, one for each
-/// query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys `start .. end`
-/// and whose logits begin at `at`.
+/// query of the tile: of the tile's key `row` and of a query, if it `exists`, that sees the keys of `ranges` and whose
+/// logits begin at `at`.
 #[derive(CubeType)]
 pub(super) struct LaneLogits {
     pub row: Array<usize>,
-    pub start: Array<usize>,
-    pub end: Array<usize>,
+    pub ranges: RowRanges,
     pub at: Array<usize>,
     pub exists: Array<bool>,
     /// Logits of a key: queries of a tile.
     #[cube(comptime)]
     queries: usize,
     #[cube(comptime)]
-    share: Share,
+    layout: Layout,
 }
 
 /// The logits of one tile that a lane writes: of which key, its scale, and whether the query has `seen` it.
@@ -33,32 +32,31 @@ pub(super) struct TileLogits {
 impl LaneLogits {
     /// Those of the `count` queries from the `first`-th of the request, the `t0`-th of all, on, of at most
     /// `queries` in a tile.
-    pub fn new(
+    pub fn new<E: Numeric, N: Size>(
         ranges: &KeyRanges<'_>,
-        on: &Queries,
+        on: &Queries<'_, E, N>,
         logits_row: usize,
         #[comptime] queries: usize,
-        #[comptime] share: Share,
+        #[comptime] layout: Layout,
     ) -> Self {
-        let pairs = comptime![share.slots() * queries];
-        let owned = comptime![pairs.div_ceil(share.lanes())];
+        let pairs = comptime![layout.own_rows() * queries];
+        let owned = comptime![pairs.div_ceil(layout.lanes())];
         let mut own = LaneLogits {
             row: Array::new(owned),
-            start: Array::new(owned),
-            end: Array::new(owned),
+            ranges: RowRanges::new(owned),
             at: Array::new(owned),
             exists: Array::new(owned),
             queries,
-            share,
+            layout,
         };
-        #[unroll(share.unrolled())]
+        #[unroll(layout.unrolled())]
         for i in 0..owned {
-            let pair = i * comptime![share.lanes()] + lane_of(share);
+            let pair = i * comptime![layout.lanes()] + lane_of(layout);
             let t = pair % queries;
             let (start, end) = ranges.of(on.first + t);
-            own.row[i] = row_of(pair / queries, share);
-            own.start[i] = start;
-            own.end[i] = end;
+            own.row[i] = row_of(pair / queries, layout);
+            own.ranges.start[i] = start as i32;
+            own.ranges.end[i] = end as i32;
             own.at[i] = on.row(t) * logits_row;
             own.exists[i] = pair < pairs && t < on.count;
         }
@@ -68,34 +66,34 @@ impl LaneLogits {
     /// What there is to know of this lane's logits of the tile whose first key is `first`.
     pub fn of_tile<E: Numeric, N: Size, B: Size, S: Numeric>(
         &self,
-        keys: &KeyTiles<'_, E, N, B, S>,
+        keys: &IndexTiles<'_, E, N, B, S>,
         first: usize,
         #[comptime] dim: usize,
     ) -> TileLogits {
-        let share = comptime![self.share];
+        let layout = comptime![self.layout];
         let owned = self.row.len();
         let mut own = TileLogits {
             key: Array::new(owned),
             scale: Array::new(owned),
             seen: Array::new(owned),
         };
-        #[unroll(share.unrolled())]
+        #[unroll(layout.unrolled())]
         for i in 0..owned {
             let key = first + self.row[i];
             let (scale, exists) = keys.scale(key, dim);
             own.key[i] = key;
             own.scale[i] = scale;
-            own.seen[i] = exists && key >= self.start[i] && key < self.end[i];
+            own.seen[i] = exists && self.ranges.see(i, key as i32);
         }
         own
     }
 
     /// The `i`-th of this lane's logits, not yet scaled, from every lane's part `sums` of the sum over the heads,
-    /// entry `slot · queries + t`. All lanes call it.
+    /// entry `own · queries + t`. All lanes call it.
     pub fn sum(&self, sums: &Array<f32>, i: usize) -> f32 {
-        let share = comptime![self.share];
-        let pairs = comptime![share.slots() * self.queries];
-        scatter_sums(sums, i * comptime![share.lanes()], pairs, share)
+        let layout = comptime![self.layout];
+        let pairs = comptime![layout.own_rows() * self.queries];
+        scatter_sums(sums, i * comptime![layout.lanes()], pairs, layout)
     }
 }
 

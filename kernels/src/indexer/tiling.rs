@@ -40,15 +40,16 @@ impl Tiling {
         paged: bool,
         score_fn: ScoreFn,
     ) -> Self {
-        if machine.is_wgmma() {
+        if let Some(group) = machine.can().group {
             // A 64 x 128 product: 64 keys against two queries of 64 heads, or as many as fit.
             let (heads, padded) = (heads.next_multiple_of(8), !heads.is_multiple_of(8));
             // A power of two, so that the lanes of a row can share out its logits.
             let queries = (128 / heads).max(1).ilog2().min(rows.next_power_of_two().ilog2());
             let queries = 1 << queries;
-            // The swizzled layout cuts rows into panels of 128 bytes.
-            let tile_dim = dim.next_multiple_of(128 / elem_size);
-            let (keys, stages) = (64, if elem_size == 1 { 4 } else { 2 });
+            // The swizzled layout cuts rows into panels.
+            let panel = machine.can().panel.unwrap_or(LANES * elem_size);
+            let tile_dim = dim.next_multiple_of(panel / elem_size);
+            let (keys, stages) = (group.rows, if elem_size == 1 { 4 } else { 2 });
             return Self {
                 queries,
                 heads,
@@ -63,7 +64,7 @@ impl Tiling {
             };
         }
         let keys = 32;
-        let lanes = Share::new(machine, keys, LANES).lanes();
+        let lanes = Layout::new(machine, keys, LANES).lanes();
         let padded = !heads.is_multiple_of(LANES * lanes);
         let heads = heads.next_multiple_of(LANES * lanes);
         let (queries, stages, tile_dim) = (1, 1, dim);

@@ -6,48 +6,31 @@ use cubecl::prelude::*;
 use cubecl_common::e4m3;
 use half::bf16;
 
-/// [`load_part`] from fp8 records: codes times their block's scale, rounded to `E`, then the rope part.
+/// [`Rows::load_piece`] of an fp8 record: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
-pub(super) fn load_records<E: Numeric, B: Size, S: Numeric, R: Rows>(
+pub(super) fn load_record<E: Numeric, B: Size, S: Numeric>(
     tile: &mut Tile<S>,
+    r: usize,
+    col: usize,
     records: &[Vector<u8, B>],
-    keys: &R,
-    first: usize,
+    at: usize,
     #[comptime] kv_lora_rank: usize,
     #[comptime] d_qk: usize,
-    #[comptime] part: Part,
+    exists: bool,
 ) {
     let machine = comptime![tile.shape.machine];
-    let vectors = comptime![tile.shape.vectors()];
-    let width = B::value();
-    let along = comptime![units_along(machine)];
-    let down = comptime![machine.team / along];
-    let unit = unit_id(machine);
-    let (skipped, steps) = comptime! {
-        let steps = tile.shape.rows.div_ceil(down);
-        (part.first(steps), part.count(steps))
-    };
-    #[unroll(machine.unrolled())]
-    for step in 0..steps {
-        let r = (skipped + step) * down + unit / along;
-        if comptime![tile.shape.rows % down == 0] || r < comptime![tile.shape.rows] {
-            // A row that is none is read as the first there is, and left out below.
-            let (at, exists) = keys.row(first + r);
-            #[unroll(machine.is_wgmma())]
-            for c in 0..comptime![vectors.div_ceil(along)] {
-                let v = c * along + unit % along;
-                if comptime![vectors % along == 0] || v < vectors {
-                    let value = if comptime![width == LANES] {
-                        let col = v * LANES;
-                        read_record_vectors::<B>(records, at, col, kv_lora_rank, d_qk, machine)
-                    } else {
-                        read_record_bytes::<B>(records, at, v * LANES, kv_lora_rank, d_qk)
-                    };
-                    let value = select(exists, value, Vector::new(0.0f32));
-                    tile.put(r, v, Vector::cast_from(rounded_through::<E>(value, machine)));
-                }
-            }
-        }
+    let (width, size) = (B::value(), S::size());
+    #[unroll]
+    for v in 0..comptime![load_width(machine, size) / LANES] {
+        let col = col + v * LANES;
+        // A row that is none is read as the first there is, and left out below.
+        let value = if comptime![width == LANES] {
+            read_record_vectors(records, at, col, kv_lora_rank, d_qk, machine)
+        } else {
+            read_record_bytes(records, at, col, kv_lora_rank, d_qk)
+        };
+        let value = select(exists, value, Vector::new(0.0f32));
+        tile.put(r, col / LANES, Vector::cast_from(rounded_through::<E>(value, machine)));
     }
 }
 
@@ -67,7 +50,7 @@ fn read_record_bytes<B: Size>(
         let col = col + e;
         if col < kv_lora_rank {
             let code = e4m3::reinterpret(records[at + col].extract(0usize));
-            let scale = read_f32::<B>(records, at + kv_lora_rank + col / BLOCK * 4);
+            let scale = read_f32(records, at + kv_lora_rank + col / BLOCK * 4);
             out.insert(e, f32::cast_from(code) * scale);
         } else if col < d_qk {
             let from = at + rope_at + 2 * (col - kv_lora_rank);
@@ -95,7 +78,7 @@ fn read_record_vectors<B: Size>(
     let mut out = Vector::<f32, Lanes>::new(0.0f32);
     if col < kv_lora_rank {
         let codes = Vector::<e4m3, Lanes>::reinterpret(records[(at + col) / LANES]);
-        let scale = read_f32::<B>(records, at + kv_lora_rank + col / BLOCK * 4);
+        let scale = read_f32(records, at + kv_lora_rank + col / BLOCK * 4);
         out = codes_to_f32(codes, machine) * Vector::new(scale);
     } else if col < d_qk {
         let from = (at + rope_at + 2 * (col - kv_lora_rank)) / LANES;

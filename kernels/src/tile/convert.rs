@@ -53,7 +53,7 @@ pub fn codes_to_f32(
     codes: Vector<e4m3, Lanes>,
     #[comptime] machine: Machine,
 ) -> Vector<f32, Lanes> {
-    if comptime![machine.is_wgmma()] {
+    if comptime![machine.can().converts_codes] {
         let mut out = Vector::<f32, Lanes>::new(0.0f32);
         let words = Vector::<u32, Const<2>>::reinterpret(codes);
         #[unroll]

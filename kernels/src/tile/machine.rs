@@ -5,7 +5,19 @@ use cubecl::ir::ElemType;
 use cubecl::ir::types::ArrayType;
 use cubecl::prelude::*;
 
-/// The unit that multiplies tiles.
+/// Columns that move together: tiles are loaded, kept and multiplied in vectors of this many
+/// elements, and tile widths are rounded up to a multiple of it.
+pub const LANES: usize = 8;
+
+/// [`LANES`] as the size of a `Vector`.
+pub type Lanes = Const<8>;
+
+/// `n` rounded up to whole vectors of [`LANES`].
+pub fn padded(n: usize) -> usize {
+    n.next_multiple_of(LANES)
+}
+
+/// The unit that multiplies tiles, and with it the lowering of every verb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatrixUnit {
     /// Vector arithmetic of each unit: the CPU, and any GPU whose matrix unit has no lowering yet.
@@ -18,6 +30,112 @@ pub enum MatrixUnit {
 pub const WARPGROUP: usize = 128;
 /// Rows of one warpgroup MMA.
 pub const WARPGROUP_ROWS: usize = 64;
+
+/// What a lowering can do. Bodies, tilings and verbs ask for one of these, never for the lowering by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Abilities {
+    /// The units that a matrix unit serves together; none where each unit multiplies for itself.
+    pub group: Option<Group>,
+    /// In which order the cells of a fragment are a unit's.
+    pub cells: CellOrder,
+    /// Columns in one cell of a fragment.
+    pub cell_width: usize,
+    /// Columns of an output that a unit holds beside each other and writes together.
+    pub store_width: usize,
+    /// Whether tiles keep the type of the buffers they are loaded from; f32 otherwise.
+    pub keeps_type: bool,
+    /// Columns to whole multiples of which tiles are padded.
+    pub tile_cols: usize,
+    /// Bytes of the panels in which a tile is kept swizzled; none if it is rows of vectors.
+    pub panel: Option<usize>,
+    /// Bytes that one instruction copies to team memory while its unit goes on; none if units load and store.
+    pub async_copy: Option<usize>,
+    /// Whether products go on while the units do, until they wait for them, and read team memory by a path of
+    /// their own, for which ordinary stores must be made visible.
+    pub async_products: bool,
+    /// Whether results can be an operand where they are, if a group holds whole rows.
+    pub operands_in_registers: bool,
+    /// Whether `2^x` and `1 / x` are one instruction, to 1 or 2 units in the last place. The exact reciprocal is a
+    /// call there, and a kernel that calls has its products serialised.
+    pub fast_math: bool,
+    /// Whether two e4m3 codes are converted by one instruction.
+    pub converts_codes: bool,
+    /// Whether a line of the cache can be asked for without waiting for it.
+    pub prefetches: bool,
+    /// Whether one team takes a core for itself.
+    pub fills_core: bool,
+}
+
+/// Units that a matrix unit serves together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// How many there are.
+    pub units: usize,
+    /// Rows that they multiply together.
+    pub rows: usize,
+    /// Columns of results that their registers have room for.
+    pub most_cols: usize,
+    /// Adjacent lanes that hold cells of the same row.
+    pub lanes: usize,
+    /// Rows that each unit holds cells of.
+    pub own_rows: usize,
+}
+
+/// In which order the cells of a fragment are a unit's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CellOrder {
+    /// Row after row, the lanes of a row taking turns.
+    Rows,
+    /// As a warpgroup MMA accumulates: a quad of lanes holds eight columns of two rows, two columns a lane.
+    Quads,
+}
+
+impl MatrixUnit {
+    /// What its lowering can do.
+    pub fn abilities(self) -> Abilities {
+        match self {
+            Self::Plain => Abilities {
+                group: None,
+                cells: CellOrder::Rows,
+                cell_width: LANES,
+                store_width: 1,
+                keeps_type: false,
+                tile_cols: LANES,
+                panel: None,
+                async_copy: None,
+                async_products: false,
+                operands_in_registers: false,
+                fast_math: false,
+                converts_codes: false,
+                prefetches: false,
+                fills_core: false,
+            },
+            Self::Wgmma => Abilities {
+                group: Some(Group {
+                    units: WARPGROUP,
+                    rows: WARPGROUP_ROWS,
+                    most_cols: 256,
+                    lanes: 4,
+                    own_rows: 2,
+                }),
+                cells: CellOrder::Quads,
+                cell_width: 1,
+                store_width: 2,
+                keeps_type: true,
+                // A panel of 2-byte elements; of 1-byte elements, half of the widest index head.
+                tile_cols: 64,
+                panel: Some(128),
+                async_copy: Some(16),
+                async_products: true,
+                operands_in_registers: true,
+                fast_math: true,
+                converts_codes: true,
+                prefetches: true,
+                fills_core: true,
+            },
+        }
+    }
+}
 
 /// How a kernel shares its work among the units of a device. A *team* is the set of units that work
 /// on one tile together and meet at [`sync_team`]; a *program* is one team's piece of the grid.
@@ -37,6 +155,17 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// `teams` teams a cube of units that multiply for themselves, each team of `team` units in planes of `plane`.
+    pub fn plain(team: usize, plane: usize, teams: usize) -> Self {
+        Self { matrix: MatrixUnit::Plain, team, plane, teams }
+    }
+
+    /// A team of `warpgroups` warpgroups.
+    pub fn of_warpgroups(warpgroups: usize) -> Self {
+        let team = warpgroups * WARPGROUP;
+        Self { matrix: MatrixUnit::Wgmma, team, plane: 32, teams: 1 }
+    }
+
     /// Whether loops over a fragment's cells are unrolled: on a GPU the cells are registers, which
     /// can only be indexed by constants; on the CPU they are memory, and unrolling would only make
     /// the compiler slow.
@@ -44,27 +173,24 @@ impl Machine {
         self.team > 1
     }
 
-    /// Whether tiles are copied while the units go on computing, and multiplied by a matrix unit.
-    pub fn is_wgmma(&self) -> bool {
-        self.matrix == MatrixUnit::Wgmma
+    /// What its lowering can do.
+    pub fn can(&self) -> Abilities {
+        self.matrix.abilities()
     }
 
-    /// Warpgroups of a team that has a matrix unit.
-    pub fn warpgroups(&self) -> usize {
-        self.team / WARPGROUP
+    /// Groups of units that a matrix unit serves, in a team; 0 without one.
+    pub fn groups(&self) -> usize {
+        self.can().group.map_or(0, |group| self.team / group.units)
     }
 
     /// The type in which tiles of `elem` are kept: f32 for plain arithmetic, as it is for a matrix unit.
     pub fn kept(&self, elem: ElemType) -> ElemType {
-        if self.is_wgmma() { elem } else { f32::elem_type_native() }
+        if self.can().keeps_type { elem } else { f32::elem_type_native() }
     }
 
-    /// Columns in one cell of a fragment (see [`Share`](super::Share)).
+    /// Columns in one cell of a fragment (see [`Layout`](super::Layout)).
     pub fn cell_width(&self) -> usize {
-        match self.matrix {
-            MatrixUnit::Plain => super::LANES,
-            MatrixUnit::Wgmma => 1,
-        }
+        self.can().cell_width
     }
 
     /// The cubes that `programs` programs take.
@@ -141,7 +267,7 @@ pub fn asked_anew(x: usize, #[comptime] machine: Machine) -> usize {
 #[cube]
 pub fn sync_team(#[comptime] machine: Machine) {
     if comptime![machine.team > 1] {
-        if comptime![machine.is_wgmma()] {
+        if comptime![machine.can().async_products] {
             sync_async_proxy_shared();
         }
         sync_cube();
@@ -175,9 +301,23 @@ pub fn team_memory<E: CubePrimitive>(
     })
 }
 
+/// A piece of team memory: how long it is, and a multiple of what it begins at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Bytes of it.
+    pub bytes: usize,
+    /// Bytes a multiple of which it begins at.
+    pub alignment: usize,
+}
+
+/// Bytes of team memory that `pieces` take which are allocated one after the other.
+pub fn bytes_of(pieces: &[Piece]) -> usize {
+    pieces.iter().fold(0, |end, piece| end.next_multiple_of(piece.alignment) + piece.bytes)
+}
+
 /// `i` as `(a, b)`, where there are `nb` of b: `i = a · nb + b`.
 ///
-/// Both count programs, rows, tiles or slots, of which there are fewer than 2^31 however wide addresses are. So
+/// Both count programs, rows or tiles, of which there are fewer than 2^31 however wide addresses are. So
 /// they are divided in 32 bits: a division of 64 is a call on a GPU, and with a call in a kernel its warpgroup
 /// products wait for each other.
 #[cube]

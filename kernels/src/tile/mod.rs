@@ -12,7 +12,7 @@
 //! | [`round_to`] | the device's conversion; of bf16 on the CPU integers | the device's conversion |
 //! | [`codes_to_f32`] | arithmetic of integers | `cvt.rn.f16x2.e4m3x2` |
 //! | [`multiply_nt`], [`multiply_nn`], [`multiply_fragment_nn`] | blocks of vector arithmetic | warpgroup MMAs into registers the body owns, from tiles or registers |
-//! | [`Fragment`], [`Share`] | cells of [`LANES`] columns | cells of the accumulator registers; warpgroups below or beside each other |
+//! | [`Fragment`], [`Layout`] | cells of [`LANES`] columns | cells of the accumulator registers; warpgroups below or beside each other |
 //! | [`sum_lanes`], [`max_lanes`], [`scatter_sums`] | within a unit, then shuffles | shuffles of a quad |
 //! | [`OnlineSoftmax`] | `exp`, a division | `ex2.approx`, `rcp.approx`, row maxima exchanged between warpgroups that share a row |
 //!
@@ -20,7 +20,7 @@
 //! `nvptx.rs` adds operations to its IR, `warpgroup.rs` issues its public ones.
 //!
 //! To add a matrix unit (MFMA on gfx950 is the next): a variant of [`MatrixUnit`], its accumulator's layout
-//! in `fragment.rs` (`lanes`, `slots`, `row_of`, `col_of`, `cell_index`), its product in `multiply.rs`, and
+//! in `fragment.rs` (`lanes`, `own_rows`, `row_of`, `col_of`, `cell_index`), its product in `multiply.rs`, and
 //! `Device::matrix_machine` to choose it. No body changes.
 //!
 //! Why not `cubecl::tile` (cubecl-tile 0.12.0-pre.1), which has tiles, stages and an online softmax too: its
@@ -33,6 +33,7 @@ mod convert;
 mod fragment;
 mod load;
 mod machine;
+mod mask;
 mod multiply;
 mod nvptx;
 mod pipeline;
@@ -47,6 +48,7 @@ pub use convert::*;
 pub use fragment::*;
 pub use load::*;
 pub use machine::*;
+pub use mask::*;
 pub use multiply::*;
 pub use nvptx::*;
 pub use pipeline::*;
@@ -56,17 +58,3 @@ pub use tiles::*;
 pub use values::*;
 pub use view::*;
 pub use warpgroup::*;
-
-use cubecl::prelude::Const;
-
-/// Columns that move together: tiles are loaded, kept and multiplied in vectors of this many
-/// elements, and tile widths are rounded up to a multiple of it.
-pub const LANES: usize = 8;
-
-/// [`LANES`] as the size of a `Vector`.
-pub type Lanes = Const<8>;
-
-/// `n` rounded up to whole vectors of [`LANES`].
-pub fn padded(n: usize) -> usize {
-    n.next_multiple_of(LANES)
-}

@@ -1,9 +1,9 @@
 //! Products of tiles.
 
 use super::{
-    Fragment, LANES, Lanes, Part, Share, Tile, WARPGROUP, WARPGROUP_ROWS, col_of, commit_mma,
-    fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers, row_of,
-    store_fragment, sum_cell, sync_team, unit_id, wait_mma,
+    Fragment, LANES, Lanes, Layout, MatrixUnit, Part, Tile, WARPGROUP, WARPGROUP_ROWS, col_of,
+    commit_mma, fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers,
+    row_of, store_fragment, sum_cell, sync_team, unit_id, wait_mma,
 };
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, WgmmaTileLayout};
@@ -13,13 +13,13 @@ use cubecl::wgmma::{Major, WgmmaTileLayout};
 const COLS: usize = 2;
 
 /// Rows that a plain product computes together, so that each loaded vector serves several of them.
-fn rows_together(share: Share) -> usize {
-    [4, 2, 1].into_iter().find(|rows| share.slots().is_multiple_of(*rows)).unwrap_or(1)
+fn rows_together(layout: Layout) -> usize {
+    [4, 2, 1].into_iter().find(|rows| layout.own_rows().is_multiple_of(*rows)).unwrap_or(1)
 }
 
 /// `c += a · bᵀ`: `c[i, j] += Σ_k a[i, k] · b[j, k]` in f32.
 ///
-/// `a`: tile `[share.rows, k]`; `b`: tile `[share.cols, k]`. The tiles must be complete
+/// `a`: tile `[layout.rows, k]`; `b`: tile `[layout.cols, k]`. The tiles must be complete
 /// ([`sync_team`](super::sync_team)).
 #[cube]
 pub fn multiply_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
@@ -30,11 +30,9 @@ pub fn multiply_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Ti
 /// Starts [`multiply_nt`]: until [`finish_product`], `c` is not to be touched, nor the tiles overwritten.
 #[cube]
 pub fn start_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let share = comptime![c.share];
-    if comptime![share.machine.is_wgmma()] {
-        multiply_wgmma(c, a, b, Major::K);
-    } else {
-        multiply_nt_plain(c, a, b);
+    match comptime![c.layout.machine.matrix] {
+        MatrixUnit::Plain => multiply_nt_plain(c, a, b),
+        MatrixUnit::Wgmma => multiply_wgmma(c, a, b, Major::K),
     }
 }
 
@@ -42,30 +40,28 @@ pub fn start_nt<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<
 /// be used again.
 #[cube]
 pub fn finish_product<W: Size>(c: &mut Fragment<W>, #[comptime] pending: usize) {
-    if comptime![c.share.machine.is_wgmma()] {
+    if comptime![c.layout.machine.can().async_products] {
         wait_mma(pending);
         if comptime![pending == 0] {
-            fence_cells::<W>(&mut c.cells);
+            fence_cells(&mut c.cells);
         }
     }
 }
 
 /// `c += a · b`: `c[i, j] += Σ_k a[i, k] · b[k, j]` in f32.
 ///
-/// `a`: tile `[share.rows, k]`; `b`: tile `[k, at least share.cols]`, of which the first `share.cols`
+/// `a`: tile `[layout.rows, k]`; `b`: tile `[k, at least layout.cols]`, of which the first `layout.cols`
 /// columns are used.
 #[cube]
 pub fn multiply_nn<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let share = comptime![c.share];
-    if comptime![share.machine.is_wgmma()] {
-        multiply_wgmma(c, a, b, Major::MN);
-        finish_product::<W>(c, 0usize);
-    } else {
-        multiply_nn_plain(c, a, b);
+    match comptime![c.layout.machine.matrix] {
+        MatrixUnit::Plain => multiply_nn_plain(c, a, b),
+        MatrixUnit::Wgmma => multiply_wgmma(c, a, b, Major::MN),
     }
+    finish_product(c, 0usize);
 }
 
-/// [`multiply_nn`] with `a` still in a fragment, shared out as `a_share`: `c += a · b`, `a` rounded to `S`.
+/// [`multiply_nn`] with `a` still in a fragment, shared out as `a_layout`: `c += a · b`, `a` rounded to `S`.
 ///
 /// A warpgroup that holds whole rows multiplies them out of its registers; otherwise `a` goes through
 /// `via`, a tile that no unit reads any more.
@@ -76,11 +72,11 @@ pub fn multiply_fragment_nn<S: Numeric, W: Size>(
     via: &mut Tile<S>,
     b: &Tile<S>,
 ) {
-    if comptime![a.share.in_registers()] {
+    if comptime![a.layout.in_registers()] {
         multiply_wgmma_registers(c, a, b);
     } else {
         store_fragment(via, a);
-        sync_team(comptime![c.share.machine]);
+        sync_team(comptime![c.layout.machine]);
         multiply_nn(c, &*via, b);
     }
 }
@@ -88,14 +84,14 @@ pub fn multiply_fragment_nn<S: Numeric, W: Size>(
 /// Each unit computes the dot products of its own cells, as vectors of partial sums over k.
 #[cube]
 fn multiply_nt_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let share = comptime![c.share];
+    let layout = comptime![c.layout];
     let k_vectors = comptime![a.shape.vectors()];
-    let rows = comptime![rows_together(share)];
-    #[unroll(share.unrolled())]
-    for block in 0..comptime![share.slots() / rows] {
-        #[unroll(share.unrolled())]
-        for cell in 0..comptime![share.run()] {
-            let col = col_of(cell, share);
+    let rows = comptime![rows_together(layout)];
+    #[unroll(layout.unrolled())]
+    for block in 0..comptime![layout.own_rows() / rows] {
+        #[unroll(layout.unrolled())]
+        for cell in 0..comptime![layout.run()] {
+            let col = col_of(cell, layout);
             #[unroll]
             for pair in 0..comptime![LANES / COLS] {
                 let mut sums = Array::<Vector<f32, Lanes>>::new(comptime![rows * COLS]);
@@ -106,7 +102,7 @@ fn multiply_nt_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &
                 for k in 0..k_vectors {
                     #[unroll]
                     for i in 0..rows {
-                        let x = a.vector(row_of(block * rows + i, share), k);
+                        let x = a.vector(row_of(block * rows + i, layout), k);
                         #[unroll]
                         for j in 0..COLS {
                             let y = b.vector(col + comptime![pair * COLS + j], k);
@@ -132,14 +128,14 @@ fn multiply_nt_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &
 /// Each unit adds to its own cells, whole rows of `b` at a time.
 #[cube]
 fn multiply_nn_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &Tile<S>) {
-    let share = comptime![c.share];
+    let layout = comptime![c.layout];
     let k_vectors = comptime![a.shape.vectors()];
-    let cells = comptime![if share.run().is_multiple_of(COLS) { COLS } else { 1 }];
-    let rows = comptime![rows_together(share)];
-    #[unroll(share.unrolled())]
-    for block in 0..comptime![share.slots() / rows] {
-        #[unroll(share.unrolled())]
-        for group in 0..comptime![share.run() / cells] {
+    let cells = comptime![if layout.run().is_multiple_of(COLS) { COLS } else { 1 }];
+    let rows = comptime![rows_together(layout)];
+    #[unroll(layout.unrolled())]
+    for block in 0..comptime![layout.own_rows() / rows] {
+        #[unroll(layout.unrolled())]
+        for group in 0..comptime![layout.run() / cells] {
             let mut sums = Array::<Vector<f32, W>>::new(comptime![rows * cells]);
             #[unroll]
             for i in 0..rows {
@@ -153,10 +149,10 @@ fn multiply_nn_plain<S: Numeric, W: Size>(c: &mut Fragment<W>, a: &Tile<S>, b: &
                 for e in 0..LANES {
                     #[unroll]
                     for i in 0..rows {
-                        let x = a.vector(row_of(block * rows + i, share), k).extract(e);
+                        let x = a.vector(row_of(block * rows + i, layout), k).extract(e);
                         #[unroll]
                         for j in 0..cells {
-                            let v = col_of(group * cells + j, share) / LANES;
+                            let v = col_of(group * cells + j, layout) / LANES;
                             let y = Vector::<f32, W>::cast_from(b.vector(k * LANES + e, v));
                             sums[i * cells + j] = fma(Vector::new(x), y, sums[i * cells + j]);
                         }
@@ -183,16 +179,16 @@ fn multiply_wgmma<S: Numeric, W: Size>(
     b: &Tile<S>,
     #[comptime] b_major: Major,
 ) {
-    let steps = Steps::new(a, b, b_major, comptime![c.share]);
-    steps.begin(c);
-    steps.issue::<S, W>(c, comptime![Part::WHOLE]);
+    let product = Product::new(a, b, b_major, comptime![c.layout]);
+    product.begin(c);
+    product.issue::<S, W>(c, comptime![Part::WHOLE]);
     commit_mma();
 }
 
 /// A product of a warpgroup as its steps along k, for other work to stand between them:
-/// [`begin`](Steps::begin), [`issue`](Steps::issue) of each part, [`commit_mma`].
+/// [`begin`](Product::begin), [`issue`](Product::issue) of each part, [`commit_mma`].
 #[derive(CubeType)]
-pub(super) struct Steps {
+pub(super) struct Product {
     a: u64,
     b: u64,
     #[cube(comptime)]
@@ -204,21 +200,21 @@ pub(super) struct Steps {
 }
 
 #[cube]
-impl Steps {
+impl Product {
     /// The steps of `a · b`, `b` read along `b_major`.
     pub fn new<S: Numeric>(
         a: &Tile<S>,
         b: &Tile<S>,
         #[comptime] b_major: Major,
-        #[comptime] share: Share,
+        #[comptime] layout: Layout,
     ) -> Self {
-        let n = comptime![share.group_cols()];
+        let n = comptime![layout.group_cols()];
         let a_layout = comptime![a.shape.k_major()];
         let b_layout = comptime![b.shape.operand(b_major)];
-        let group = unit_id(share.machine) / WARPGROUP % comptime![share.down()];
-        Steps {
+        let group = unit_id(layout.machine) / WARPGROUP % comptime![layout.down()];
+        Product {
             a: a.describe(a_layout, group * WARPGROUP_ROWS),
-            b: b.describe(b_layout, group_of(share) * n),
+            b: b.describe(b_layout, group_of(layout) * n),
             a_layout,
             b_layout,
             n,
@@ -227,7 +223,7 @@ impl Steps {
 
     /// Before the first step.
     pub fn begin<W: Size>(&self, c: &mut Fragment<W>) {
-        fence_cells::<W>(&mut c.cells);
+        fence_cells(&mut c.cells);
         fence_mma();
     }
 
@@ -258,14 +254,14 @@ fn multiply_wgmma_registers<S: Numeric, W: Size>(
     a: &Fragment<W>,
     b: &Tile<S>,
 ) {
-    let share = comptime![c.share];
+    let layout = comptime![c.layout];
     let size = S::size();
     let k_step = comptime![WgmmaTileLayout::k_step(size)];
-    let n = comptime![share.group_cols()];
+    let n = comptime![layout.group_cols()];
     let b_layout = comptime![b.shape.operand(Major::MN)];
-    let b_tile = b.describe(b_layout, group_of(share) * n);
+    let b_tile = b.describe(b_layout, group_of(layout) * n);
     // One k step reads eight elements of each unit, in the order in which the accumulator holds them.
-    let steps = comptime![a.share.cols / k_step];
+    let steps = comptime![a.layout.cols / k_step];
     let mut operands = Sequence::<Array<S>>::new();
     #[unroll]
     for step in 0..steps {
@@ -274,10 +270,10 @@ fn multiply_wgmma_registers<S: Numeric, W: Size>(
         for i in 0..8usize {
             operand[i] = S::cast_from(a.cells[comptime![step * 8 + i]].extract(0usize));
         }
-        fence_fragment::<S>(&operand);
+        fence_fragment(&operand);
         operands.push(operand);
     }
-    fence_cells::<W>(&mut c.cells);
+    fence_cells(&mut c.cells);
     fence_mma();
     #[unroll]
     for step in 0..steps {
@@ -292,5 +288,5 @@ fn multiply_wgmma_registers<S: Numeric, W: Size>(
     }
     commit_mma();
     wait_mma(0usize);
-    fence_cells::<W>(&mut c.cells);
+    fence_cells(&mut c.cells);
 }

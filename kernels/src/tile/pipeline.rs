@@ -15,7 +15,7 @@
 //! the rest loads nothing.
 
 use super::{
-    Fragment, Machine, Part, Steps, Tile, commit_copies, commit_mma, start_nt, sync_team,
+    Fragment, Machine, Part, Product, Tile, commit_copies, commit_mma, start_nt, sync_team,
     wait_copies,
 };
 use cubecl::prelude::*;
@@ -92,7 +92,7 @@ impl<L: Source + CubeType> Pipeline<L> {
             self.source.load(n, comptime![Part::WHOLE]);
             finish_loads(comptime![schedule.machine]);
         } else {
-            if comptime![schedule.machine.is_wgmma()] {
+            if comptime![schedule.machine.can().async_copy.is_some()] {
                 wait_copies(comptime![schedule.ahead - 1]);
             }
             sync_team(comptime![schedule.machine]);
@@ -117,20 +117,20 @@ impl<L: Source + CubeType> Pipeline<L> {
         a: &Tile<S>,
         b: &Tile<S>,
     ) {
-        let share = comptime![c.share];
+        let layout = comptime![c.layout];
         let ahead = comptime![self.schedule.ahead];
-        if comptime![ahead > 0 && share.machine.is_wgmma()] {
-            let steps = Steps::new(a, b, comptime![Major::K], share);
-            steps.begin::<W>(c);
+        if comptime![ahead > 0 && layout.machine.can().async_products] {
+            let product = Product::new(a, b, comptime![Major::K], layout);
+            product.begin(c);
             #[unroll]
             for i in 0..comptime![LOADS + 1] {
-                steps.issue::<S, W>(c, comptime![Part { index: i, of: LOADS + 1 }]);
+                product.issue::<S, W>(c, comptime![Part { index: i, of: LOADS + 1 }]);
                 if comptime![i < LOADS] {
                     self.source.load(n + ahead, comptime![Part { index: i, of: LOADS }]);
                 }
             }
             commit_mma();
-            end_load(comptime![share.machine]);
+            end_load(comptime![layout.machine]);
         } else {
             start_nt(c, a, b);
             self.load_next(n);
@@ -141,7 +141,7 @@ impl<L: Source + CubeType> Pipeline<L> {
 /// Waits until everything that was loaded is there, for every unit of the team.
 #[cube]
 pub fn finish_loads(#[comptime] machine: Machine) {
-    if comptime![machine.is_wgmma()] {
+    if comptime![machine.can().async_copy.is_some()] {
         commit_copies();
         wait_copies(0usize);
     }
@@ -152,7 +152,7 @@ pub fn finish_loads(#[comptime] machine: Machine) {
 /// or not there was anything to load.
 #[cube]
 fn end_load(#[comptime] machine: Machine) {
-    if comptime![machine.is_wgmma()] {
+    if comptime![machine.can().async_copy.is_some()] {
         commit_copies();
     }
 }

@@ -2,13 +2,13 @@
 //! maxima and sums, so that scores are seen once, a tile at a time.
 
 use super::{
-    Fragment, Machine, Share, exp2_fast, group_of, lane_of, max_cell, max_lanes, reciprocal_fast,
-    row_of, sum_cell, sum_lanes, sync_team, team_memory,
+    Fragment, Layout, Machine, Piece, exp2_fast, group_of, lane_of, max_cell, max_lanes,
+    reciprocal_fast, row_of, sum_cell, sum_lanes, sync_team, team_memory,
 };
 use cubecl::prelude::*;
 
 /// What is known of each row after some tiles of scores: the largest score, and of each unit's own part
-/// of the row the sum of `exp(softmax_scale · (score - largest))`. One entry per slot of the unit.
+/// of the row the sum of `exp(softmax_scale · (score - largest))`. One entry for each row of the unit's own.
 #[derive(CubeType)]
 pub struct OnlineSoftmax {
     top: Array<f32>,
@@ -17,29 +17,44 @@ pub struct OnlineSoftmax {
     /// One number of each row for each of the warpgroups that share it.
     exchange: Shared<[f32]>,
     #[cube(comptime)]
-    share: Share,
+    layout: Layout,
+}
+
+impl OnlineSoftmax {
+    /// The team memory of one of scores laid out as `layout`.
+    pub fn piece(layout: Layout) -> Piece {
+        Piece { bytes: exchanged(layout) * size_of::<f32>(), alignment: ALIGNMENT }
+    }
+}
+
+/// Where the numbers that groups exchange begin.
+const ALIGNMENT: usize = 16;
+
+/// How many these are; one that nobody reads if no groups share a row.
+fn exchanged(layout: Layout) -> usize {
+    if layout.across() == 1 { 1 } else { layout.across() * layout.rows }
 }
 
 #[cube]
 impl OnlineSoftmax {
     /// No score seen. `softmax_scale`, the factor of the scores, is positive.
-    pub fn new(softmax_scale: f32, #[comptime] share: Share) -> Self {
-        let top = Array::<f32>::new(comptime![share.slots()]);
-        let sum = Array::<f32>::new(comptime![share.slots()]);
-        let numbers = comptime![if share.across() == 1 { 1 } else { share.across() * share.rows }];
-        let exchange = team_memory::<f32>(numbers, 16usize, comptime![share.machine]);
-        let mut softmax = OnlineSoftmax { top, sum, softmax_scale, exchange, share };
+    pub fn new(softmax_scale: f32, #[comptime] layout: Layout) -> Self {
+        let top = Array::<f32>::new(comptime![layout.own_rows()]);
+        let sum = Array::<f32>::new(comptime![layout.own_rows()]);
+        let numbers = comptime![exchanged(layout)];
+        let exchange = team_memory::<f32>(numbers, ALIGNMENT, comptime![layout.machine]);
+        let mut softmax = OnlineSoftmax { top, sum, softmax_scale, exchange, layout };
         softmax.clear();
         softmax
     }
 
     /// Forgets all scores.
     pub fn clear(&mut self) {
-        let share = comptime![self.share];
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            self.top[slot] = f32::NEG_INFINITY;
-            self.sum[slot] = 0.0f32;
+        let layout = comptime![self.layout];
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            self.top[own] = f32::NEG_INFINITY;
+            self.sum[own] = 0.0f32;
         }
     }
 
@@ -50,46 +65,46 @@ impl OnlineSoftmax {
     /// no key subtracts 0 instead, since -inf - -inf is NaN. A score that is NaN makes the maximum NaN, and all
     /// of the row.
     pub fn step<W: Size>(&mut self, scores: &mut Fragment<W>, acc: &mut Fragment<W>) {
-        let share = comptime![self.share];
-        let mut tops = Array::<f32>::new(comptime![share.slots()]);
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            let mut tile_top = scores.get(slot, 0usize);
-            #[unroll(share.unrolled())]
-            for cell in 1..comptime![share.run()] {
-                tile_top = max_nan(tile_top, scores.get(slot, cell));
+        let layout = comptime![self.layout];
+        let mut tops = Array::<f32>::new(comptime![layout.own_rows()]);
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let mut tile_top = scores.get(own, 0usize);
+            #[unroll(layout.unrolled())]
+            for cell in 1..comptime![layout.run()] {
+                tile_top = max_nan(tile_top, scores.get(own, cell));
             }
-            tops[slot] = max_lanes(max_cell(tile_top), share);
+            tops[own] = max_lanes(max_cell(tile_top), layout);
         }
-        if comptime![share.across() > 1] {
-            publish(&mut self.exchange, &tops, share);
+        if comptime![layout.across() > 1] {
+            publish(&mut self.exchange, &tops, layout);
             #[unroll]
-            for slot in 0..comptime![share.slots()] {
-                let row = row_of(slot, share);
+            for own in 0..comptime![layout.own_rows()] {
+                let row = row_of(own, layout);
                 #[unroll]
-                for group in 0..comptime![share.across()] {
-                    let other = self.exchange[group * share.rows + row];
-                    tops[slot] = max_nan(tops[slot], other);
+                for group in 0..comptime![layout.across()] {
+                    let other = self.exchange[group * layout.rows + row];
+                    tops[own] = max_nan(tops[own], other);
                 }
             }
         }
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            let old = self.top[slot];
-            let top = max_nan(old, tops[slot]);
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let old = self.top[own];
+            let top = max_nan(old, tops[own]);
             let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
             let mut tile_sum = Vector::<f32, W>::new(0.0f32);
-            #[unroll(share.unrolled())]
-            for cell in 0..comptime![share.run()] {
-                let p = exp_of::<W>(scores.get(slot, cell), shift, self.softmax_scale, share);
+            #[unroll(layout.unrolled())]
+            for cell in 0..comptime![layout.run()] {
+                let p = exp_of(scores.get(own, cell), shift, self.softmax_scale, layout);
                 tile_sum += p;
-                scores.set(slot, cell, p);
+                scores.set(own, cell, p);
             }
             let old = Vector::<f32, Const<1>>::new(old);
-            let rescale = exp_of::<Const<1>>(old, shift, self.softmax_scale, share).extract(0usize);
-            self.top[slot] = top;
-            self.sum[slot] = self.sum[slot] * rescale + sum_cell(tile_sum);
-            acc.scale_row(slot, rescale);
+            let rescale = exp_of(old, shift, self.softmax_scale, layout).extract(0usize);
+            self.top[own] = top;
+            self.sum[own] = self.sum[own] * rescale + sum_cell(tile_sum);
+            acc.scale_row(own, rescale);
         }
     }
 
@@ -98,66 +113,65 @@ impl OnlineSoftmax {
     /// A score is an f32 once it is scaled: beyond the range it is an infinity. If the largest is +inf the row is
     /// NaN, if it is -inf the row has no key.
     pub fn finish(&mut self) {
-        let share = comptime![self.share];
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            self.sum[slot] = sum_lanes(self.sum[slot], share);
+        let layout = comptime![self.layout];
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            self.sum[own] = sum_lanes(self.sum[own], layout);
         }
-        if comptime![share.across() > 1] {
-            sync_team(comptime![share.machine]);
-            publish(&mut self.exchange, &self.sum, share);
+        if comptime![layout.across() > 1] {
+            sync_team(comptime![layout.machine]);
+            publish(&mut self.exchange, &self.sum, layout);
             #[unroll]
-            for slot in 0..comptime![share.slots()] {
-                let row = row_of(slot, share);
+            for own in 0..comptime![layout.own_rows()] {
+                let row = row_of(own, layout);
                 let mut sum = 0.0f32.runtime();
                 #[unroll]
-                for group in 0..comptime![share.across()] {
-                    sum += self.exchange[group * share.rows + row];
+                for group in 0..comptime![layout.across()] {
+                    sum += self.exchange[group * layout.rows + row];
                 }
-                self.sum[slot] = sum;
+                self.sum[own] = sum;
             }
         }
-        #[unroll(share.unrolled())]
-        for slot in 0..comptime![share.slots()] {
-            let top = self.max_logit(slot);
-            let sum = select(top == f32::INFINITY, f32::NAN, self.sum[slot]);
-            self.sum[slot] = select(top == f32::NEG_INFINITY, 0.0f32, sum);
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let top = self.max_logit(own);
+            let sum = select(top == f32::INFINITY, f32::NAN, self.sum[own]);
+            self.sum[own] = select(top == f32::NEG_INFINITY, 0.0f32, sum);
         }
     }
 
-    /// Whether `slot`'s row is made of numbers: not if a score was NaN or +inf.
-    pub fn is_known(&self, slot: usize) -> bool {
-        !self.sum[slot].is_nan()
+    /// Whether the `own`-th row is made of numbers: not if a score was NaN or +inf.
+    pub fn is_known(&self, own: usize) -> bool {
+        !self.sum[own].is_nan()
     }
 
-    /// The largest score of `slot`'s row; -inf if it has seen no key.
-    pub fn max_logit(&self, slot: usize) -> f32 {
-        self.top[slot] * self.softmax_scale
+    /// The largest score of the `own`-th row; -inf if it has seen no key.
+    pub fn max_logit(&self, own: usize) -> f32 {
+        self.top[own] * self.softmax_scale
     }
 
     /// What `acc`'s row is multiplied by: 1 over the sum of the probabilities; 0 for a row without a key.
-    pub fn normaliser(&self, slot: usize) -> f32 {
-        let sum = self.sum[slot];
-        select(sum == 0.0f32, 0.0f32, reciprocal(sum, self.share.machine))
+    pub fn normaliser(&self, own: usize) -> f32 {
+        let sum = self.sum[own];
+        select(sum == 0.0f32, 0.0f32, reciprocal(sum, self.layout.machine))
     }
 
-    /// The natural logarithm of the sum of exponentials of `slot`'s row; +inf if it has seen no key
+    /// The natural logarithm of the sum of exponentials of the `own`-th row; +inf if it has seen no key
     /// (FlashMLA's convention).
-    pub fn lse(&self, slot: usize) -> f32 {
-        self.lse_beyond(slot, self.max_logit(slot))
+    pub fn lse(&self, own: usize) -> f32 {
+        self.lse_beyond(own, self.max_logit(own))
     }
 
     /// [`OnlineSoftmax::lse`] where the largest score counts as `max_logit`: 0 for what the others add to it.
-    pub fn lse_beyond(&self, slot: usize, max_logit: f32) -> f32 {
-        select(self.sum[slot] == 0.0f32, f32::INFINITY, max_logit + self.sum[slot].ln())
+    pub fn lse_beyond(&self, own: usize, max_logit: f32) -> f32 {
+        select(self.sum[own] == 0.0f32, f32::INFINITY, max_logit + self.sum[own].ln())
     }
 }
 
-/// `1 / x`. On the matrix unit's machine by one instruction, to 1 unit in the last place: the exact one is a call
-/// there, and a kernel that calls has its products serialised (`dsa emit` shows it).
+/// `1 / x`; on a machine of fast mathematics to 1 unit in the last place.
 #[cube]
 pub fn reciprocal(x: f32, #[comptime] machine: Machine) -> f32 {
-    if comptime![machine.is_wgmma()] { reciprocal_fast(x) } else { 1.0f32 / x }
+    if comptime![machine.can().fast_math] { reciprocal_fast(x) } else { 1.0f32 / x }
 }
 
 /// `exp(softmax_scale · (score - shift))`.
@@ -166,9 +180,9 @@ fn exp_of<W: Size>(
     score: Vector<f32, W>,
     shift: f32,
     softmax_scale: f32,
-    #[comptime] share: Share,
+    #[comptime] layout: Layout,
 ) -> Vector<f32, W> {
-    if comptime![share.machine.is_wgmma()] {
+    if comptime![layout.machine.can().fast_math] {
         // The difference first: the products of large scores leave f32's range, or differ by their rounding. The
         // unit that computes powers of two is the slower one, and hides it.
         let scale = softmax_scale * core::f32::consts::LOG2_E;
@@ -178,14 +192,14 @@ fn exp_of<W: Size>(
     }
 }
 
-/// Lets the warpgroups that share a row see each other's number of it, one of each slot.
+/// Lets the warpgroups that share a row see each other's number of it, one of each own row.
 #[cube]
-fn publish(exchange: &mut Shared<[f32]>, numbers: &Array<f32>, #[comptime] share: Share) {
+fn publish(exchange: &mut Shared<[f32]>, numbers: &Array<f32>, #[comptime] layout: Layout) {
     #[unroll]
-    for slot in 0..comptime![share.slots()] {
-        if lane_of(share) & 3 == 0 {
-            exchange[group_of(share) * share.rows + row_of(slot, share)] = numbers[slot];
+    for own in 0..comptime![layout.own_rows()] {
+        if lane_of(layout) & 3 == 0 {
+            exchange[group_of(layout) * layout.rows + row_of(own, layout)] = numbers[own];
         }
     }
-    sync_team(comptime![share.machine]);
+    sync_team(comptime![layout.machine]);
 }

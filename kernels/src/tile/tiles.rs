@@ -1,8 +1,7 @@
 //! Tiles: matrices in the memory of a team, operands of products.
 
 use super::{
-    Fragment, LANES, Lanes, Machine, MatrixUnit, Share, col_of, descriptor, padded, row_of,
-    team_memory,
+    Fragment, LANES, Lanes, Layout, Machine, Piece, col_of, descriptor, row_of, team_memory,
 };
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, Swizzle, WgmmaTileLayout};
@@ -21,19 +20,14 @@ pub struct TileShape {
 impl TileShape {
     /// The shape of a `rows x cols` tile, columns rounded up to what the matrix unit multiplies.
     pub fn new(machine: Machine, rows: usize, cols: usize) -> Self {
-        let cols = match machine.matrix {
-            MatrixUnit::Plain => padded(cols),
-            // A 128-byte panel of 2-byte elements; of 1-byte elements, the widest index head.
-            MatrixUnit::Wgmma => cols.next_multiple_of(64),
-        };
-        Self { rows, cols, machine }
+        Self { rows, cols: cols.next_multiple_of(machine.can().tile_cols), machine }
     }
 
-    /// The shape of the tile through which a fragment shared out as `share` becomes an operand; next to
+    /// The shape of the tile through which a fragment shared out as `layout` becomes an operand; next to
     /// nothing where it can be one in registers.
-    pub fn via(share: Share) -> Self {
-        let rows = if share.in_registers() { 8 } else { share.rows };
-        Self::new(share.machine, rows, share.cols)
+    pub fn via(layout: Layout) -> Self {
+        let rows = if layout.in_registers() { 8 } else { layout.rows };
+        Self::new(layout.machine, rows, layout.cols)
     }
 
     /// Vectors in a row.
@@ -65,11 +59,13 @@ impl TileShape {
         }
     }
 
+    /// The team memory of `tiles` such tiles of elements of `size` bytes.
+    pub fn piece(&self, tiles: usize, size: usize) -> Piece {
+        Piece { bytes: tiles * self.rows * self.cols * size, alignment: self.alignment() }
+    }
+
     fn alignment(&self) -> usize {
-        match self.machine.matrix {
-            MatrixUnit::Plain => 64,
-            MatrixUnit::Wgmma => self.k_major().alignment(),
-        }
+        if self.machine.can().panel.is_some() { self.k_major().alignment() } else { 64 }
     }
 }
 
@@ -122,7 +118,7 @@ impl<S: Numeric> Tile<S> {
         let size = S::size();
         let bytes = self.first * comptime![LANES * size] + layout.byte_offset(row, 0usize, size);
         // Addresses are counted in units of 16 bytes.
-        uniform(descriptor::<S>(&self.memory, layout) + (bytes / 16) as u64)
+        uniform(descriptor(&self.memory, layout) + (bytes / 16) as u64)
     }
 }
 
@@ -143,8 +139,9 @@ pub struct Ring<S: Numeric> {
     /// The shape of each tile.
     #[cube(comptime)]
     pub shape: TileShape,
+    /// How many there are.
     #[cube(comptime)]
-    stages: usize,
+    pub stages: usize,
 }
 
 #[cube]
@@ -170,10 +167,10 @@ impl<S: Numeric> Ring<S> {
 /// Where columns `8 v .. 8 v + 8` of `row` are in the memory of a tile.
 #[cube]
 fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) -> usize {
-    if comptime![shape.machine.is_wgmma()] {
-        let layout = comptime![shape.k_major()];
+    if comptime![shape.machine.can().panel.is_some()] {
+        let panels = comptime![shape.k_major()];
         let size = S::size();
-        layout.offset(row, v * LANES, size) / LANES
+        panels.offset(row, v * LANES, size) / LANES
     } else {
         row * comptime![shape.vectors()] + v
     }
@@ -182,32 +179,32 @@ fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) 
 /// Writes a fragment into a tile, rounded to the tile's element.
 #[cube]
 pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragment<W>) {
-    let share = comptime![fragment.share];
-    #[unroll(share.unrolled())]
-    for slot in 0..comptime![share.slots()] {
-        let row = row_of(slot, share);
-        if comptime![share.machine.is_wgmma()] {
+    let layout = comptime![fragment.layout];
+    #[unroll(layout.unrolled())]
+    for own in 0..comptime![layout.own_rows()] {
+        let row = row_of(own, layout);
+        if comptime![layout.machine.can().panel.is_some()] {
             // Cells come in pairs of adjacent columns.
-            let layout = comptime![tile.shape.k_major()];
+            let panels = comptime![tile.shape.k_major()];
             let size = S::size();
             #[unroll]
-            for pair in 0..comptime![share.run() / 2] {
-                let at = tile.first * LANES + layout.offset(row, col_of(pair * 2, share), size);
+            for pair in 0..comptime![layout.run() / 2] {
+                let at = tile.first * LANES + panels.offset(row, col_of(pair * 2, layout), size);
                 let mut out =
                     Vector::<S, Const<2>>::cast_from(Vector::<f32, Const<2>>::new(0.0f32));
                 #[unroll]
                 for i in 0..2usize {
-                    out.insert(i, S::cast_from(fragment.get(slot, pair * 2 + i).extract(0usize)));
+                    out.insert(i, S::cast_from(fragment.get(own, pair * 2 + i).extract(0usize)));
                 }
                 tile.memory.with_vector_size_mut::<Const<2>>()[at / 2] = out;
             }
         } else {
-            #[unroll(share.unrolled())]
-            for cell in 0..comptime![share.run()] {
-                let col = col_of(cell, share);
-                let value = fragment.get(slot, cell);
+            #[unroll(layout.unrolled())]
+            for cell in 0..comptime![layout.run()] {
+                let col = col_of(cell, layout);
+                let value = fragment.get(own, cell);
                 #[unroll]
-                for v in 0..comptime![share.machine.cell_width() / LANES] {
+                for v in 0..comptime![layout.machine.cell_width() / LANES] {
                     let mut out = Vector::<S, Lanes>::cast_from(Vector::<f32, Lanes>::new(0.0f32));
                     #[unroll]
                     for i in 0..LANES {

@@ -13,8 +13,8 @@
 //! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
 
 use super::{
-    Fragment, Machine, Tile, asked_anew, col_of, round_to, store_row, sync_team, team_memory,
-    unit_id,
+    Fragment, Machine, Piece, Tile, asked_anew, col_of, round_to, store_row, sync_team,
+    team_memory, unit_id,
 };
 use cubecl::prelude::*;
 
@@ -30,6 +30,11 @@ pub struct Passes {
 /// Passes where the first does not do.
 pub const PASSES: u32 = 4;
 
+impl Passes {
+    /// Its team memory.
+    pub const PIECE: Piece = Piece { bytes: 4, alignment: 4 };
+}
+
 #[cube]
 impl Passes {
     /// None done. Every unit of the team calls it, and syncs before the first outputs unless all are 0.
@@ -41,13 +46,13 @@ impl Passes {
         Passes { found, machine }
     }
 
-    /// Writes this unit's `slot`-th row of outputs as [`store_row`] does, or what `pass` adds to them. `known` says
+    /// Writes this unit's `own`-th row of outputs as [`store_row`] does, or what `pass` adds to them. `known` says
     /// that its scores were numbers.
     pub fn store_row<O: Numeric, P: Size, W: Size>(
         &mut self,
         pass: u32,
         fragment: &Fragment<W>,
-        slot: usize,
+        own: usize,
         scale: f32,
         known: bool,
         out: &mut [Vector<O, P>],
@@ -55,12 +60,12 @@ impl Passes {
         cols: usize,
     ) {
         if pass <= 1 {
-            let nan = store_row(fragment, slot, scale, out, at, cols);
+            let nan = store_row(fragment, own, scale, out, at, cols);
             if pass == 0 && nan && known {
                 self.found[0] = 1u32;
             }
         } else if scale != 0.0f32 {
-            mark_row(pass, fragment, slot, out, at, cols);
+            mark_row(pass, fragment, own, out, at, cols);
         }
     }
 
@@ -100,25 +105,25 @@ pub fn replace_values<S: Numeric>(tile: &mut Tile<S>, pass: u32) {
     sync_team(machine);
 }
 
-/// Writes what pass 2 or 3 says of the first `cols` columns of this unit's `slot`-th row, which the same unit wrote
+/// Writes what pass 2 or 3 says of the first `cols` columns of this unit's `own`-th row, which the same unit wrote
 /// before.
 #[cube]
 fn mark_row<O: Numeric, P: Size, W: Size>(
     pass: u32,
     fragment: &Fragment<W>,
-    slot: usize,
+    own: usize,
     out: &mut [Vector<O, P>],
     at: usize,
     cols: usize,
 ) {
-    let share = comptime![fragment.share];
+    let layout = comptime![fragment.layout];
     let width = P::value();
-    #[unroll(share.unrolled())]
-    for cell in 0..comptime![share.run()] {
-        let col = col_of(cell, share);
+    #[unroll(layout.unrolled())]
+    for cell in 0..comptime![layout.run()] {
+        let col = col_of(cell, layout);
         #[unroll]
         for i in 0..W::value() {
-            if col + i < cols && fragment.get(slot, cell).extract(i) > 0.0f32 {
+            if col + i < cols && fragment.get(own, cell).extract(i) > 0.0f32 {
                 let (vector, element) = ((at + col + i) / width, (at + col + i) % width);
                 let mut values = out[vector];
                 #[unroll]
@@ -127,7 +132,7 @@ fn mark_row<O: Numeric, P: Size, W: Size>(
                     let both = select(before == f32::INFINITY, f32::NAN, f32::NEG_INFINITY);
                     let after = select(pass == 2u32, f32::INFINITY, both);
                     let after = select(e == element, after, before);
-                    values.insert(e, round_to::<O>(after, comptime![share.machine]));
+                    values.insert(e, round_to::<O>(after, comptime![layout.machine]));
                 }
                 out[vector] = values;
             }

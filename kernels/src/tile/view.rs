@@ -23,10 +23,20 @@ impl<T: CubePrimitive> View<T> {
     pub fn stride(&self, #[comptime] axis: i32) -> usize {
         *self.strides.index(comptime![axis as usize])
     }
+}
 
-    /// The rows along `axis` from the `first` on, `before` elements into the buffer.
-    pub fn rows(&self, #[comptime] axis: i32, first: usize, before: usize) -> Strided {
+#[cube]
+impl<E: Numeric, N: Size> View<Vector<E, N>> {
+    /// The rows along `axis` from the `first` on, `before` elements into the buffer, of `cols` elements each.
+    pub fn rows(
+        &self,
+        #[comptime] axis: i32,
+        first: usize,
+        before: usize,
+        cols: usize,
+    ) -> Strided<'_, E, N> {
         let stride = self.stride(axis);
-        Strided { start: before + first * stride, stride, count: self.shape(axis) - first }
+        let (start, count) = (before + first * stride, self.shape(axis) - first);
+        Strided::<'_, E, N>::new(&self.data, start, stride, count, cols)
     }
 }

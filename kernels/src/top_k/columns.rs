@@ -1,6 +1,6 @@
 //! The columns of a row in ranked form, and where they are read from.
 
-use super::{Policy, rank};
+use super::policy::{Policy, rank};
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -40,7 +40,7 @@ pub(crate) fn range_of(starts: &[i32], ends: &[i32], row: usize, length: u32) ->
 
 /// The steps `first .. end` of a team's walk over columns.
 #[derive(CubeType)]
-pub(crate) struct Steps {
+pub(crate) struct Walk {
     pub(crate) first: u32,
     pub(crate) end: u32,
 }
@@ -49,20 +49,13 @@ pub(crate) struct Steps {
 #[cube]
 pub(crate) trait Columns: CubeType {
     /// The steps in which the columns `from .. to` come up, and perhaps others.
-    fn steps(&self, from: u32, to: u32) -> Steps;
+    fn walk(&self, from: u32, to: u32) -> Walk;
     /// The places of this unit's columns of a step, of rank 0 where there is none.
     fn load(&self, step: u32) -> Sequence<u64>;
 }
 
 /// Columns that a unit of a GPU has in flight: two loads of four. A team of 512 then reads the sample of a
-/// long row in one step, of which 16 in flight would leave half empty. Measured on an H200, k = 2048, in µs:
-///
-/// | in flight | 1024 x 131072 | 64 x 131072 | 1 x 131072 | 2048 x 32768 | 1 x 32768 |
-/// |---|---|---|---|---|---|
-/// | 16 | 481 | 55 | 29 | 553 | 26 |
-/// | 8 | 354 | 43 | 29 | 356 | 25 |
-///
-/// 4 was compiled and not measured: ptxas takes 40 registers a unit instead of 64, but sifting spills 8 bytes.
+/// long row in one step, of which 16 in flight would leave half empty; with 4 sifting spills.
 const IN_FLIGHT: usize = 8;
 
 /// Columns that a unit of `machine` has in flight, which come in vectors of `width`.
@@ -130,7 +123,7 @@ impl<'a, N: Size> Row<'a, N> {
 
 #[cube]
 impl<'a, N: Size> Columns for Row<'a, N> {
-    fn steps(&self, from: u32, to: u32) -> Steps {
+    fn walk(&self, from: u32, to: u32) -> Walk {
         let width = N::value();
         let grain = comptime![self.grain];
         let machine = comptime![self.machine];
@@ -138,7 +131,7 @@ impl<'a, N: Size> Columns for Row<'a, N> {
         let per_run = self.stride * comptime![width as u32 * grain];
         let first = (from - self.start + self.lead) / per_run * grain / of_step;
         let runs = (to - self.start + self.lead).div_ceil(per_run);
-        Steps { first, end: select(from < to, (runs * grain).div_ceil(of_step), first) }
+        Walk { first, end: select(from < to, (runs * grain).div_ceil(of_step), first) }
     }
 
     fn load(&self, step: u32) -> Sequence<u64> {
@@ -226,10 +219,10 @@ impl<'a> Sifted<'a> {
 
 #[cube]
 impl<'a> Columns for Sifted<'a> {
-    fn steps(&self, _from: u32, _to: u32) -> Steps {
+    fn walk(&self, _from: u32, _to: u32) -> Walk {
         let machine = comptime![self.machine];
         let of_step = comptime![(in_flight(machine, 4) * machine.team / 4) as u32];
-        Steps { first: 0u32.runtime(), end: (self.pieces * self.longest).div_ceil(of_step) }
+        Walk { first: 0u32.runtime(), end: (self.pieces * self.longest).div_ceil(of_step) }
     }
 
     fn load(&self, step: u32) -> Sequence<u64> {

@@ -14,7 +14,7 @@ pub(crate) fn last_place<C: Columns>(
     wanted: u32,
     histogram: &mut Histogram,
 ) -> u64 {
-    let steps = columns.steps(start, end);
+    let walk = columns.walk(start, end);
     // The bits found so far, and of the columns that begin with them how many are still wanted.
     let mut found = 0u64.runtime();
     let mut known = 0u64.runtime();
@@ -23,7 +23,7 @@ pub(crate) fn last_place<C: Columns>(
     while shift > 0 {
         shift -= 8u64;
         histogram.clear();
-        for step in steps.first..steps.end {
+        for step in walk.first..walk.end {
             for place in columns.load(step) {
                 if rank_of(place) != 0 && (place & known) == found {
                     histogram.add(u32::cast_from((place >> shift) & 0xffu64));
@@ -76,8 +76,8 @@ pub(crate) fn write_best<C: Columns>(
         let first = start + block * MARKS as u32;
         let limit = min(end - first, MARKS as u32);
         tools.marks.clear(limit);
-        let steps = columns.steps(first, first + limit);
-        for step in steps.first..steps.end {
+        let walk = columns.walk(first, first + limit);
+        for step in walk.first..walk.end {
             for place in columns.load(step) {
                 // Columns before the block wrap to beyond it.
                 let number = column_of(place) - first;

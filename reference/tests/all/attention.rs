@@ -10,17 +10,22 @@ pub const TAU: f32 = 0.2;
 pub const INF: f32 = f32::INFINITY;
 
 /// Without `topk_length` and sink.
-pub fn sparse(q: &Array3<f32>, kv: &Array2<f32>, indices: &Array2<i32>, d_v: usize) -> Attention {
+pub fn sparse(
+    q: &Array3<f32>,
+    kv: &Array2<f32>,
+    indices: &Array2<i32>,
+    d_v: usize,
+) -> AttentionOut {
     sparse_mla(q.view(), kv.view(), indices.view(), TAU, d_v, None, None).unwrap()
 }
 
-pub fn assert_close(a: &Attention, b: &Attention) {
+pub fn assert_close(a: &AttentionOut, b: &AttentionOut) {
     assert!(worst(&a.out, &b.out) < 2e-6);
     assert!(worst(&a.lse, &b.lse) < 2e-6);
     assert!(worst(&a.max_logits, &b.max_logits) < 2e-6);
 }
 
-pub fn assert_no_key(a: &Attention, t: usize) {
+pub fn assert_no_key(a: &AttentionOut, t: usize) {
     assert!(a.out.index_axis(Axis(0), t).iter().all(|&x| x == 0.0));
     assert!(a.lse.row(t).iter().all(|&x| x == INF));
     assert!(a.max_logits.row(t).iter().all(|&x| x == -INF));

@@ -34,7 +34,7 @@ pub fn copy_async<E: Numeric, N: Size, S: Numeric>(
     from: usize,
     valid: bool,
 ) {
-    copy_some::<E, N, S>(tile, to, source, from, select(valid, 16u32, 0u32));
+    copy_some(tile, to, source, from, select(valid, 16u32, 0u32));
 }
 
 /// [`copy_async`] of the first `bytes` bytes, and zeros for the rest.

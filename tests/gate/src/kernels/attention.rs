@@ -27,7 +27,7 @@ fn download_attention(a: &AttentionOut) -> Result<Outputs, CaseError> {
 
 fn reference_attention(
     case: &Case,
-    a: reference::sparse_attention::Attention,
+    a: reference::sparse_attention::AttentionOut,
 ) -> Result<Outputs, CaseError> {
     Ok(outputs([
         ("out", HostTensor::of(&a.out).cast(case.tensor("q")?.dtype)),

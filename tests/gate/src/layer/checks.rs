@@ -8,7 +8,7 @@ use crate::compare::close;
 use crate::tolerance::tolerance_on;
 use dsa_kernels::{Device, dense_attention};
 use dsa_model::layers::Trace;
-use dsa_reference::sparse_attention::Attention as Expected;
+use dsa_reference::sparse_attention::AttentionOut as Expected;
 use ndarray::{Array2, ArrayView1, Axis, Zip};
 use std::collections::BTreeSet;
 

@@ -140,7 +140,7 @@ fn a_selection_that_is_wrong_in_one_token_fails() {
             let lse =
                 Array2::from_shape_fn((s, 2), |(t, _)| if none(t) { f32::INFINITY } else { -1.0 });
             let out = ndarray::Array3::zeros((s, 2, 1));
-            Ok(dsa_reference::sparse_attention::Attention { out, max_logits: lse.clone(), lse })
+            Ok(dsa_reference::sparse_attention::AttentionOut { out, max_logits: lse.clone(), lse })
         };
         let mut section = Section::default();
         let bounds = (Bound::AtLeast(0.9), Bound::AtMost(0.1));

@@ -17,8 +17,8 @@ use crate::device::Device;
 use crate::tensor::{DType, Tensor};
 use crate::tile::*;
 use crate::top_k::columns::*;
+use crate::top_k::policy::{Policy, budget};
 use crate::top_k::radix::*;
-use crate::top_k::{Policy, budget};
 use cubecl::prelude::*;
 
 /// Columns of a row that are sampled, at most.
@@ -74,8 +74,8 @@ fn sift_kernel<N: Size>(
     let mut cursor = Cursor::new(machine);
     let own = Row::new(&logits.data, base, start, end, piece, pieces, GRAIN, policy, machine);
     let list = program * capacity as usize;
-    let steps = own.steps(start, end);
-    for step in steps.first..steps.end {
+    let walk = own.walk(start, end);
+    for step in walk.first..walk.end {
         for place in own.load(step) {
             if rank_of(place) >= least {
                 let at = cursor.take();

@@ -1,0 +1,79 @@
+//! Which columns are taken: how many of them, and in what order.
+
+use cubecl::prelude::*;
+
+/// Which keys are taken. **[`budget`] and [`rank`] are the functions to change to try another policy.**
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// The k best: as published.
+    #[default]
+    Fixed,
+    /// The best `per_mille` of a thousand keys (rounded up), at least `min` and at most k.
+    Fraction {
+        /// Keys taken of a thousand.
+        per_mille: u32,
+        /// Least number of keys taken.
+        min: u32,
+    },
+    /// The first `sinks` and the last `window` keys of the range always, the rest by score; if these
+    /// alone are more than k, the sinks first and then the most recent.
+    Window {
+        /// Most recent keys always kept.
+        window: u32,
+        /// First keys always kept.
+        sinks: u32,
+    },
+}
+
+/// How many keys are taken of a range of `len`.
+#[cube]
+pub(crate) fn budget(len: u32, topk: u32, #[comptime] policy: Policy) -> u32 {
+    match comptime![policy] {
+        Policy::Fixed => topk,
+        Policy::Fraction { per_mille, min: least } => {
+            // In two parts, so that the product stays below 2^32.
+            let share = len / 1000 * per_mille + (len % 1000 * per_mille).div_ceil(1000u32);
+            min(max(share, least), topk)
+        }
+        Policy::Window { .. } => topk,
+    }
+}
+
+/// The rank key of the logit at `position` of `start .. end`: larger is taken first, 0 is never taken.
+#[cube]
+pub(crate) fn rank(
+    logit: f32,
+    position: u32,
+    start: u32,
+    end: u32,
+    #[comptime] policy: Policy,
+) -> u32 {
+    let key = ordered_key(logit);
+    match comptime![policy] {
+        Policy::Window { window, sinks } => {
+            // The key of +inf is 0xff80_0000: the keys above it are free for what is always kept.
+            let age = end - 1 - position;
+            let mut kept = key;
+            if key != 0 {
+                if position - start < sinks {
+                    kept = 0xffff_ffffu32;
+                } else if age < window {
+                    kept = 0xffff_fffeu32 - age;
+                }
+            }
+            kept
+        }
+        _ => key,
+    }
+}
+
+/// An unsigned integer that orders as the logits do: NaN and -inf give 0, -0 and +0 the same key.
+#[cube]
+fn ordered_key(logit: f32) -> u32 {
+    // Adding +0 makes a -0 positive and changes no other number.
+    let bits = u32::reinterpret(logit + 0.0f32);
+    let negative = (bits >> 31) == 1u32;
+    let key = select(negative, !bits, bits | 0x8000_0000u32);
+    // From the lowest finite number, 0x0080_0000, to +inf, 0xff80_0000. -inf and the NaNs are outside.
+    select(key - 0x0080_0000u32 <= 0xff00_0000u32, key, 0u32)
+}
