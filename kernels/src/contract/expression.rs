@@ -28,9 +28,12 @@ impl Sizes {
 pub struct Range {
     /// The range as it stands in the contract.
     pub text: &'static str,
-    least: Option<&'static str>,
-    most: Option<&'static str>,
-    above: bool,
+    /// The lower bound, an expression.
+    pub least: Option<&'static str>,
+    /// The upper bound, which is in the range.
+    pub most: Option<&'static str>,
+    /// Whether the lower bound is not in the range.
+    pub above: bool,
     also: Option<&'static str>,
 }
 
