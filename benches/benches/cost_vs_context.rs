@@ -7,13 +7,14 @@
 
 use anyhow::Context;
 use dsa_benches::args::{CostArgs, command, parsed};
-use dsa_benches::peaks::{Ceilings, random};
+use dsa_benches::peaks::Ceilings;
 use dsa_benches::session::{Session, before, describe};
 use dsa_benches::{free_memory, sentence};
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
+use dsa_gate::bench::random;
 use dsa_gate::layer::timed::{Judged, Timed, judge_timed};
 use dsa_gate::layer::{Bound, Check, verify_random};
 use dsa_kernels::{DType, Device, DeviceKind};

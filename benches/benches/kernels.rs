@@ -1,7 +1,7 @@
 //! One bench per kernel and stage: gate, time, row. `cargo bench --bench kernels -- --help` lists the axes;
 //! `cargo bench --bench kernels -- --ceilings` prints how fast every form of every probe of the device is, and ends.
 
-use dsa_benches::args::{Axes, KernelArgs, command, parsed};
+use dsa_benches::args::{KernelArgs, axes, command, parsed};
 use dsa_benches::peaks::Ceilings;
 use dsa_benches::session::{Effort, Session};
 use dsa_benches::{sentence, specs};
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
 fn measure() -> anyhow::Result<ExitCode> {
     let args: KernelArgs = parsed();
     let device = args.common.open()?;
-    let axes = Axes::new(&args, &device);
+    let axes = axes(&args, &device);
     note(format!("{} ({}), {axes:?}", device.kind(), device.name()));
     if args.ceilings {
         for probe in Ceilings::measure(&device)?.probes() {

@@ -5,6 +5,7 @@
 
 use clap::{ArgMatches, CommandFactory, Parser};
 use dsa_figures::origin;
+use dsa_gate::bench::Axes;
 use dsa_kernels::{DType, Device, DeviceKind};
 use std::path::PathBuf;
 
@@ -247,41 +248,21 @@ pub fn repository() -> Option<PathBuf> {
     manifest.join("Cargo.toml").is_file().then_some(root)
 }
 
-/// The sizes that are measured where the command line names none.
-#[derive(Clone, Debug)]
-pub struct Axes {
-    /// Context lengths.
-    pub contexts: Vec<usize>,
-    /// Query tokens of a prefill call.
-    pub s_q: usize,
-    /// Requests of a decode call.
-    pub batch: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Index heads.
-    pub index_heads: usize,
-    /// Keys a query keeps.
-    pub topk: usize,
-    /// Type of activations.
-    pub dtype: DType,
-}
-
-impl Axes {
-    /// The true model's sizes on a GPU; on a CPU what takes seconds.
-    pub fn new(args: &KernelArgs, device: &Device) -> Self {
-        let cpu = device.kind() == DeviceKind::Cpu;
-        let pick = |gpu: usize, small: usize| if cpu { small } else { gpu };
-        let default = if cpu { vec![1024, 4096] } else { vec![8192, 32768, 131_072] };
-        let common = &args.common;
-        Self {
-            contexts: common.ladder(default),
-            s_q: common.s_q.unwrap_or(pick(2048, 8)),
-            batch: common.batch.unwrap_or(pick(64, 2)),
-            heads: args.heads.unwrap_or(pick(128, 16)),
-            index_heads: args.index_heads.unwrap_or(pick(64, 16)),
-            topk: common.topk.unwrap_or(pick(2048, 256)),
-            dtype: args.dtype,
-        }
+/// The sizes that are measured where the command line names none: the true model's on a GPU; on a CPU what takes
+/// seconds.
+pub fn axes(args: &KernelArgs, device: &Device) -> Axes {
+    let cpu = device.kind() == DeviceKind::Cpu;
+    let pick = |gpu: usize, small: usize| if cpu { small } else { gpu };
+    let default = if cpu { vec![1024, 4096] } else { vec![8192, 32768, 131_072] };
+    let common = &args.common;
+    Axes {
+        contexts: common.ladder(default),
+        s_q: common.s_q.unwrap_or(pick(2048, 8)),
+        batch: common.batch.unwrap_or(pick(64, 2)),
+        heads: args.heads.unwrap_or(pick(128, 16)),
+        index_heads: args.index_heads.unwrap_or(pick(64, 16)),
+        topk: common.topk.unwrap_or(pick(2048, 256)),
+        dtype: args.dtype,
     }
 }
 

@@ -6,8 +6,8 @@
 
 use anyhow::{Context, ensure};
 use dsa_figures::Peak;
-use dsa_kernels::random::Rng;
-use dsa_kernels::{DType, Device, DeviceKind, Result, Tensor, gemm, peak};
+use dsa_gate::bench::random;
+use dsa_kernels::{DType, Device, DeviceKind, Result, gemm, peak};
 use std::time::{Duration, Instant};
 
 mod memory;
@@ -190,18 +190,4 @@ fn fastest(device: &Device, work: impl Fn() -> Result<()> + Send + Sync) -> Resu
         calls += 1;
     }
     Ok(best)
-}
-
-/// A tensor of normal values; a million of them, repeated.
-pub fn random(device: &Device, dtype: DType, shape: &[usize], seed: u64) -> Result<Tensor> {
-    let n: usize = shape.iter().product();
-    let mut rng = Rng::new(seed);
-    let some: Vec<f32> = (0..n.min(1_000_003)).map(|_| rng.normal()).collect();
-    let bytes = dtype.encode(&some);
-    let mut all = Vec::with_capacity(n * dtype.size());
-    while all.len() < n * dtype.size() {
-        let left = n * dtype.size() - all.len();
-        all.extend_from_slice(&bytes[..left.min(bytes.len())]);
-    }
-    device.upload(&all, shape, dtype)
 }

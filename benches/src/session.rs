@@ -2,51 +2,28 @@
 
 use crate::args::{Common, repository};
 use crate::peaks::Ceilings;
-use crate::timed::{Call, Named, Timed, judge};
+use crate::timed::judge;
 use anyhow::bail;
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use dsa_figures::compare::{THRESHOLD, compare};
 use dsa_figures::row::COST_BENCH;
 use dsa_figures::terminal::{note, say};
 use dsa_figures::{
-    Error, Gate, Options, Origin, PassedGate, Place, Row, Run, Stage, Timing, Variant, What, Work,
-    draw, read_all,
+    Error, Gate, Options, Origin, PassedGate, Place, Row, Run, Timing, Variant, What, Work, draw,
+    read_all,
 };
 use dsa_files::printable;
+use dsa_gate::bench::{Named, Spec};
 use dsa_gate::gate::{gate, judge_on};
-use dsa_gate::{Case, kernels};
+use dsa_gate::kernels;
 use dsa_kernels::{Device, DeviceKind};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Samples of each measurement.
 pub const SAMPLES: usize = 10;
-
-/// One measurement.
-pub struct Spec {
-    /// The kernel in `dsa_gate::kernels`.
-    pub kernel: &'static str,
-    /// Prefill or decode.
-    pub stage: Stage,
-    /// What sets it apart from others of the same kernel and stage.
-    pub case: String,
-    /// Sizes by name.
-    pub shape: BTreeMap<String, u64>,
-    /// Type of the inputs.
-    pub dtype: String,
-    /// Operations of one call.
-    pub flop: u64,
-    /// Bytes that one call must move.
-    pub bytes: u64,
-    /// A small case that runs the same compiled kernel: gated before anything is timed.
-    pub gate: Case,
-    /// One call.
-    pub work: Call,
-    /// How rows of its outputs are judged afterwards.
-    pub timed: Timed,
-}
 
 /// A run of a bench on a device.
 pub struct Session {

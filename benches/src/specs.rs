@@ -1,75 +1,129 @@
-//! What is measured of each kernel: sizes, operations and bytes, the gate's small case, the call, and how rows of
-//! what it computed are cut out to be judged.
+//! What is measured: the benches of every kernel of [`dsa_gate::kernels`], and whether they fit the device.
 
-use crate::args::Axes;
-use crate::session::Spec;
-use crate::timed::Named;
-use dsa_figures::Stage;
-use dsa_kernels::cache_write::KvRecord;
-use dsa_kernels::{Device, Result, Tensor};
-use std::collections::BTreeMap;
+use dsa_gate::bench::{Axes, Bench, Spec};
+use dsa_gate::kernels::{ALL, Kernel};
+use dsa_kernels::{Device, KernelError, Result};
 
-mod attention;
-mod caches;
-mod pointwise;
-mod records;
-mod room;
-mod selection;
-
-pub use room::check;
-
-/// Width of index heads, latent, rope and expanded heads of DeepSeek-V3.2.
-const INDEX_DIM: usize = 128;
-const KV_LORA_RANK: usize = 512;
-const ROPE: usize = 64;
-const D_QK: usize = KV_LORA_RANK + ROPE;
-const QK_HEAD: usize = 192;
-const V_HEAD: usize = 128;
-/// V3.2's softmax scale at long context.
-const SOFTMAX_SCALE: f32 = 0.135_233_78;
-/// Tokens of a cache page.
-const PAGE: usize = 64;
-/// A token of the fp8 cache.
-const RECORD: KvRecord = KvRecord { kv_lora_rank: KV_LORA_RANK, rope_dim: ROPE };
-
-fn shape<const N: usize>(sizes: [(&str, usize); N]) -> BTreeMap<String, u64> {
-    sizes.into_iter().map(|(name, n)| (name.to_string(), n as u64)).collect()
-}
-
-fn vec_i32(device: &Device, values: &[i32]) -> Result<Tensor> {
-    device.upload_i32(values, &[values.len()])
-}
-
-/// The only output of a call.
-fn one(name: &'static str, tensor: Tensor) -> Named {
-    vec![(name, tensor)]
+/// The benches of the kernels whose name contains `only`.
+fn benches(only: &str) -> impl Iterator<Item = (&'static Kernel, &'static Bench)> {
+    let kernels = ALL.iter().filter(move |kernel| kernel.name.contains(only));
+    kernels.flat_map(|kernel| kernel.bench.iter().map(move |bench| (kernel, bench)))
 }
 
 /// Every measurement the axes ask for of the kernels whose name contains `only`; the inputs of others, which
 /// may be large, are not made.
 pub fn all(device: &Device, axes: &Axes, seed: u64, only: &str) -> Result<Vec<Spec>> {
-    type Make<'a> = &'a dyn Fn(usize) -> Result<Spec>;
-    let of_context: [(&str, Make); 9] = [
-        ("indexer_logits", &|n| selection::indexer_prefill(device, axes, n, seed)),
-        ("indexer_logits_paged", &|n| selection::indexer_decode(device, axes, n, seed)),
-        ("top_k", &|n| selection::select(device, axes, n, Stage::Prefill, axes.s_q, seed)),
-        ("top_k", &|n| selection::select(device, axes, n, Stage::Decode, axes.batch, seed)),
-        ("sparse_mla", &|n| attention::sparse(device, axes, n, Stage::Prefill, axes.s_q, seed)),
-        ("sparse_mla", &|n| attention::sparse(device, axes, n, Stage::Decode, axes.batch, seed)),
-        ("sparse_mla_paged", &|n| attention::sparse_fp8(device, axes, n, seed)),
-        ("dense_mha", &|n| attention::dense_prefill(device, axes, n, seed)),
-        ("dense_mla", &|n| attention::dense_decode(device, axes, n, seed)),
-    ];
-    let mut specs = pointwise::all(device, axes, seed)?;
-    specs.extend(caches::all(device, axes, seed)?);
-    specs.push(selection::shift(device, axes, seed)?);
-    specs.retain(|spec| spec.kernel.contains(only));
+    let made = |(_, bench): (&Kernel, &Bench), context| (bench.spec)(device, axes, context, seed);
+    let once = benches(only).filter(|(_, bench)| bench.room.is_none());
+    let mut specs: Vec<Spec> = once.map(|bench| made(bench, 0)).collect::<Result<_>>()?;
     for context in &axes.contexts {
-        for (kernel, make) in of_context {
-            if kernel.contains(only) {
-                specs.push(make(*context)?);
-            }
+        for bench in benches(only).filter(|(_, bench)| bench.room.is_some()) {
+            specs.push(made(bench, *context)?);
         }
     }
     Ok(specs)
+}
+
+/// Refuses sizes that nothing can be measured at, and those whose tensors the device has no room for: the inputs of
+/// all measurements, which are made first, and the largest outputs.
+///
+/// # Errors
+/// [`KernelError::Value`] naming the size.
+pub fn check(device: &Device, axes: &Axes, only: &str) -> Result<()> {
+    let counts = [
+        ("s_q", axes.s_q),
+        ("batch", axes.batch),
+        ("heads", axes.heads),
+        ("index_heads", axes.index_heads),
+        ("topk", axes.topk),
+    ];
+    let contexts = axes.contexts.iter().map(|context| ("contexts", *context));
+    for (name, count) in counts.into_iter().chain(contexts) {
+        if !(1..=i32::MAX as usize).contains(&count) {
+            let (got, expected) = (count.to_string(), "1 to 2^31 - 1".to_string());
+            return Err(KernelError::Value { name, got, expected });
+        }
+    }
+    let Some(memory) = device.memory() else { return Ok(()) };
+    let (mut inputs, mut outputs) = (0, 0);
+    for context in &axes.contexts {
+        for (kernel, bench) in benches(only) {
+            let Some(room) = bench.room else { continue };
+            let (input, output) = room(axes, *context);
+            inputs += input;
+            outputs = output.max(outputs);
+            if inputs + outputs > u128::from(memory) {
+                let gb = |bytes: u128| format!("{:.1} GB", bytes as f64 / 1e9);
+                return Err(KernelError::Value {
+                    name: "contexts",
+                    got: format!(
+                        "{context}, where {} brings the tensors to {}",
+                        kernel.name,
+                        gb(inputs + outputs)
+                    ),
+                    expected: format!("at most the {} of the device", gb(u128::from(memory))),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dsa_kernels::DType;
+
+    fn axes(contexts: &[usize]) -> Axes {
+        let contexts = contexts.to_vec();
+        Axes { contexts, s_q: 8, batch: 2, heads: 4, index_heads: 4, topk: 16, dtype: DType::Bf16 }
+    }
+
+    #[test]
+    fn sizes_that_nothing_can_be_measured_at_are_refused_by_name() {
+        let device = Device::named("cpu").unwrap();
+        assert!(check(&device, &axes(&[1, 64]), "").is_ok());
+        let refused = |axes: Axes| check(&device, &axes, "").unwrap_err().to_string();
+        for context in [0, usize::MAX, 1 << 31] {
+            let message = refused(axes(&[64, context]));
+            assert!(
+                message.contains("contexts") && message.contains(&context.to_string()),
+                "{message}"
+            );
+        }
+        assert!(refused(Axes { topk: 0, ..axes(&[64]) }).contains("topk"));
+        assert!(refused(Axes { s_q: 0, ..axes(&[64]) }).contains("s_q"));
+        assert!(refused(Axes { batch: 0, ..axes(&[64]) }).contains("batch"));
+    }
+
+    #[test]
+    fn tensors_that_the_device_has_no_room_for_are_refused_before_they_are_made() {
+        let device = Device::named("cpu").unwrap();
+        let many = Axes { s_q: 1 << 20, ..axes(&[1 << 28]) };
+        let message = check(&device, &many, "").unwrap_err().to_string();
+        assert!(
+            message.contains("268435456, where indexer_logits brings the tensors to"),
+            "{message}"
+        );
+        assert!(message.contains("GB of the device"), "{message}");
+        // What is not measured needs no room.
+        assert!(check(&device, &many, "sparse_mla_paged").is_err());
+        assert!(check(&device, &Axes { s_q: 1 << 20, ..axes(&[64]) }, "dense_mla").is_ok());
+    }
+
+    #[test]
+    fn what_is_counted_at_a_context_is_at_least_the_inputs_and_outputs_that_are_there() {
+        let device = Device::named("cpu").unwrap();
+        let axes = axes(&[64]);
+        for (kernel, bench) in benches("") {
+            let spec = (bench.spec)(&device, &axes, 64, 1).unwrap();
+            assert_eq!((spec.kernel, spec.stage), (kernel.name, bench.stage));
+            let of_context = ["context", "s_kv"].iter().any(|name| spec.shape.contains_key(*name));
+            assert_eq!(bench.room.is_some(), of_context, "{}", kernel.name);
+            let Some(room) = bench.room else { continue };
+            let outputs = (spec.work)().unwrap();
+            let bytes: usize = outputs.iter().map(|(_, t)| t.len() * t.dtype().size()).sum();
+            assert_eq!(room(&axes, 64).1, bytes as u128, "outputs of {}", kernel.name);
+        }
+    }
 }

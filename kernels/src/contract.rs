@@ -4,6 +4,7 @@
 //! ```text
 //! tensors  kv: [s_kv, d_qk] or [n_pages, page_size, d_qk] as q, rows   shapes, types (a|b, or those of another), strides
 //! tensors  attn_sink: [h] f32 (optional)
+//! tensors  ks: [s] i32 (or context_lens)                               there unless that one is
 //! scalars  page_size: integer 1 to 1048576
 //! scalars  splits: integer 1 to 1024 (chosen for the device)           what stands in brackets if it is left out
 //! scalars  out: f32|bf16|f16 (f32)                                     one of these words

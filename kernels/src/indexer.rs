@@ -40,6 +40,12 @@ pub enum ScoreFn {
     SigmoidWeighted,
 }
 
+impl ScoreFn {
+    /// All of them by their words in cases and on command lines; the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, Self)] =
+        &[("relu", Self::ReluWeighted), ("sigmoid", Self::SigmoidWeighted)];
+}
+
 /// One head's share of the score. **This is the function to change to try another indexer.**
 ///
 /// `dot`: q · k of some heads; `weight`: their weights. NaN stays NaN, so that top-k can leave it out.
@@ -190,9 +196,9 @@ pub const LOGITS: Contract = Contract {
         "weights: [s, H] f32, rows",
         "k: [s_kv, D] as q, rows",
         "k_scale: [s_kv] f32",
-        "ks: [s] i32 (optional)",
-        "ke: [s] i32 (optional)",
-        "context_lens: [1] i32 (optional)",
+        "ks: [s] i32 (or context_lens)",
+        "ke: [s] i32 (or context_lens)",
+        "context_lens: [1] i32 (or ks)",
     ],
     scalars: &[],
     sizes: &["H: 1 to 128", "D: 1 to 256"],
@@ -208,9 +214,9 @@ pub const LOGITS_PAGED: Contract = Contract {
         "weights: [b * next_n, H] f32, rows",
         "cache: [n_pages, page_size * (D + 4)] u8, rows",
         "block_table: [b, max_pages] i32",
-        "ks: [b * next_n] i32 (optional)",
-        "ke: [b * next_n] i32 (optional)",
-        "context_lens: [b] i32 (optional)",
+        "ks: [b * next_n] i32 (or context_lens)",
+        "ke: [b * next_n] i32 (or context_lens)",
+        "context_lens: [b] i32 (or ks)",
     ],
     scalars: &[
         "page_size: integer 1 to 1048576",

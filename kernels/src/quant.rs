@@ -39,6 +39,12 @@ pub enum ScaleFmt {
     Ue8m0,
 }
 
+impl ScaleFmt {
+    /// All of them by their words in cases and on command lines; the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, Self)] =
+        &[("ue8m0", Self::Ue8m0), ("plain", Self::Plain)];
+}
+
 /// Where the floor that keeps an all-zero block's scale positive applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Floor {

@@ -30,6 +30,12 @@ pub enum Pairing {
     HalfSplit,
 }
 
+impl Pairing {
+    /// All of them by their words in cases and on command lines; the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, Self)] =
+        &[("interleaved", Self::Interleaved), ("half_split", Self::HalfSplit)];
+}
+
 /// One program rotates one head of one row.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn rope_kernel<E: Numeric>(

@@ -36,12 +36,12 @@ mod sift;
 
 pub use policy::Policy;
 
+use crate::Result;
 use crate::contract::Contract;
 use crate::device::Device;
 use crate::seen::KeyRange;
 use crate::tensor::Tensor;
 use crate::tile::*;
-use crate::{KernelError, Result};
 use columns::*;
 use cubecl::prelude::*;
 use policy::budget;
@@ -137,18 +137,7 @@ pub fn top_k_in_pieces(
     let (device, KeyRange { ks, ke }) = (logits.device(), *seen);
     let bound = TOP_K.check([logits, ks, ke].map(Some), &[topk.into(), pieces.into()])?;
     let [rows, length] = bound.sizes(["rows", "length"])?;
-    let bad = match policy {
-        Policy::Fixed => None,
-        Policy::Fraction { per_mille, .. } => {
-            (per_mille > 1000).then_some(("per_mille", per_mille))
-        }
-        // The keys above +inf's are 2^23 - 1: as many positions can be told apart.
-        Policy::Window { window, .. } => (window >= 1 << 22).then_some(("window", window)),
-    };
-    if let Some((name, value)) = bad {
-        let expected = "per_mille up to 1000, window below 2^22".to_string();
-        return Err(KernelError::Value { name, got: value.to_string(), expected });
-    }
+    policy.expect_numbers()?;
     let pieces = pieces.unwrap_or_else(|| self::pieces(device, rows, length));
     let indices = bound.output("indices")?;
     if rows == 0 {

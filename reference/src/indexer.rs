@@ -27,6 +27,10 @@ pub enum ScoreFn {
 }
 
 impl ScoreFn {
+    /// All of them by their words in cases and on command lines; the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, Self)] =
+        &[("relu", Self::ReluWeighted), ("sigmoid", Self::SigmoidWeighted)];
+
     /// What one head adds to the score.
     pub fn apply(self, dot: f64, w: f64) -> f64 {
         match self {

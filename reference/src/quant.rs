@@ -23,6 +23,12 @@ pub enum ScaleFmt {
     Ue8m0,
 }
 
+impl ScaleFmt {
+    /// All of them by their words in cases and on command lines; the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, Self)] =
+        &[("ue8m0", Self::Ue8m0), ("plain", Self::Plain)];
+}
+
 /// e4m3 code of `x`: round to nearest, ties to even. Beyond 448, infinities included, it saturates
 /// to ±448. NaN becomes 0x7f or 0xff, after its sign bit.
 pub fn e4m3_encode(x: f32) -> u8 {

@@ -15,6 +15,12 @@ pub enum Pairing {
     HalfSplit,
 }
 
+impl Pairing {
+    /// All of them by their words in cases and on command lines; the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, Self)] =
+        &[("interleaved", Self::Interleaved), ("half_split", Self::HalfSplit)];
+}
+
 /// YaRN: low frequencies are slowed down so that a longer context spans the angles of the trained
 /// one; high frequencies stay.
 #[derive(Debug, Clone, Copy, PartialEq)]

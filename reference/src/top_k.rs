@@ -35,6 +35,20 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// All of them by their words in cases and on command lines, with the names of their numbers.
+    pub const ALL: &'static [(&'static str, &'static [&'static str])] =
+        &[("fixed", &[]), ("fraction", &["per_mille", "min"]), ("window", &["window", "sinks"])];
+
+    /// The policy that `word` stands for, with its numbers in the order of [`ALL`](Self::ALL).
+    pub fn named(word: &str, numbers: &[u32]) -> Option<Self> {
+        match (word, numbers) {
+            ("fixed", []) => Some(Self::Fixed),
+            ("fraction", &[per_mille, min]) => Some(Self::Fraction { per_mille, min }),
+            ("window", &[window, sinks]) => Some(Self::Window { window, sinks }),
+            _ => None,
+        }
+    }
+
     /// How many keys are kept of a range of `len`.
     pub fn k_eff(self, len: usize, topk: usize) -> usize {
         match self {

@@ -102,9 +102,10 @@ fn run_help_lists_every_kernels_tensors_scalars_and_outputs() {
     let (text, ok) = dsa(&["run", "--help"]).unwrap();
     assert!(ok);
     for kernel in ALL {
-        for line in
-            kernel.tensors.iter().chain(kernel.scalars).chain(kernel.sizes).chain(kernel.outputs)
-        {
+        let contract = &kernel.contract;
+        let of_launcher = [contract.tensors, contract.sizes, contract.outputs].concat();
+        let lines = kernel.lines().unwrap();
+        for line in of_launcher.into_iter().chain(lines.iter().map(String::as_str)) {
             assert!(text.contains(line), "{}: {line:?} is missing", kernel.name);
         }
     }

@@ -3,7 +3,6 @@
 
 use crate::samples::sample;
 use crate::support::*;
-use dsa_gate::generate::strategy;
 use dsa_gate::kernels::ALL;
 use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
@@ -30,7 +29,7 @@ fn every_generated_case_keeps_its_contract() {
     for kernel in ALL {
         let mut runner = TestRunner::deterministic();
         for _ in 0..64 {
-            let case = strategy(kernel.name).new_tree(&mut runner).unwrap().current();
+            let case = kernel.cases().new_tree(&mut runner).unwrap().current();
             if let Err(error) = kernel.check(&case) {
                 panic!("{case:?}: {error}");
             }

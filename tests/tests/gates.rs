@@ -5,7 +5,7 @@ use crate::harness::honest;
 use crate::samples::sample;
 use crate::support::*;
 use dsa_gate::gate::{GateFailure, gate, gate_of, judge, keep, replay};
-use dsa_gate::generate::{Model, forms};
+use dsa_gate::generate::Model;
 use dsa_gate::kernels::{ALL, Kernel, find};
 use dsa_gate::{Case, CaseError, Outputs, paths};
 use proptest::strategy::{Strategy, ValueTree};
@@ -78,7 +78,7 @@ fn nothing_checked_is_no_pass() {
 #[test]
 fn inputs_of_one_form_have_its_sizes_and_other_values() {
     for kernel in ALL {
-        let forms = forms(kernel.name);
+        let forms = (kernel.forms)();
         let mut runner = TestRunner::deterministic();
         for strategy in forms.production.iter().chain([&forms.random]) {
             let form = strategy.new_tree(&mut runner).unwrap().current();
@@ -93,7 +93,7 @@ fn inputs_of_one_form_have_its_sizes_and_other_values() {
 
 #[test]
 fn the_reader_of_a_record_is_told_from_the_other_one() {
-    let forms = forms("sparse_mla_paged");
+    let forms = (find("sparse_mla_paged").unwrap().forms)();
     let mut runner = TestRunner::deterministic();
     let case = forms.production[0].new_tree(&mut runner).unwrap().current().case(1);
     let runs = |strided: &str| paths::of(&case.clone().set("strided", strided), &device());
@@ -109,7 +109,7 @@ fn the_reader_of_a_record_is_told_from_the_other_one() {
 #[test]
 fn every_path_a_case_runs_is_in_the_kernels_list() {
     for kernel in ALL {
-        let (all, forms) = (paths::all(kernel.name, &device()), forms(kernel.name));
+        let (all, forms) = ((kernel.paths.all)(&device()), (kernel.forms)());
         let mut runner = TestRunner::deterministic();
         for strategy in forms.production.iter().chain([&forms.random; 6]) {
             let case = strategy.new_tree(&mut runner).unwrap().current().case(1);

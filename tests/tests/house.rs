@@ -10,7 +10,7 @@ const HOUSE: [(&str, &[&str]); 10] = [
     ("tests", &["cli", "figures", "gate", "kernels", "model", "offline", "reference"]),
     ("cli", &["files", "gate", "kernels", "model", "offline"]),
     ("benches", &["figures", "files", "gate", "kernels", "model"]),
-    ("gate", &["files", "kernels", "model", "offline", "reference"]),
+    ("gate", &["figures", "files", "kernels", "model", "offline", "reference"]),
     ("figures", &["files"]),
     ("model", &["files", "kernels"]),
     ("files", &[]),

@@ -2,28 +2,14 @@
 
 use crate::support::device;
 use dsa_gate::gate::{cases, gate, regressions, replay, seed};
-use dsa_gate::kernels::{ALL, find};
+use dsa_gate::kernels::ALL;
 use std::io::Write;
-use std::sync::Once;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Prints the seed once: on the stream itself, since the harness keeps what a passing test prints.
-fn say_seed(cases: u32, seed: u64) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        let _ = writeln!(
-            std::io::stderr(),
-            "properties: seed {seed}, {cases} cases a kernel (DSA_SEED, DSA_CASES)"
-        );
-    });
-}
-
-fn holds(kernel: &str) {
-    let (cases, seed) = (cases().unwrap(), seed().unwrap());
-    say_seed(cases, seed);
-    match gate(find(kernel).unwrap(), &device(), cases, seed) {
-        Ok(report) => println!("{report}"),
-        Err(failure) => panic!("{failure}"),
-    }
+/// Prints to the stream itself, since the harness keeps what a passing test prints.
+fn say(line: String) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[test]
@@ -43,21 +29,23 @@ fn what_fell_once_and_was_kept_falls_no_more() {
     assert_eq!(files, 0, "cases that are of no kernel");
 }
 
-macro_rules! properties {
-    ($($kernel:ident)*) => {
-        $(#[test] fn $kernel() { holds(stringify!($kernel)); })*
-
-        #[test]
-        fn every_kernel_has_a_property() {
-            let tested = [$(stringify!($kernel)),*];
-            for kernel in ALL {
-                assert!(tested.contains(&kernel.name), "{} has no property test", kernel.name);
-            }
+#[test]
+fn every_kernel_agrees_with_its_reference_on_random_cases() {
+    let (cases, seed) = (cases().unwrap(), seed().unwrap());
+    say(format!("properties: seed {seed}, {cases} cases a kernel (DSA_SEED, DSA_CASES)"));
+    let (next, fallen) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|threads| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            threads.spawn(|| {
+                while let Some(kernel) = ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match gate(kernel, &device(), cases, seed) {
+                        Ok(report) => println!("{report}"),
+                        Err(failure) => fallen.lock().unwrap().push(failure.to_string()),
+                    }
+                }
+            });
         }
-    };
-}
-
-properties! {
-    act_quant round_trip store_kv store_index_keys hadamard rope rms_norm layer_norm gemm fold_scales
-    indexer_logits indexer_logits_paged top_k shift_indices place_rows sparse_mla sparse_mla_paged dense_mha dense_mla
+    });
+    let fallen = fallen.into_inner().unwrap();
+    assert!(fallen.is_empty(), "{}", fallen.join("\n"));
 }

@@ -2,7 +2,6 @@
 
 use crate::samples::sample;
 use crate::support::*;
-use dsa_gate::generate::strategy;
 use dsa_gate::kernels::ALL;
 use dsa_gate::offline::{compile, compile_wide};
 use dsa_gate::{Case, HostTensor};
@@ -37,8 +36,8 @@ fn the_width_of_addresses_changes_no_bit_of_any_result() {
     let (narrow, wide) = (device(), device().wide());
     let mut runner = TestRunner::deterministic();
     for kernel in ALL {
-        let random = (0..RANDOM_CASES)
-            .map(|_| strategy(kernel.name).new_tree(&mut runner).unwrap().current());
+        let random =
+            (0..RANDOM_CASES).map(|_| kernel.cases().new_tree(&mut runner).unwrap().current());
         for case in random.chain([sample(kernel.name)]) {
             let run = |device| kernel.run(device, &case).unwrap();
             let (expected, got) = (run(&narrow), run(&wide));

@@ -1,11 +1,13 @@
 use super::*;
-use crate::args::{Axes, KernelArgs};
+use crate::args::KernelArgs;
 use crate::peaks::Ceilings;
-use crate::session::{Effort, Session, Spec};
+use crate::session::{Effort, Session};
 use crate::specs;
 use clap::Parser;
 use dsa_figures::Gate;
+use dsa_gate::bench::{Axes, BUDGET, MOST_ROWS, Spec};
 use dsa_gate::kernels::{ALL, find};
+use dsa_kernels::Tensor;
 
 /// Sizes that fit no tile and no page, with more heads than one timing judges.
 fn axes() -> Axes {

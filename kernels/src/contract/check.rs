@@ -71,8 +71,21 @@ impl Contract {
     /// # Errors
     /// As there.
     pub fn bind(&self, tensors: &[Option<Form>], scalars: &[Given]) -> Result<Bound<'_>> {
+        self.bind_lines(&self.lines()?.tensors, tensors, scalars)
+    }
+
+    /// [`Contract::bind`] by `tensor_lines` in place of the contract's own: for who makes a tensor later.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bind_lines(
+        &self,
+        tensor_lines: &[TensorLine],
+        tensors: &[Option<Form>],
+        scalars: &[Given],
+    ) -> Result<Bound<'_>> {
         let lines = self.lines()?;
-        if lines.tensors.len() != tensors.len() || lines.scalars.len() != scalars.len() {
+        if tensor_lines.len() != tensors.len() || lines.scalars.len() != scalars.len() {
             let got = format!("{} tensors, {} scalars", tensors.len(), scalars.len());
             return Err(self.unreadable(&format!("as many lines as there are arguments: {got}")));
         }
@@ -81,9 +94,11 @@ impl Contract {
         for (line, given) in lines.scalars.iter().zip(scalars) {
             bound.bind_scalar(line, given)?;
         }
-        let given = || lines.tensors.iter().zip(tensors);
+        let given = || tensor_lines.iter().zip(tensors);
+        let is_given = |name: &str| given().any(|(line, form)| line.name == name && form.is_some());
         for (line, form) in given() {
-            bound.bind_axes(line, form.as_ref())?;
+            let replaced = line.instead.is_some_and(is_given);
+            bound.bind_axes(line, form.as_ref(), replaced)?;
         }
         for SizeLine { name, of, range } in &lines.sizes {
             let holds = of.value(&bound.sizes).and_then(|n| range.holds(n, &bound.sizes));
@@ -145,16 +160,22 @@ impl<'a> Bound<'a> {
         if right { Ok(()) } else { Err(wrong_scalar(line, given)) }
     }
 
-    /// Binds the names among a tensor's axes to its sizes.
-    fn bind_axes(&mut self, line: &TensorLine, form: Option<&Form>) -> Result<()> {
+    /// Binds the names among a tensor's axes to its sizes. Whether it is `replaced`: the one that may stand instead
+    /// of it is there.
+    fn bind_axes(&mut self, line: &TensorLine, form: Option<&Form>, replaced: bool) -> Result<()> {
         let Some(form) = form else {
             let (name, got) = (line.name, "left out".to_string());
-            let expected = line.shapes_text(&self.sizes);
-            return match line.optional {
+            let or = line.instead.map_or(String::new(), |other| format!(", or {other}"));
+            let expected = line.shapes_text(&self.sizes) + &or;
+            return match line.optional || replaced {
                 true => Ok(()),
                 false => Err(KernelError::Value { name, got, expected }),
             };
         };
+        if let (true, Some(other)) = (replaced, line.instead) {
+            let (name, got) = (line.name, format!("there beside {other}"));
+            return Err(KernelError::Value { name, got, expected: "one of the two".to_string() });
+        }
         if !line.bind(form.shape, &mut self.sizes) {
             return Err(self.wrong_shape(line, form));
         }

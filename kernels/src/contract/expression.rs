@@ -28,9 +28,14 @@ impl Sizes {
 pub struct Range {
     /// The range as it stands in the contract.
     pub text: &'static str,
-    least: Option<Expression>,
-    most: Option<Expression>,
-    above: bool,
+    /// The lower bound, an expression.
+    pub least: Option<&'static str>,
+    /// The upper bound, which is in the range.
+    pub most: Option<&'static str>,
+    /// Whether the lower bound is not in the range.
+    pub above: bool,
+    low: Option<Expression>,
+    high: Option<Expression>,
     also: Option<&'static str>,
 }
 
@@ -45,17 +50,22 @@ impl Range {
             return None;
         }
         let (least, most, above) = if let Some(least) = bounds.strip_prefix("at least ") {
-            (Some(Expression::parse(least)?), None, false)
+            (Some(least), None, false)
         } else if let Some(least) = bounds.strip_prefix("above ") {
-            (Some(Expression::parse(least)?), None, true)
+            (Some(least), None, true)
         } else if let Some((least, most)) = bounds.split_once(" to ") {
-            (Some(Expression::parse(least)?), Some(Expression::parse(most)?), false)
+            (Some(least), Some(most), false)
         } else if bounds.is_empty() {
             (None, None, false)
         } else {
             return None;
         };
-        Some(Self { text, least, most, above, also })
+        let read = |bound: Option<&'static str>| match bound {
+            Some(bound) => Expression::parse(bound).map(Some),
+            None => Some(None),
+        };
+        let (low, high) = (read(least)?, read(most)?);
+        Some(Self { text, least, most, above, low, high, also })
     }
 
     /// Whether an integer is in the range; `None` if a bound has a name that stands for nothing.
@@ -64,7 +74,7 @@ impl Range {
             Some(bound) => bound.value(sizes),
             None => Some(any),
         };
-        let (least, most) = (bound(&self.least, 0)?, bound(&self.most, u128::MAX)?);
+        let (least, most) = (bound(&self.low, 0)?, bound(&self.high, u128::MAX)?);
         let also = match self.also {
             Some("even") => got.is_multiple_of(2),
             Some(_) => got.is_power_of_two(),
@@ -80,7 +90,7 @@ impl Range {
             Some(_) => f32::NAN,
             None => any,
         };
-        let (least, most) = (bound(&self.least, f32::MIN), bound(&self.most, f32::MAX));
+        let (least, most) = (bound(&self.low, f32::MIN), bound(&self.high, f32::MAX));
         (least..=most).contains(&got) && (!self.above || got > least)
     }
 }

@@ -12,7 +12,7 @@ pub enum Strides {
     Rows,
 }
 
-/// `name: [axes] or [axes] types, strides (optional)`.
+/// `name: [axes] or [axes] types, strides (optional)`, or `(or NAME)`: there unless that one is.
 #[derive(Clone, Debug)]
 pub struct TensorLine {
     /// The tensor's name.
@@ -27,6 +27,8 @@ pub struct TensorLine {
     pub strides: Strides,
     /// Whether it may be left out.
     pub optional: bool,
+    /// The tensor that stands instead of it: one of the two is there.
+    pub instead: Option<&'static str>,
 }
 
 /// The types that a tensor may have.
@@ -42,8 +44,15 @@ impl TensorLine {
     /// The line; `None` if it cannot be read.
     pub fn parse(line: &'static str) -> Option<Self> {
         let (name, rest) = line.split_once(": ")?;
-        let (rest, optional) =
-            rest.strip_suffix(" (optional)").map_or((rest, false), |rest| (rest, true));
+        let (rest, note) = match rest.strip_suffix(')').and_then(|rest| rest.rsplit_once(" (")) {
+            Some((rest, note)) => (rest, Some(note)),
+            None => (rest, None),
+        };
+        let instead = note.and_then(|note| note.strip_prefix("or ")).filter(|name| is_name(name));
+        let optional = note == Some("optional");
+        if note.is_some() && !optional && instead.is_none() {
+            return None;
+        }
         let (rest, strides) = match rest.strip_suffix(", rows") {
             Some(rest) => (rest, Strides::Rows),
             None => (rest, Strides::Contiguous),
@@ -60,7 +69,7 @@ impl TensorLine {
             Some(other) => Types::As(is_name(other).then_some(other)?),
             None => Types::Of(types.split('|').map(DType::named).collect::<Option<_>>()?),
         };
-        is_name(name).then_some(Self { name, shapes, axes, types, strides, optional })
+        is_name(name).then_some(Self { name, shapes, axes, types, strides, optional, instead })
     }
 
     /// The shapes, with the sizes that are known: `[s_kv=9, d_qk=24]`.
@@ -175,6 +184,21 @@ impl ScalarLine {
         is_name(name).then_some(Self { name, kind, body, default, condition })
     }
 
+    /// One of the words of `choices`, the first if it is left out.
+    pub fn choice<T>(name: &'static str, choices: &[(&'static str, T)]) -> Self {
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        let default = words.first().copied();
+        Self { name, kind: Kind::Words(words), body: "", default, condition: None }
+    }
+
+    /// Whether it is an integer in whose range, which names no size, `got` lies.
+    pub fn holds(&self, got: u128) -> bool {
+        match &self.kind {
+            Kind::Integer(range) => range.holds(got, &Sizes::default()).unwrap_or(false),
+            _ => false,
+        }
+    }
+
     /// Whether it may be left out.
     pub fn is_optional(&self) -> bool {
         self.default.is_some()
@@ -186,6 +210,20 @@ impl ScalarLine {
             Kind::Words(words) => words.join(" or "),
             Kind::Number(_) => format!("a finite {}", self.body),
             Kind::Integer(_) => format!("an {}", self.body),
+        }
+    }
+}
+
+impl std::fmt::Display for ScalarLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.kind {
+            Kind::Words(words) => write!(f, "{}: {}", self.name, words.join("|"))?,
+            _ => write!(f, "{}: {}", self.name, self.body)?,
+        }
+        match (self.default, self.condition) {
+            (Some(default), _) => write!(f, " ({default})"),
+            (None, Some((other, word))) => write!(f, " (with {other}={word})"),
+            (None, None) => Ok(()),
         }
     }
 }
@@ -204,8 +242,10 @@ mod tests {
         let line = TensorLine::parse("x: [n] f32|e4m3").unwrap();
         assert!(matches!(line.types, Types::Of(types) if types == [DType::F32, DType::E4m3]));
         assert_eq!(line.strides, Strides::Contiguous);
-        for wrong in ["x [n] f32", "x: n f32", "x: [n] f64", "x: [n]", "x y: [n] f32", "x: [n] as"]
-        {
+        let line = TensorLine::parse("ks: [s] i32 (or lens)").unwrap();
+        assert!(line.instead == Some("lens") && !line.optional);
+        let wrong = ["x [n] f32", "x: n f32", "x: [n] f64", "x: [n]", "x y: [n] f32", "x: [n] as"];
+        for wrong in wrong.into_iter().chain(["x: [n] f32 (some)", "x: [n] f32 (or )"]) {
             assert!(TensorLine::parse(wrong).is_none(), "{wrong}");
         }
     }
@@ -219,6 +259,13 @@ mod tests {
         assert_eq!(line.default, Some("ue8m0"));
         let line = ScalarLine::parse("min: integer (with policy=fraction)").unwrap();
         assert!(line.default.is_none() && line.condition == Some(("policy", "fraction")));
+        for text in
+            ["fmt: ue8m0|plain (ue8m0)", "min: integer 0 to 9 (with policy=fraction)", "x: number"]
+        {
+            assert_eq!(ScalarLine::parse(text).unwrap().to_string(), text);
+        }
+        let choice = ScalarLine::choice("fmt", &[("ue8m0", 0), ("plain", 1)]);
+        assert_eq!(choice.to_string(), "fmt: ue8m0|plain (ue8m0)");
         for wrong in
             ["x integer", "x: integer some", "x: a b", "x y: number", "x: integer (with y)"]
         {

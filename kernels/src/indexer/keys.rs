@@ -69,7 +69,7 @@ pub(super) struct Ranges {
     pub starts: Box<[i32]>,
     pub ends: Box<[i32]>,
     #[cube(comptime)]
-    pub paged: bool,
+    pub by_context: bool,
 }
 
 /// The keys that each query of one request may see.
@@ -106,7 +106,7 @@ impl<'a> KeyRanges<'a> {
         let mut start = 0i32.runtime();
         let mut end = 0i32.runtime();
         if i < self.rows {
-            if comptime![self.all.paged] {
+            if comptime![self.all.by_context] {
                 // Of next_n new tokens the last sees the whole context, each one before it a key less.
                 // A negative length is 0 before anything is subtracted: INT_MIN must not wrap.
                 end = max(self.all.ends[self.request], 0i32) - self.rows as i32 + i as i32 + 1;

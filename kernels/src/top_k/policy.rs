@@ -1,5 +1,8 @@
 //! Which columns are taken: how many of them, and in what order.
 
+use super::TOP_K;
+use crate::contract::ScalarLine;
+use crate::{KernelError, Result};
 use cubecl::prelude::*;
 
 /// Which keys are taken. **[`budget`] and [`rank`] are the functions to change to try another policy.**
@@ -23,6 +26,53 @@ pub enum Policy {
         /// First keys always kept.
         sinks: u32,
     },
+}
+
+impl Policy {
+    /// All of them by their words in cases and on command lines, with their numbers as lines of a
+    /// [contract](crate::contract); the first is taken if none is named.
+    pub const ALL: &'static [(&'static str, &'static [&'static str])] = &[
+        ("fixed", &[]),
+        ("fraction", &["per_mille: integer 0 to 1000", "min: integer 0 to 4294967295"]),
+        // The keys above +inf's are 2^23 - 1: as many positions can be told apart.
+        ("window", &["window: integer 0 to 4194303", "sinks: integer 0 to 4294967295"]),
+    ];
+
+    /// The policy that `word` stands for, with its numbers in the order of [`ALL`](Self::ALL).
+    pub fn named(word: &str, numbers: &[u32]) -> Option<Self> {
+        match (word, numbers) {
+            ("fixed", []) => Some(Self::Fixed),
+            ("fraction", &[per_mille, min]) => Some(Self::Fraction { per_mille, min }),
+            ("window", &[window, sinks]) => Some(Self::Window { window, sinks }),
+            _ => None,
+        }
+    }
+
+    /// Its word and its numbers.
+    fn numbers(self) -> (&'static str, Vec<u32>) {
+        match self {
+            Self::Fixed => ("fixed", vec![]),
+            Self::Fraction { per_mille, min } => ("fraction", vec![per_mille, min]),
+            Self::Window { window, sinks } => ("window", vec![window, sinks]),
+        }
+    }
+
+    /// Refuses a number out of the range that [`ALL`](Self::ALL) gives it.
+    pub(super) fn expect_numbers(self) -> Result<()> {
+        let (word, numbers) = self.numbers();
+        let lines =
+            Self::ALL.iter().filter(|(name, _)| *name == word).flat_map(|(_, lines)| *lines);
+        for (line, number) in lines.zip(numbers) {
+            let unreadable =
+                || KernelError::Contract { kernel: TOP_K.name, line: line.to_string() };
+            let line = ScalarLine::parse(line).ok_or_else(unreadable)?;
+            if !line.holds(number.into()) {
+                let (name, got, expected) = (line.name, number.to_string(), line.expected());
+                return Err(KernelError::Value { name, got, expected });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How many keys are taken of a range of `len`.

@@ -80,15 +80,9 @@ fn kernels_help() -> String {
 
 fn describe(kernel: &Kernel) -> String {
     let mut text = format!("\n  {}  (kernels/src/{})\n", kernel.name, kernel.file);
-    for (title, lines) in [
-        ("tensor", kernel.tensors),
-        ("scalar", kernel.scalars),
-        ("size", kernel.sizes),
-        ("output", kernel.outputs),
-    ] {
-        for line in lines {
-            text.push_str(&format!("    {title}  {line}\n"));
-        }
+    // A line that cannot be read is refused wherever a case is checked.
+    for line in kernel.lines().unwrap_or_default() {
+        text.push_str(&format!("    {line}\n"));
     }
     text
 }

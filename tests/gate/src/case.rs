@@ -70,16 +70,6 @@ pub enum CaseError {
         /// What is expected.
         expected: String,
     },
-    /// A size is out of range.
-    #[error("{name} is {got}, expected {expected}")]
-    Size {
-        /// The size's name in the kernel's list of tensors.
-        name: String,
-        /// Its value.
-        got: u128,
-        /// What the kernel takes.
-        expected: String,
-    },
     /// The outputs, with what the launcher takes beside them, do not fit in memory.
     #[error(
         "the outputs of {kernel} take {bytes} bytes, expected at most {most} (64 GiB, and a quarter \
@@ -107,14 +97,6 @@ pub enum CaseError {
         /// What they may be.
         most: u128,
     },
-    /// A line of a kernel's own list that cannot be read: a fault of this program.
-    #[error("the contract of {kernel} cannot be read: {line:?}")]
-    Contract {
-        /// The kernel.
-        kernel: &'static str,
-        /// The line.
-        line: String,
-    },
     /// No kernel of this name.
     #[error("there is no kernel {:?}; `dsa run --help` lists them", printable(.0, 60))]
     UnknownKernel(String),
@@ -128,6 +110,11 @@ pub enum CaseError {
     #[error("the reference refused: {0}")]
     Reference(#[from] dsa_reference::Error),
 }
+
+/// Elements of a type behind each row of a strided case: none; 3, so that no row but the first is aligned; 16 bytes;
+/// the 128 of FlashMLA's layout.
+pub const GAPS: &[(&str, fn(DType) -> usize)] =
+    &[("false", |_| 0), ("true", |_| 3), ("aligned", |dtype| 16 / dtype.size()), ("wide", |_| 128)];
 
 /// A dense tensor in host memory.
 #[derive(Clone, PartialEq)]
@@ -260,19 +247,16 @@ impl Case {
         Ok(device.upload(&tensor.bytes, &tensor.shape, tensor.dtype)?)
     }
 
-    /// Elements of `dtype` that a strided upload puts behind each row, by the scalar `strided`: none (`false`),
-    /// 3, so that no row but the first is aligned (`true`), 16 bytes (`aligned`), or the 128 of FlashMLA's
-    /// layout (`wide`).
+    /// Elements of `dtype` that a strided upload puts behind each row, by the scalar `strided`, a word of [`GAPS`].
     pub fn gap(&self, dtype: DType) -> Result<usize, CaseError> {
-        match self.scalars.get("strided").map(String::as_str) {
-            None | Some("false") => Ok(0),
-            Some("true") => Ok(3),
-            Some("aligned") => Ok(16 / dtype.size()),
-            Some("wide") => Ok(128),
-            Some(got) => Err(CaseError::Scalar {
+        let got = self.scalars.get("strided");
+        let word = got.map_or(GAPS[0].0, String::as_str);
+        match GAPS.iter().find(|(known, _)| *known == word) {
+            Some((_, gap)) => Ok(gap(dtype)),
+            None => Err(CaseError::Scalar {
                 kernel: self.kernel.clone(),
                 name: "strided".to_string(),
-                got: Some(got.to_string()),
+                got: got.cloned(),
                 expected: "false, true, aligned or wide".to_string(),
             }),
         }

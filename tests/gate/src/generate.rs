@@ -1,19 +1,15 @@
 //! Inputs chosen to break kernels: shapes that fit no tile, ties, plateaus, signed zeros, infinities, NaN,
 //! empty and reversed ranges, bad indices, poison in every place that must not be read.
 
-use crate::case::{Case, HostTensor};
+use crate::case::{GAPS, HostTensor};
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
 use proptest::prelude::*;
 
-mod attention;
-mod extreme;
+pub(crate) mod extreme;
 mod form;
-mod indexer;
-mod pointwise;
-mod quantised;
-mod top_k;
 
+pub(crate) use form::Exactly;
 pub use form::{Form, Forms, Model};
 
 /// What values a tensor holds.
@@ -69,7 +65,8 @@ pub fn tensor(rng: &mut Rng, dtype: DType, shape: &[usize], fill: Fill) -> HostT
     HostTensor::new(dtype, shape, &values)
 }
 
-const ALL: [Fill; 7] = [
+/// What rows of any kind are drawn from.
+pub(crate) const ALL_FILLS: [Fill; 7] = [
     Fill::Normal,
     Fill::Tenth,
     Fill::Ties,
@@ -79,19 +76,18 @@ const ALL: [Fill; 7] = [
     Fill::Extreme,
 ];
 
-fn float() -> impl Strategy<Value = DType> {
+/// Any of the types of activations.
+pub(crate) fn float() -> impl Strategy<Value = DType> {
     proptest::sample::select(&DType::FLOATS[..])
 }
 
-/// Gaps behind the rows of a strided case, by the words of the scalar `strided`.
-const GAPS: [&str; 5] = ["false", "false", "true", "aligned", "wide"];
-
-fn gap() -> impl Strategy<Value = &'static str> {
-    proptest::sample::select(&GAPS[..])
+/// Any gap, every other time none.
+pub(crate) fn gap() -> impl Strategy<Value = &'static str> {
+    (0..GAPS.len() + 1).prop_map(|nth| GAPS[nth.saturating_sub(1)].0)
 }
 
 /// Half-open ranges within and beyond `0..n`: whole, causal, random, empty, reversed, out of bounds.
-fn ranges(rng: &mut Rng, rows: usize, n: usize) -> (HostTensor, HostTensor) {
+pub(crate) fn ranges(rng: &mut Rng, rows: usize, n: usize) -> (HostTensor, HostTensor) {
     let kind = rng.below(4);
     let (mut ks, mut ke) = (Vec::new(), Vec::new());
     for row in 0..rows {
@@ -116,7 +112,7 @@ const BAD_INDICES: [i32; 8] =
 
 /// Index lists over `n_rows`: distinct rows in random order, with bad indices strewn in; some rows of the
 /// list entirely bad.
-fn index_lists(rng: &mut Rng, s: usize, topk: usize, n_rows: usize) -> Vec<i32> {
+pub(crate) fn index_lists(rng: &mut Rng, s: usize, topk: usize, n_rows: usize) -> Vec<i32> {
     let mut all = Vec::with_capacity(s * topk);
     for _ in 0..s {
         let empty = rng.one_in(8);
@@ -143,7 +139,7 @@ fn index_lists(rng: &mut Rng, s: usize, topk: usize, n_rows: usize) -> Vec<i32> 
 }
 
 /// Fills with NaN every row that no list names.
-fn poison_unused(tensor: &mut HostTensor, cols: usize, indices: &[i32]) {
+pub(crate) fn poison_unused(tensor: &mut HostTensor, cols: usize, indices: &[i32]) {
     let bytes = cols * tensor.dtype.size();
     for (row, chunk) in tensor.bytes.chunks_mut(bytes.max(1)).enumerate() {
         if !indices.contains(&(row as i32)) {
@@ -153,7 +149,7 @@ fn poison_unused(tensor: &mut HostTensor, cols: usize, indices: &[i32]) {
 }
 
 /// Slots of a cache, some of them out of range, and in half of the cases some for several rows.
-fn slots(rng: &mut Rng, n: usize, n_slots: usize) -> HostTensor {
+pub(crate) fn slots(rng: &mut Rng, n: usize, n_slots: usize) -> HostTensor {
     let mut order: Vec<i32> = (0..n_slots as i32).collect();
     for i in (1..order.len()).rev() {
         order.swap(i, rng.below(i + 1));
@@ -168,36 +164,4 @@ fn slots(rng: &mut Rng, n: usize, n_slots: usize) -> HostTensor {
         });
     }
     HostTensor::i32(&[n], &values)
-}
-
-/// Forms of `kernel`: random ones, and those of the models.
-pub fn forms(kernel: &str) -> Forms {
-    match kernel {
-        "act_quant" => quantised::act_quant("act_quant"),
-        "round_trip" => quantised::act_quant("round_trip"),
-        "store_kv" => quantised::store_kv(),
-        "store_index_keys" => quantised::store_index_keys(),
-        "hadamard" => pointwise::hadamard(),
-        "rope" => pointwise::rope(),
-        "rms_norm" => pointwise::norm("rms_norm"),
-        "layer_norm" => pointwise::norm("layer_norm"),
-        "gemm" => pointwise::gemm(),
-        "fold_scales" => pointwise::fold_scales(),
-        "place_rows" => pointwise::place_rows(),
-        "indexer_logits" => indexer::rows(),
-        "indexer_logits_paged" => indexer::paged(),
-        "top_k" => top_k::top_k(),
-        "shift_indices" => top_k::shift_indices(),
-        "sparse_mla" => attention::sparse_mla(),
-        "sparse_mla_paged" => attention::sparse_mla_paged(),
-        "dense_mha" => attention::dense_mha(),
-        "dense_mla" => attention::dense_mla(),
-        // A kernel without cases must not pass for tested.
-        other => Forms::nothing(other),
-    }
-}
-
-/// Random cases of `kernel`.
-pub fn strategy(kernel: &str) -> BoxedStrategy<Case> {
-    (forms(kernel).random, any::<u64>()).prop_map(|(form, seed)| form.case(seed)).boxed()
 }

@@ -1,388 +1,227 @@
-//! Every kernel and its reference under one name and one set of tensor names.
+//! Every kernel, and in one file each what the gate knows of it.
+//!
+//! A new kernel is entered in three places: its file in `kernels/src`, the same name in `reference/src`, and here: a
+//! file `kernels/NAME.rs` with its [`Kernel`], and its line in [`ALL`]. Everything else asks this list: the gate, the
+//! property tests, the tests of refusals, `dsa run`, `dsa check`, the code for absent devices, the benches.
+//!
+//! ```text
+//! pub const KERNEL: Kernel = Kernel {
+//!     name: hadamard::HADAMARD.name,           // on command lines and in saved cases
+//!     contract: hadamard::HADAMARD,            // the launcher's: tensors, types, shapes, scalars
+//!     file: "hadamard.rs",                     // in kernels/src
+//!     beside: || vec![strided()],              // scalars that only a case has
+//!     made: &[],                               // tensors of the contract that a run makes itself
+//!     scratch: "0", work: "rows * n * n",      // bytes beside the outputs, operations of the reference
+//!     tolerance: tolerance::rounded,           // a row of the table
+//!     machine: hadamard::machine,
+//!     launch: run, compute: reference,         // the case through the launcher, and through the reference
+//!     forms, paths,                            // random cases, and the code that they must run
+//!     production, sample,                      // cases at a model's dimensions, and a small one
+//!     bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
+//! };
+//! ```
 
+use crate::bench::*;
 use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
-use dsa_kernels::attention::{AttentionArgs, AttentionOut};
-use dsa_kernels::indexer::IndexKeys;
-use dsa_kernels::keys::{Keys, Kv};
-use dsa_kernels::seen::{KeyRange, Seen};
-use dsa_kernels::{DType, Device, Tensor};
-use dsa_kernels::{
-    cache_write, copy, dense_attention, fold_scales, gemm, hadamard, indexer, norm, quant, rope,
-    sparse_attention, top_k,
+use crate::contract;
+use crate::generate::{
+    ALL_FILLS, Exactly, Fill, Form, Forms, Model, float, gap, index_lists, poison_unused, ranges,
+    slots, tensor,
 };
+use crate::paths::{self, Paths};
+use crate::production as v32;
+use crate::production::{ints, pages, zeros};
+use crate::tolerance::{self, Tolerance};
+use dsa_figures::Stage;
+use dsa_kernels::contract::{Contract, ScalarLine};
+use dsa_kernels::random::Rng;
+use dsa_kernels::tile::{Machine, MatrixUnit};
+use dsa_kernels::{DType, Device, Tensor};
 use dsa_reference as reference;
-use ndarray::{Array4, Axis};
+use ndarray::Axis;
+use proptest::prelude::*;
 
+mod act_quant;
 mod attention;
-mod kernel;
-mod pointwise;
-mod quantised;
-mod selection;
-
-pub use kernel::Kernel;
-
-use attention::*;
-use pointwise::*;
-use quantised::*;
-use selection::*;
+mod dense_mha;
+mod dense_mla;
+mod dense_mla_paged;
+mod fold_scales;
+mod gemm;
+mod hadamard;
+mod indexer_logits;
+mod indexer_logits_paged;
+mod layer_norm;
+mod place_rows;
+mod rms_norm;
+mod rope;
+mod round_trip;
+mod shift_indices;
+mod sparse_mla;
+mod sparse_mla_paged;
+mod store_index_keys;
+mod store_kv;
+mod top_k;
 
 /// All kernels.
 pub const ALL: &[Kernel] = &[
-    Kernel {
-        name: "act_quant",
-        file: "quant.rs",
-        tensors: &["x: [rows, cols] f32|bf16|f16"],
-        scalars: &["fmt: ue8m0|plain (ue8m0)", "strided: false|true|aligned|wide (false)"],
-        sizes: &[],
-        outputs: &["codes: [rows, cols] e4m3", "scale: [rows, ceil(cols / 128)] f32"],
-        scratch: "0",
-        work: "rows * cols",
-        machine: quant::machine,
-        launch: run_act_quant,
-        compute: reference_act_quant,
-    },
-    Kernel {
-        name: "round_trip",
-        file: "quant.rs",
-        tensors: &["x: [rows, cols] f32|bf16|f16"],
-        scalars: &["fmt: ue8m0|plain (ue8m0)", "strided: false|true|aligned|wide (false)"],
-        sizes: &[],
-        outputs: &["out: [rows, cols] as x"],
-        scratch: "0",
-        work: "rows * cols",
-        machine: quant::machine,
-        launch: run_round_trip,
-        compute: reference_round_trip,
-    },
-    Kernel {
-        name: "store_kv",
-        file: "cache_write.rs",
-        tensors: &[
-            "c: [n, kv_lora_rank] f32|bf16|f16",
-            "k_pe: [n, rope_dim] as c",
-            "slots: [n] i32",
-            RECORD_CACHE,
-        ],
-        scalars: &["page_size: integer 1 to 1048576", "strided: false|true|aligned|wide (false)"],
-        sizes: &[],
-        outputs: &[RECORD_CACHE],
-        scratch: "0",
-        work: "n * (kv_lora_rank + rope_dim)",
-        machine: cache_write::machine,
-        launch: run_store_kv,
-        compute: reference_store_kv,
-    },
-    Kernel {
-        name: "store_index_keys",
-        file: "cache_write.rs",
-        tensors: &[
-            "k: [n, D] f32|bf16|f16",
-            "slots: [n] i32",
-            "cache: [n_pages, page_size * (D + 4)] u8",
-        ],
-        scalars: &["page_size: integer 1 to 1048576"],
-        sizes: &["D: 1 to 128"],
-        outputs: &["cache: [n_pages, page_size * (D + 4)] u8"],
-        scratch: "0",
-        work: "n * D",
-        machine: cache_write::machine,
-        launch: run_store_index_keys,
-        compute: reference_store_index_keys,
-    },
-    Kernel {
-        name: "hadamard",
-        file: "hadamard.rs",
-        tensors: &["x: [rows, n] f32|bf16|f16"],
-        scalars: &["strided: false|true|aligned|wide (false)"],
-        sizes: &["n: 1 to 1024, a power of two"],
-        outputs: &["out: [rows, n] as x"],
-        scratch: "0",
-        work: "rows * n * n",
-        machine: hadamard::machine,
-        launch: run_hadamard,
-        compute: reference_hadamard,
-    },
-    Kernel {
-        name: "rope",
-        file: "rope.rs",
-        tensors: &[
-            "x: [n, heads, dim] f32|bf16|f16",
-            "cos: [positions, dim / 2] f32",
-            "sin: [positions, dim / 2] f32",
-            "positions: [n] i32",
-        ],
-        scalars: &[
-            "pairing: interleaved|half_split (interleaved)",
-            "strided: false|true|aligned|wide (false)",
-        ],
-        sizes: &["dim: at least 2, even", "positions: at least 1"],
-        outputs: &["out: [n, heads, dim] as x"],
-        scratch: "0",
-        work: "n * heads * dim",
-        machine: rope::machine,
-        launch: run_rope,
-        compute: reference_rope,
-    },
-    Kernel {
-        name: "rms_norm",
-        file: "norm.rs",
-        tensors: &["x: [rows, cols] f32|bf16|f16", "weight: [cols] f32"],
-        scalars: &["eps: number at least 0", "strided: false|true|aligned|wide (false)"],
-        sizes: &[],
-        outputs: &["out: [rows, cols] as x"],
-        scratch: "0",
-        work: "rows * cols",
-        machine: norm::machine,
-        launch: run_rms_norm,
-        compute: reference_rms_norm,
-    },
-    Kernel {
-        name: "layer_norm",
-        file: "norm.rs",
-        tensors: &["x: [rows, cols] f32|bf16|f16", "weight: [cols] f32", "bias: [cols] f32"],
-        scalars: &["eps: number at least 0", "strided: false|true|aligned|wide (false)"],
-        sizes: &[],
-        outputs: &["out: [rows, cols] as x"],
-        scratch: "0",
-        work: "rows * cols",
-        machine: norm::machine,
-        launch: run_layer_norm,
-        compute: reference_layer_norm,
-    },
-    Kernel {
-        name: "gemm",
-        file: "gemm.rs",
-        tensors: &["x: [b, m, k] f32|bf16|f16", "w: [b, n, k] as x"],
-        scalars: &["out: f32|bf16|f16 (f32)", "strided: false|true|aligned|wide (false)"],
-        sizes: &["k: at least 1"],
-        outputs: &["out: [b, m, n] as out"],
-        scratch: "0",
-        work: "b * m * n * k",
-        machine: |d| gemm::machine(d, DType::Bf16),
-        launch: run_gemm,
-        compute: reference_gemm,
-    },
-    Kernel {
-        name: "fold_scales",
-        file: "fold_scales.rs",
-        tensors: &["weights: [s, H] f32", "q_scale: [s, H] f32"],
-        scalars: &["factor: number"],
-        sizes: &[],
-        outputs: &["out: [s, H] f32"],
-        scratch: "0",
-        work: "s * H",
-        machine: fold_scales::machine,
-        launch: run_fold_scales,
-        compute: reference_fold_scales,
-    },
-    Kernel {
-        name: "indexer_logits",
-        file: "indexer.rs",
-        tensors: &[
-            "q: [s, H, D] e4m3|bf16|f16|f32",
-            "k: [s_kv, D] as q",
-            "k_scale: [s_kv] f32",
-            "weights: [s, H] f32",
-            "ks: [s] i32",
-            "ke: [s] i32",
-        ],
-        scalars: &["score_fn: relu|sigmoid (relu)", "strided: false|true|aligned|wide (false)"],
-        sizes: &["H: 1 to 128", "D: 1 to 256"],
-        outputs: &["logits: [s, s_kv] f32"],
-        scratch: "0",
-        work: "s * s_kv * H * D",
-        machine: |d| indexer::machine(d, DType::E4m3),
-        launch: run_indexer_logits,
-        compute: reference_indexer_logits,
-    },
-    Kernel {
-        name: "indexer_logits_paged",
-        file: "indexer.rs",
-        tensors: &[
-            "q: [b, next_n, H, D] e4m3",
-            "cache: [n_pages, page_size * (D + 4)] u8",
-            "weights: [b * next_n, H] f32",
-            "context_lens: [b] i32",
-            "block_table: [b, max_pages] i32",
-        ],
-        scalars: &[
-            "page_size: integer 1 to 1048576",
-            "max_context: integer 0 to max_pages * page_size",
-            "score_fn: relu|sigmoid (relu)",
-            "strided: false|true|aligned|wide (false)",
-        ],
-        sizes: &["H: 1 to 128", "D: 1 to 256"],
-        outputs: &["logits: [b * next_n, max_context] f32"],
-        scratch: "0",
-        work: "b * next_n * max_context * H * D",
-        machine: |d| indexer::machine(d, DType::E4m3),
-        launch: run_indexer_logits_paged,
-        compute: reference_indexer_logits_paged,
-    },
-    Kernel {
-        name: "top_k",
-        file: "top_k.rs",
-        tensors: &["logits: [rows, length] f32", "ks: [rows] i32", "ke: [rows] i32"],
-        scalars: &[
-            "topk: integer 1 to 1048576",
-            "policy: fixed|fraction|window (fixed)",
-            "per_mille: integer 0 to 1000 (with policy=fraction)",
-            "min: integer 0 to 4294967295 (with policy=fraction)",
-            "window: integer 0 to 4194303 (with policy=window)",
-            "sinks: integer 0 to 4294967295 (with policy=window)",
-            "pieces: integer 0 to 1024 (chosen for the device)",
-            "strided: false|true|aligned|wide (false)",
-        ],
-        sizes: &[],
-        outputs: &["indices: [rows, topk] i32"],
-        scratch: "8 * rows * pieces * length",
-        work: "rows * (length + topk)",
-        machine: top_k::machine,
-        launch: run_top_k,
-        compute: reference_top_k,
-    },
-    Kernel {
-        name: "shift_indices",
-        file: "top_k.rs",
-        tensors: &["indices: [n, topk] i32", "first: [n] i32"],
-        scalars: &[],
-        sizes: &[],
-        outputs: &["out: [n, topk] i32"],
-        scratch: "0",
-        work: "n * topk",
-        machine: top_k::machine,
-        launch: run_shift_indices,
-        compute: reference_shift_indices,
-    },
-    Kernel {
-        name: "place_rows",
-        file: "copy.rs",
-        tensors: &[
-            "out: [rows, h, d] f32|bf16|f16",
-            "x: [n, h, d] or [n, 1, d] as out",
-            "slots: [n] i32",
-        ],
-        scalars: &["strided: false|true|aligned|wide (false)"],
-        sizes: &[],
-        outputs: &["out: [rows, h, d] as out"],
-        scratch: "0",
-        work: "n * h * d",
-        machine: copy::machine,
-        launch: run_place_rows,
-        compute: reference_place_rows,
-    },
-    Kernel {
-        name: "sparse_mla",
-        file: "sparse_attention.rs",
-        tensors: &[
-            "q: [s, h, d_qk] f32|bf16|f16",
-            "kv: [s_kv, d_qk] or [n_pages, page_size, d_qk] as q",
-            "indices: [s, topk] i32",
-            "topk_length: [s] i32 (optional)",
-            "attn_sink: [h] f32 (optional)",
-        ],
-        scalars: ATTENTION_SCALARS,
-        sizes: &["h: 1 to 128", "d_qk: 1 to 1024"],
-        outputs: ATTENTION_OUTPUTS,
-        scratch: "4 * splits * s * h * (d_v + 2)",
-        work: "s * h * topk * (d_qk + d_v)",
-        machine: |d| sparse_attention::machine(d, DType::Bf16),
-        launch: run_sparse_mla,
-        compute: reference_sparse_mla,
-    },
-    Kernel {
-        name: "sparse_mla_paged",
-        file: "sparse_attention.rs",
-        tensors: &[
-            "q: [s, h, d_qk] f32|bf16|f16",
-            "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) + 2 * (d_qk - kv_lora_rank))] u8",
-            "indices: [s, topk] i32",
-            "topk_length: [s] i32 (optional)",
-            "attn_sink: [h] f32 (optional)",
-        ],
-        scalars: &[
-            "softmax_scale: number above 0",
-            "kv_lora_rank: integer 1 to d_qk",
-            "page_size: integer 1 to 1048576",
-            "splits: integer 1 to 1024 (chosen for the device)",
-            "strided: false|true|aligned|wide (false)",
-        ],
-        sizes: &["h: 1 to 128", "d_qk: 1 to 1024"],
-        outputs: &["out: [s, h, kv_lora_rank] as q", "lse: [s, h] f32", "max_logits: [s, h] f32"],
-        scratch: "4 * splits * s * h * (kv_lora_rank + 2)",
-        work: "s * h * topk * (d_qk + kv_lora_rank)",
-        machine: |d| sparse_attention::machine(d, DType::Bf16),
-        launch: run_sparse_mla_paged,
-        compute: reference_sparse_mla_paged,
-    },
-    Kernel {
-        name: "dense_mha",
-        file: "dense_attention.rs",
-        tensors: &[
-            "q: [s, h, d_qk] f32|bf16|f16",
-            "k: [s_kv, h, d_qk] as q",
-            "v: [s_kv, h, d_v] as q",
-            "ks: [s] i32",
-            "ke: [s] i32",
-        ],
-        scalars: &["softmax_scale: number above 0", "strided: false|true|aligned|wide (false)"],
-        sizes: &["h: 1 to 128", "d_qk: 1 to 1024", "d_v: 1 to 1024"],
-        outputs: ATTENTION_OUTPUTS,
-        scratch: "0",
-        work: "s * h * s_kv * (d_qk + d_v)",
-        machine: |d| dense_attention::machine(d, DType::Bf16),
-        launch: run_dense_mha,
-        compute: reference_dense_mha,
-    },
-    Kernel {
-        name: "dense_mla",
-        file: "dense_attention.rs",
-        tensors: &[
-            "q: [s, h, d_qk] f32|bf16|f16",
-            "kv: [s_kv, d_qk] as q",
-            "ks: [s] i32",
-            "ke: [s] i32",
-        ],
-        scalars: ATTENTION_SCALARS,
-        sizes: &["h: 1 to 128", "d_qk: 1 to 1024"],
-        outputs: ATTENTION_OUTPUTS,
-        scratch: "4 * splits * s * h * (d_v + 2)",
-        work: "s * h * s_kv * (d_qk + d_v)",
-        machine: |d| dense_attention::machine(d, DType::Bf16),
-        launch: run_dense_mla,
-        compute: reference_dense_mla,
-    },
+    act_quant::KERNEL,
+    round_trip::KERNEL,
+    store_kv::KERNEL,
+    store_index_keys::KERNEL,
+    hadamard::KERNEL,
+    rope::KERNEL,
+    rms_norm::KERNEL,
+    layer_norm::KERNEL,
+    gemm::KERNEL,
+    fold_scales::KERNEL,
+    indexer_logits::KERNEL,
+    indexer_logits_paged::KERNEL,
+    top_k::KERNEL,
+    shift_indices::KERNEL,
+    place_rows::KERNEL,
+    sparse_mla::KERNEL,
+    sparse_mla_paged::KERNEL,
+    dense_mha::KERNEL,
+    dense_mla::KERNEL,
+    dense_mla_paged::KERNEL,
 ];
 
-/// Pages of fp8 records: the latent, a scale for each 128 of it, the rope part in bf16.
-const RECORD_CACHE: &str =
-    "cache: [n_pages, page_size * (kv_lora_rank + 4 * ceil(kv_lora_rank / 128) + 2 * rope_dim)] u8";
-const ATTENTION_SCALARS: &[&str] = &[
-    "softmax_scale: number above 0",
-    "d_v: integer 1 to d_qk",
-    "splits: integer 1 to 1024 (chosen for the device)",
-    "strided: false|true|aligned|wide (false)",
-];
-const ATTENTION_OUTPUTS: &[&str] =
-    &["out: [s, h, d_v] as q", "lse: [s, h] f32", "max_logits: [s, h] f32"];
+/// A kernel, its reference, and all that is known of what they take.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    /// Its name on command lines and in saved cases: that of its contract.
+    pub name: &'static str,
+    /// What the launcher takes and returns.
+    pub contract: Contract,
+    /// Its source file in `kernels/src`.
+    pub file: &'static str,
+    /// Scalars of a case that the contract does not have, as words for choices, or has otherwise.
+    pub beside: fn() -> Vec<ScalarLine>,
+    /// Tensors of the contract that the run makes if the case leaves them out.
+    pub made: &'static [&'static str],
+    /// Bytes that the launcher takes beside inputs and outputs, as an expression of the sizes.
+    pub scratch: &'static str,
+    /// Operations of the reference, as an expression of the sizes.
+    pub work: &'static str,
+    /// How far an output may be off on a matrix unit, by its name and type: one of [`tolerance`].
+    pub tolerance: fn(MatrixUnit, &str, DType) -> Tolerance,
+    /// How the kernel runs on a device.
+    pub machine: fn(&Device) -> Machine,
+    /// Runs the launcher, which checks what it is given itself, on a case that nobody has checked.
+    pub launch: fn(&Device, &Case) -> Result<Outputs, CaseError>,
+    /// Runs the reference on a case that has been checked.
+    pub compute: fn(&Case) -> Result<Outputs, CaseError>,
+    /// How random cases are drawn.
+    pub forms: fn() -> Forms,
+    /// The code that it has, and that a case runs.
+    pub paths: Paths,
+    /// One case for each choice of code that DeepSeek-V3.2 makes ([`production`](crate::production)).
+    pub production: fn() -> Vec<Case>,
+    /// A small case that every device takes, whose shapes are all different.
+    pub sample: fn() -> Case,
+    /// What is measured of it.
+    pub bench: &'static [Bench],
+}
+
+impl Kernel {
+    /// Holds `case` against what the kernel takes.
+    ///
+    /// # Errors
+    /// The [`CaseError`] that names the first tensor, scalar or size that is not as its lines say.
+    pub fn check(&self, case: &Case) -> Result<(), CaseError> {
+        contract::check(self, case).map(|_| ())
+    }
+
+    /// Runs the kernel on a case that it [checks](Self::check) first.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and what the launcher refuses.
+    pub fn run(&self, device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+        contract::check(self, case)?;
+        (self.launch)(device, case)
+    }
+
+    /// Runs the reference on a case that it [checks](Self::check) first.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and [`CaseError::TooMuchWork`].
+    pub fn reference(&self, case: &Case) -> Result<Outputs, CaseError> {
+        let bound = contract::check(self, case)?;
+        // A loop over 2^31 rows without columns would take minutes to compute nothing.
+        if let Some(outputs) = contract::empty_outputs(self, &bound)? {
+            return Ok(outputs);
+        }
+        contract::expect_little_work(self, &bound)?;
+        (self.compute)(case)
+    }
+
+    /// Random cases.
+    pub fn cases(&self) -> BoxedStrategy<Case> {
+        let forms = (self.forms)();
+        (forms.random, any::<u64>()).prop_map(|(form, seed): (Form, u64)| form.case(seed)).boxed()
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 /// The kernel of this name.
 pub fn find(name: &str) -> Result<&'static Kernel, CaseError> {
     ALL.iter().find(|k| k.name == name).ok_or_else(|| CaseError::UnknownKernel(name.to_string()))
 }
 
-/// One of several words as a value.
-fn choice<T: Copy>(case: &Case, name: &str, choices: &[(&str, T)]) -> Result<T, CaseError> {
+/// The scalar by which a case says that there are gaps behind its rows.
+fn strided() -> ScalarLine {
+    ScalarLine::choice("strided", crate::case::GAPS)
+}
+
+/// One of several words as a value; the first if the case has none.
+fn choice<T: Copy>(case: &Case, name: &str, choices: &[(&'static str, T)]) -> Result<T, CaseError> {
     let got = case.scalars.get(name);
-    let word = got.map_or(choices[0].0, String::as_str);
-    choices.iter().find(|(w, _)| *w == word).map(|(_, v)| *v).ok_or_else(|| CaseError::Scalar {
+    let chosen = match got {
+        Some(word) => choices.iter().find(|(known, _)| known == word),
+        None => choices.first(),
+    };
+    chosen.map(|(_, value)| *value).ok_or_else(|| CaseError::Scalar {
         kernel: case.kernel.clone(),
         name: name.to_string(),
         got: got.cloned(),
-        expected: choices.iter().map(|(w, _)| *w).collect::<Vec<_>>().join(" or "),
+        expected: choices.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or "),
     })
+}
+
+/// The words of `choices`, each drawn as often.
+fn word_of<T>(choices: &[(&'static str, T)]) -> impl Strategy<Value = &'static str> + use<T> {
+    proptest::sample::select(paths::words(choices))
 }
 
 fn outputs<const N: usize>(named: [(&'static str, HostTensor); N]) -> Outputs {
     named.into_iter().collect()
+}
+
+/// The only output of a run.
+fn only(name: &'static str, tensor: &Tensor) -> Result<Outputs, CaseError> {
+    Ok(outputs([(name, HostTensor::download(tensor)?)]))
+}
+
+/// The case's tensor `out`, or room for what is like `x`.
+fn out_like(device: &Device, case: &Case, x: &Tensor) -> Result<Tensor, CaseError> {
+    match case.tensors.contains_key("out") {
+        true => case.upload_rows(device, "out"),
+        false => Ok(device.empty(x.shape(), x.dtype())?),
+    }
+}
+
+/// Normal numbers in f32, of a sample.
+fn floats(seed: u64, shape: &[usize]) -> HostTensor {
+    tensor(&mut Rng::new(seed), DType::F32, shape, Fill::Normal)
+}
+
+/// A vector of i32.
+fn vector(values: &[i32]) -> HostTensor {
+    HostTensor::i32(&[values.len()], values)
 }

@@ -2,7 +2,6 @@
 
 use crate::case::{Case, CaseError};
 use crate::kernels::Kernel;
-use crate::production::production;
 use dsa_kernels::{Device, KernelError};
 use dsa_offline::{Artefact, Offline, Target};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +30,7 @@ pub fn device(target: Target) -> Result<Arc<Offline>, KernelError> {
     Ok(device)
 }
 
-/// What the launcher of `kernel` launches for `target` on its [`production`] cases, each kernel once.
+/// What the launcher of `kernel` launches for `target` on its [`production`](Kernel::production) cases, each kernel once.
 ///
 /// # Errors
 /// [`CaseError::Kernel`] if one of them does not compile.
@@ -54,7 +53,7 @@ fn compile_as(
 ) -> Result<Vec<Compiled>, CaseError> {
     let device = device(target)?;
     let mut all: Vec<Compiled> = Vec::new();
-    for case in production(kernel.name)? {
+    for case in (kernel.production)() {
         let artefacts = device.compile(|device| kernel.run(&form(device), &case).map(|_| ()))?;
         for artefact in artefacts {
             if !all.iter().any(|other| Arc::ptr_eq(&other.artefact, &artefact)) {
@@ -66,7 +65,7 @@ fn compile_as(
 }
 
 fn label(kernel: &Kernel, case: &Case) -> String {
-    let first = kernel.tensors.first().and_then(|tensor| tensor.split(':').next());
+    let first = kernel.contract.tensors.first().and_then(|tensor| tensor.split(':').next());
     let shape = first.and_then(|name| Some((name, case.tensors.get(name)?)));
     let mut label = shape.map_or_else(String::new, |(name, tensor)| format!("{name} {tensor:?}"));
     if let Some(splits) = case.scalars.get("splits") {

@@ -1,5 +1,7 @@
-//! The one table of tolerances: per kernel, output and element type, each with its source.
+//! The one table of tolerances: per kind of result, output and element type, each with its source. A kernel names the
+//! kind it is of.
 
+use crate::kernels::find;
 use dsa_kernels::DType;
 use dsa_kernels::tile::MatrixUnit;
 
@@ -36,10 +38,21 @@ pub fn tolerance(kernel: &str, output: &str, dtype: DType) -> Tolerance {
     tolerance_on(MatrixUnit::Plain, kernel, output, dtype)
 }
 
-/// [`tolerance`] where `unit` multiplies.
+/// [`tolerance`] where `unit` multiplies: that of the row of this table which the kernel names. What is no kernel must
+/// be exact.
 pub fn tolerance_on(unit: MatrixUnit, kernel: &str, output: &str, dtype: DType) -> Tolerance {
-    match (kernel, output) {
-        ("indexer_logits" | "indexer_logits_paged", _) if unit == MatrixUnit::Wgmma => Tolerance {
+    find(kernel).map_or(EXACT, |kernel| (kernel.tolerance)(unit, output, dtype))
+}
+
+/// Bit for bit.
+pub fn exact(_: MatrixUnit, _: &str, _: DType) -> Tolerance {
+    EXACT
+}
+
+/// Index scores.
+pub fn scores(unit: MatrixUnit, _: &str, _: DType) -> Tolerance {
+    if unit == MatrixUnit::Wgmma {
+        return Tolerance {
             abs: 2e-3,
             rel: 0.0,
             cos: 5e-6,
@@ -48,48 +61,50 @@ pub fn tolerance_on(unit: MatrixUnit, kernel: &str, output: &str, dtype: DType) 
                      than f32 and cuts the rest off: on an H200 1.7e-4 of a score with heads of 15 \
                      and 27, 1.24e-3 of the row's largest with 64 heads of 128 and codes of keys up \
                      to 448, whose sums cancel (difference of the whole 1.3e-7)",
-        },
-        ("sparse_mla" | "sparse_mla_paged" | "dense_mha" | "dense_mla", "out")
-            if unit == MatrixUnit::Wgmma && dtype != DType::F32 =>
-        {
-            let (abs, rel, cos) = match dtype {
-                DType::F16 => (5e-4, 1.01 / 1024.0, 1e-6),
-                _ => (4e-3, 1.01 / 128.0, 7e-6),
-            };
-            let source = "FlashMLA: 8e-4, 3.01/128, cosine 7e-6 for bf16. The matrix unit takes \
-                          probabilities rounded to the operands' type: half a step (2^-9 of bf16) \
-                          of each term, so an element that is left after terms cancelled is held \
-                          against its row. On an H200 bf16 was off by 1.2e-3 of the row's largest \
-                          (sparse), 8.5e-4 (MHA), 1.3e-3 (MLA), cosine 1.8e-6, before this row was \
-                          written; with it 0.8 of what is allowed";
-            Tolerance { abs, rel, cos, of_row: true, source }
-        }
-        ("act_quant" | "store_kv" | "store_index_keys" | "round_trip", _) => EXACT,
-        ("top_k" | "shift_indices" | "place_rows", _) => EXACT,
-        ("indexer_logits" | "indexer_logits_paged", _) => Tolerance {
-            // Scores are sums of signed shares: what is left after they cancel carries the rounding of
-            // the largest, so an element is held against its row.
-            abs: 2e-5,
-            rel: 0.0,
-            cos: 5e-6,
-            of_row: true,
-            source: "DeepGEMM test_attention.py: calc_diff < 5e-6 against the same fp8 inputs; \
-                     2e-5 of the row: f32 sums of 64 x 128 products",
-        },
-        (_, "lse" | "max_logits") => Tolerance {
+        };
+    }
+    Tolerance {
+        // Scores are sums of signed shares: what is left after they cancel carries the rounding of
+        // the largest, so an element is held against its row.
+        abs: 2e-5,
+        rel: 0.0,
+        cos: 5e-6,
+        of_row: true,
+        source: "DeepGEMM test_attention.py: calc_diff < 5e-6 against the same fp8 inputs; \
+                 2e-5 of the row: f32 sums of 64 x 128 products",
+    }
+}
+
+/// Attention: its output, and the logarithm of the sum and the largest of its scores.
+pub fn attention(unit: MatrixUnit, output: &str, dtype: DType) -> Tolerance {
+    if output != "out" {
+        return Tolerance {
             abs: 4e-6,
             rel: 2.01 / 65536.0,
             cos: 1e-9,
             of_row: false,
             source: "FlashMLA tests: lse and max_logits 1e-6 / 2.01/65536; 4e-6 absolute, since \
                      ours also takes inputs of larger magnitude whose scores cancel to near 0",
-        },
-        _ => rounded(dtype),
+        };
     }
+    if unit != MatrixUnit::Wgmma || dtype == DType::F32 {
+        return rounded(unit, output, dtype);
+    }
+    let (abs, rel, cos) = match dtype {
+        DType::F16 => (5e-4, 1.01 / 1024.0, 1e-6),
+        _ => (4e-3, 1.01 / 128.0, 7e-6),
+    };
+    let source = "FlashMLA: 8e-4, 3.01/128, cosine 7e-6 for bf16. The matrix unit takes \
+                  probabilities rounded to the operands' type: half a step (2^-9 of bf16) \
+                  of each term, so an element that is left after terms cancelled is held \
+                  against its row. On an H200 bf16 was off by 1.2e-3 of the row's largest \
+                  (sparse), 8.5e-4 (MHA), 1.3e-3 (MLA), cosine 1.8e-6, before this row was \
+                  written; with it 0.8 of what is allowed";
+    Tolerance { abs, rel, cos, of_row: true, source }
 }
 
 /// f32 arithmetic rounded once to the output's type.
-fn rounded(dtype: DType) -> Tolerance {
+pub fn rounded(_: MatrixUnit, _: &str, dtype: DType) -> Tolerance {
     let (abs, rel, cos, source) = match dtype {
         DType::Bf16 => (
             2e-5,

@@ -2,7 +2,7 @@
 
 use super::INPUTS;
 use crate::case::Case;
-use crate::generate::{Form, Model, forms};
+use crate::generate::{Form, Forms, Model};
 use crate::kernels::Kernel;
 use crate::paths;
 use dsa_kernels::Device;
@@ -35,7 +35,7 @@ pub(super) struct Plan {
     /// The code paths of the device, and those that the cases run.
     pub all: Vec<&'static str>,
     pub ran: Vec<&'static str>,
-    kernel: &'static str,
+    drawn_by: fn() -> Forms,
     seed: u64,
 }
 
@@ -47,8 +47,8 @@ impl Plan {
         cases: u32,
         seed: u64,
     ) -> Result<Self, String> {
-        let all = device.map_or_else(Vec::new, |device| paths::all(kernel.name, device));
-        let (kernel, mut ran) = (kernel.name, Vec::new());
+        let all = device.map_or_else(Vec::new, |device| (kernel.paths.all)(device));
+        let (drawn_by, mut ran) = (kernel.forms, Vec::new());
         let count = cases.div_ceil(INPUTS) as usize;
         let mut planned = Vec::new();
         for nth in 0..count {
@@ -60,14 +60,14 @@ impl Plan {
                 |form: &Form| device.map_or_else(Vec::new, |d| paths::of(&form.case(seeds[0]), d));
             let new =
                 |runs: &[&str]| runs.iter().any(|path| all.contains(path) && !ran.contains(path));
-            let mut drawn = draw(kernel, seed, nth, 0)?.current();
+            let mut drawn = draw(drawn_by, seed, nth, 0)?.current();
             // The second half of the random forms is there for what the others left out.
             if model.is_none() && nth >= count / 2 && ran.len() < all.len() {
                 for again in 1..DRAWS {
                     if new(&runs(&drawn)) {
                         break;
                     }
-                    drawn = draw(kernel, seed, nth, again)?.current();
+                    drawn = draw(drawn_by, seed, nth, again)?.current();
                 }
             }
             for path in runs(&drawn) {
@@ -77,7 +77,7 @@ impl Plan {
             }
             planned.push(Planned { form: drawn, seeds, nth, model });
         }
-        Ok(Self { forms: planned, all, ran, kernel, seed })
+        Ok(Self { forms: planned, all, ran, drawn_by, seed })
     }
 
     /// How many cases have each model's dimensions.
@@ -97,7 +97,7 @@ impl Plan {
     ) -> Option<(Case, String)> {
         // A form is a function of the seed and its number: it is drawn again, as often as it was.
         let mut tree = (0..DRAWS)
-            .filter_map(|again| draw(self.kernel, self.seed, planned.nth, again).ok())
+            .filter_map(|again| draw(self.drawn_by, self.seed, planned.nth, again).ok())
             .find(|tree| format!("{:?}", tree.current()) == format!("{:?}", planned.form))?;
         let mut smallest = falls(&tree.current());
         let mut smaller = tree.simplify();
@@ -125,12 +125,12 @@ fn model_of(nth: usize) -> Option<Model> {
 
 /// Form `nth`, in the `again`-th attempt at it.
 fn draw(
-    kernel: &str,
+    drawn_by: fn() -> Forms,
     seed: u64,
     nth: usize,
     again: usize,
 ) -> Result<Box<dyn ValueTree<Value = Form>>, String> {
-    let forms = forms(kernel);
+    let forms = drawn_by();
     let strategy: BoxedStrategy<Form> = match model_of(nth) {
         Some(model) => forms.production[model as usize].clone(),
         None => forms.random,

@@ -22,7 +22,7 @@ fn special(rng: &mut Rng) -> f32 {
 }
 
 /// Rows (along the last axis) each of ordinary, huge, tiny or mixed numbers, or with specials strewn in.
-pub(super) fn rows(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
+pub(crate) fn rows(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
     rows_within(rng, dtype, shape, reach(dtype))
 }
 
@@ -30,7 +30,7 @@ pub(super) fn rows(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
 ///
 /// For sums of products: with `most` a third of f32's 127 at each factor no partial sum of finite terms overflows,
 /// in whatever order, so that an infinity or NaN in a result is there because it is in the terms.
-pub(super) fn rows_within(rng: &mut Rng, dtype: DType, shape: &[usize], most: i32) -> HostTensor {
+pub(crate) fn rows_within(rng: &mut Rng, dtype: DType, shape: &[usize], most: i32) -> HostTensor {
     let most = most.min(reach(dtype));
     let cols = shape.last().copied().unwrap_or(1).max(1);
     let mut values = vec![0.0; shape.iter().product()];
@@ -55,7 +55,7 @@ pub(super) fn rows_within(rng: &mut Rng, dtype: DType, shape: &[usize], most: i3
 
 /// Finite numbers of one magnitude, ordinary, huge or tiny: for what multiplies a row of any magnitudes, where a
 /// term too small for f32 times a factor too large for it would be a matter of the order.
-pub(super) fn even(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
+pub(crate) fn even(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
     let most = reach(dtype);
     let by = 2f32.powi(rng.choose(&[0, 0, most, -most]));
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() * by).collect();
@@ -64,7 +64,7 @@ pub(super) fn even(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
 
 /// What the rows of keys or values are made of, beside ordinary numbers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// Huge and tiny rows, too.
     pub scaled: bool,
     /// Rows with NaN, infinities and zeros, too.
@@ -75,7 +75,7 @@ pub(super) struct Rows {
 ///
 /// Together with [`keys`] every score is exact in f32, however large: so it does not depend on the order of a sum
 /// which of two large scores wins, or whether they are equal.
-pub(super) fn queries(rng: &mut Rng, dtype: DType, shape: &[usize], last: f32) -> HostTensor {
+pub(crate) fn queries(rng: &mut Rng, dtype: DType, shape: &[usize], last: f32) -> HostTensor {
     let cols = shape.last().copied().unwrap_or(1).max(1);
     let mut values: Vec<f32> = (0..shape.iter().product()).map(|_| whole(rng)).collect();
     values.chunks_mut(cols).for_each(|row| row[cols - 1] = last);
@@ -85,7 +85,7 @@ pub(super) fn queries(rng: &mut Rng, dtype: DType, shape: &[usize], last: f32) -
 /// Keys, or values, `[.., d]`: rows of whole numbers from -2 to 2, times a power of two where they are `scaled`,
 /// with specials where they are `special`: half of those rows have only their last element infinite, so that with
 /// [`queries`] their score is -inf, or +inf, for all heads.
-pub(super) fn keys(rng: &mut Rng, dtype: DType, shape: &[usize], of: Rows) -> HostTensor {
+pub(crate) fn keys(rng: &mut Rng, dtype: DType, shape: &[usize], of: Rows) -> HostTensor {
     let cols = shape.last().copied().unwrap_or(1).max(1);
     // Of f16 the product with a query still fits.
     let far = if reach(dtype) > 60 { 60 } else { 6 };

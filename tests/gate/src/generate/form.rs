@@ -48,15 +48,6 @@ impl std::fmt::Display for Model {
     }
 }
 
-/// Elements of the latent, of its rope part and of both, of both models; and the same of the indexer and the
-/// cache.
-pub(super) const KV_LORA_RANK: usize = 512;
-pub(super) const ROPE_DIM: usize = 64;
-pub(super) const D_QK: usize = KV_LORA_RANK + ROPE_DIM;
-pub(super) const INDEX_DIM: usize = 128;
-pub(super) const TOPK: usize = 2048;
-pub(super) const PAGE: usize = 64;
-
 /// The sizes, types and options of a case. Its values, ranges, lists and slots follow from a seed.
 #[derive(Clone)]
 pub struct Form {
@@ -88,7 +79,7 @@ pub struct Forms {
 
 impl Forms {
     /// Forms of the sizes that `random` and, for each model, `production` draw, whose inputs `case` makes.
-    pub(super) fn new<S, R, P>(
+    pub fn new<S, R, P>(
         random: R,
         production: impl Fn(Model) -> P,
         case: impl Fn(&S, &mut Rng) -> Case + Clone + Send + Sync + 'static,
@@ -108,17 +99,11 @@ impl Forms {
         let production = Model::ALL.map(|model| production(model).prop_map(form.clone()).boxed());
         Self { random: random.prop_map(form).boxed(), production }
     }
-
-    /// Of a kernel without cases: one that its launcher refuses.
-    pub(super) fn nothing(kernel: &str) -> Self {
-        let kernel = kernel.to_string();
-        Self::new(Just(()), |_| Just(()), move |(), _| Case::new(&kernel))
-    }
 }
 
 /// The size `.0`, which shrinks towards 1 as a random one does.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exactly(pub usize);
+pub(crate) struct Exactly(pub usize);
 
 impl Strategy for Exactly {
     type Tree = AtLeastOne;
@@ -131,7 +116,7 @@ impl Strategy for Exactly {
 
 /// See [`Exactly`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AtLeastOne(BinarySearch);
+pub(crate) struct AtLeastOne(BinarySearch);
 
 impl ValueTree for AtLeastOne {
     type Value = usize;

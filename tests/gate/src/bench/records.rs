@@ -1,6 +1,6 @@
 //! Pages of the two fp8 caches, of random values: no two keys of a million are alike.
 
-use super::{INDEX_DIM, KV_LORA_RANK, PAGE, ROPE};
+use crate::production::{INDEX_DIM, KV_LORA_RANK, PAGE, ROPE_DIM};
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
 
@@ -53,13 +53,13 @@ pub fn index_pages(pages: usize, seed: u64) -> Vec<u8> {
 
 /// `pages` pages of latents: each token's codes, scales and rotated part in bf16.
 pub fn latent_pages(pages: usize, seed: u64) -> Vec<u8> {
-    let token = KV_LORA_RANK + 4 * (KV_LORA_RANK / 128) + 2 * ROPE;
+    let token = KV_LORA_RANK + 4 * (KV_LORA_RANK / 128) + 2 * ROPE_DIM;
     let mut bytes = Vec::with_capacity(pages * PAGE * token);
     let [mut codes, mut scales, mut parts] = sources(seed, MADE.min(pages * PAGE * token));
     for _ in 0..pages * PAGE {
         codes.give(KV_LORA_RANK, &mut bytes);
         scales.give(4 * (KV_LORA_RANK / 128), &mut bytes);
-        parts.give(2 * ROPE, &mut bytes);
+        parts.give(2 * ROPE_DIM, &mut bytes);
     }
     bytes
 }
