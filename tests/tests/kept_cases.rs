@@ -26,7 +26,8 @@ fn kept(name: &str) -> Case {
 fn answer(name: &str) -> Outputs {
     let case = kept(name);
     let stored = Case::load(&folder().join(format!("{name}.expected.safetensors"))).unwrap();
-    let outputs = kernel_of(&case).contract.outputs.iter().filter_map(|line| line.split(':').next());
+    let outputs =
+        kernel_of(&case).contract.outputs.iter().filter_map(|line| line.split(':').next());
     let answer: Outputs =
         outputs.filter_map(|name| Some((name, stored.tensors.get(name)?.clone()))).collect();
     assert!(!answer.is_empty() && answer.len() == stored.tensors.len(), "{name}: {stored:?}");

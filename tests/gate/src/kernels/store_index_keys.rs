@@ -10,7 +10,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     // A case holds the keys; the launcher takes what act_quant makes of them.
     contract: Contract {
         tensors: &[
-            "k: [n, D] f32|bf16|f16",
+            "k: [n, D] f32|bf16|f16, rows",
             STORE_INDEX_KEYS.tensors[2],
             STORE_INDEX_KEYS.tensors[3],
         ],
