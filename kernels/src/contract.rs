@@ -21,10 +21,12 @@ mod line;
 
 pub use check::{Bound, Given};
 pub use expression::{Range, Sizes, value};
-pub use line::{Kind, ScalarLine, Strides, TensorLine};
+pub use line::{Kind, ScalarLine, SizeLine, Strides, TensorLine, Types};
 
 use crate::tensor::{DType, Tensor};
 use crate::{KernelError, Result};
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
 
 /// What a launcher takes and returns.
 #[derive(Clone, Copy, Debug)]
@@ -58,31 +60,41 @@ impl<'a> From<&'a Tensor> for Form<'a> {
     }
 }
 
+/// A contract's lines, read.
+#[derive(Debug)]
+pub struct Lines {
+    /// Those of the tensors.
+    pub tensors: Vec<TensorLine>,
+    /// Those of the scalars.
+    pub scalars: Vec<ScalarLine>,
+    /// Those of the outputs.
+    pub outputs: Vec<TensorLine>,
+    /// What sizes must be.
+    pub sizes: Vec<SizeLine>,
+}
+
+/// The lines of every contract that a launch was held against, by its name: reading them takes longer than the check,
+/// and the smallest kernels would wait for it.
+static READ: RwLock<BTreeMap<&str, &'static Lines>> = RwLock::new(BTreeMap::new());
+
 impl Contract {
-    /// The tensors' lines.
+    /// The lines. Contracts are told apart by their names.
     ///
     /// # Errors
-    /// [`KernelError::Contract`] with a line that cannot be read. So do the following.
-    pub fn tensor_lines(&self) -> Result<Vec<TensorLine>> {
-        self.parsed(self.tensors, TensorLine::parse)
-    }
-
-    /// The scalars' lines.
-    pub fn scalar_lines(&self) -> Result<Vec<ScalarLine>> {
-        self.parsed(self.scalars, ScalarLine::parse)
-    }
-
-    /// The outputs' lines.
-    pub fn output_lines(&self) -> Result<Vec<TensorLine>> {
-        self.parsed(self.outputs, TensorLine::parse)
-    }
-
-    /// What sizes must be: an expression of their names, and its range.
-    pub fn size_lines(&self) -> Result<Vec<(&'static str, Range)>> {
-        self.parsed(self.sizes, |line| {
-            let (name, range) = line.split_once(": ")?;
-            Some((name, Range::parse(range)?))
-        })
+    /// [`KernelError::Contract`] with a line that cannot be read.
+    pub fn lines(&self) -> Result<&'static Lines> {
+        let known = READ.read().unwrap_or_else(PoisonError::into_inner).get(self.name).copied();
+        if let Some(lines) = known {
+            return Ok(lines);
+        }
+        let lines = Lines {
+            tensors: self.parsed(self.tensors, TensorLine::parse)?,
+            scalars: self.parsed(self.scalars, ScalarLine::parse)?,
+            outputs: self.parsed(self.outputs, TensorLine::parse)?,
+            sizes: self.parsed(self.sizes, SizeLine::parse)?,
+        };
+        let mut read = READ.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(read.entry(self.name).or_insert_with(|| Box::leak(Box::new(lines))))
     }
 
     fn parsed<T>(

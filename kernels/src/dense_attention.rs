@@ -13,7 +13,7 @@
 //!
 //! Cost: MHA `2 · h · (d_qk + d_v)` FLOP a (query, key) pair, 81,920 in V3.1; MLA 278,528.
 //!
-//! Budget (sm_90a): at most 256 registers a unit, 211 KB of shared memory, no spills; wgmma bf16.
+//! Budget (sm_90a): at most 232 registers a unit, 211 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 192 registers a unit, 55 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;

@@ -114,7 +114,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         // Looked up while the product runs.
         let own = lanes.of_tile(&k_tiles.source, k_tiles.source.first_of(n), tiling.dim);
         finish_product(&mut dots, 0usize);
-        let sums = sum_heads(&dots, &weights, queries.heads, tiling, layout);
+        let sums = sum_heads(&dots, &weights, queries.heads, tiling);
         #[unroll(layout.unrolled())]
         for i in 0..own.scale.len() {
             let sum = lanes.sum(&sums, i);
@@ -134,8 +134,8 @@ fn sum_heads<W: Size>(
     weights: &Array<Vector<f32, W>>,
     heads: usize,
     #[comptime] tiling: Tiling,
-    #[comptime] layout: Layout,
 ) -> Array<f32> {
+    let layout = comptime![dots.layout];
     let cells = comptime![layout.run() / tiling.queries];
     let mut sums = Array::<f32>::new(comptime![layout.own_rows() * tiling.queries]);
     #[unroll(layout.unrolled())]

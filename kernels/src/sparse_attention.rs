@@ -20,7 +20,7 @@
 //!
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 //!
-//! Budget (sm_90a): at most 256 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
+//! Budget (sm_90a): at most 248 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
 //! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
 use crate::Result;

@@ -5,7 +5,7 @@ use crate::support::*;
 use dsa_gate::case::MISPLACED;
 use dsa_gate::kernels::{ALL, Kernel};
 use dsa_gate::{Case, CaseError, HostTensor};
-use dsa_kernels::contract::{Kind, Range, ScalarLine, Sizes, Strides, TensorLine, value};
+use dsa_kernels::contract::{Kind, Range, ScalarLine, SizeLine, Sizes, Strides, TensorLine};
 use dsa_kernels::{DType, KernelError};
 
 fn zeros(dtype: DType, shape: &[usize]) -> HostTensor {
@@ -92,7 +92,7 @@ fn each_tensor(refuse: impl Fn(&'static Kernel, &Case, &TensorLine)) -> usize {
 }
 
 /// The names in an axis.
-fn names(axis: &str) -> impl Iterator<Item = &str> {
+fn names<'a>(axis: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
     let words = axis.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
@@ -207,8 +207,9 @@ fn a_tensor_with_gaps_where_its_line_has_none_is_refused_by_the_launcher() {
             Strides::Rows => &["within"],
             Strides::Contiguous => &["within", "behind"],
         };
-        // Tensors of one axis have no rows.
-        let rank = whole.tensors[line.name].shape.len();
+        // Tensors of one axis have no rows, those of one element no gaps.
+        let shape = &whole.tensors[line.name].shape;
+        let rank = if shape.iter().product::<usize>() > 1 { shape.len() } else { 0 };
         for place in &places[..places.len().min(rank)] {
             let case = whole.clone().set(MISPLACED, format!("{} {place} rows", line.name));
             let message = by_launcher(kernel, &case);
@@ -222,9 +223,9 @@ fn a_tensor_with_gaps_where_its_line_has_none_is_refused_by_the_launcher() {
 
 /// Values out of `range`, whose bounds are expressions of `sizes`.
 fn outside(range: &Range, sizes: &Sizes) -> Vec<u128> {
-    let bound = |text: Option<&'static str>| text.and_then(|text| value(text, sizes));
-    let below = bound(range.least).and_then(|least| least.checked_sub(1));
-    below.into_iter().chain(bound(range.most).map(|most| most + 1)).collect()
+    let [least, most] = range.bounds(sizes);
+    let below = least.and_then(|least| least.checked_sub(1));
+    below.into_iter().chain(most.map(|most| most + 1)).collect()
 }
 
 /// `case` of other `sizes`: zeros of the shapes that the lines have then.
@@ -234,7 +235,7 @@ fn resized(kernel: &Kernel, case: &Case, name: &'static str, size: u128) -> Case
     let mut sizes = Sizes::default();
     sizes.bind(name, size);
     for axis in lines.iter().flat_map(|line| line.shapes.iter().flatten()) {
-        for name in names_of(axis) {
+        for name in names(axis) {
             if let Some(size) = bound.named().get(name) {
                 sizes.bind(name, size);
             }
@@ -250,21 +251,16 @@ fn resized(kernel: &Kernel, case: &Case, name: &'static str, size: u128) -> Case
     resized
 }
 
-fn names_of(axis: &'static str) -> impl Iterator<Item = &'static str> {
-    let words = axis.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic()))
-}
-
 #[test]
 fn a_size_out_of_its_range_is_refused_by_its_name() {
     let mut count = 0;
     for kernel in ALL {
         let sample = (kernel.sample)();
-        for (name, range) in kernel.contract.size_lines().unwrap() {
-            if names(name).ne([name]) {
+        for SizeLine { name, range, .. } in &kernel.contract.lines().unwrap().sizes {
+            if names(name).ne([*name]) {
                 continue;
             }
-            for size in outside(&range, &Sizes::default()) {
+            for size in outside(range, &Sizes::default()) {
                 refused(kernel, &resized(kernel, &sample, name, size), &[name]);
                 count += 1;
             }
@@ -285,12 +281,9 @@ fn wrong_texts(line: &ScalarLine, sizes: &Sizes) -> Vec<String> {
         }
         Kind::Number(range) => {
             let mut texts = ["NaN", "inf", "-inf", "x"].map(String::from).to_vec();
-            if range.least.is_some() {
-                texts.push("-1".to_string());
-            }
-            if range.above {
-                texts.push(range.least.unwrap().to_string());
-            }
+            let [least, _] = range.bounds(sizes);
+            texts.extend(least.map(|_| "-1".to_string()));
+            texts.extend(least.filter(|_| range.text.starts_with("above")).map(|n| n.to_string()));
             texts
         }
     }

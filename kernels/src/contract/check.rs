@@ -1,7 +1,7 @@
 //! Holding tensors and scalars against a contract.
 
-use super::expression::{Sizes, is_name, value};
-use super::line::{Kind, ScalarLine, Strides, TensorLine, Types};
+use super::expression::Sizes;
+use super::line::{Kind, ScalarLine, SizeLine, Strides, TensorLine, Types};
 use super::{Contract, Form};
 use crate::device::Device;
 use crate::tensor::{DType, Tensor, expect_indexable, has_whole_rows, is_contiguous};
@@ -71,7 +71,7 @@ impl Contract {
     /// # Errors
     /// As there.
     pub fn bind(&self, tensors: &[Option<Form>], scalars: &[Given]) -> Result<Bound<'_>> {
-        self.bind_lines(&self.tensor_lines()?, tensors, scalars)
+        self.bind_lines(&self.lines()?.tensors, tensors, scalars)
     }
 
     /// [`Contract::bind`] by `tensor_lines` in place of the contract's own: for who makes a tensor later.
@@ -84,14 +84,14 @@ impl Contract {
         tensors: &[Option<Form>],
         scalars: &[Given],
     ) -> Result<Bound<'_>> {
-        let scalar_lines = self.scalar_lines()?;
-        if tensor_lines.len() != tensors.len() || scalar_lines.len() != scalars.len() {
+        let lines = self.lines()?;
+        if tensor_lines.len() != tensors.len() || lines.scalars.len() != scalars.len() {
             let got = format!("{} tensors, {} scalars", tensors.len(), scalars.len());
             return Err(self.unreadable(&format!("as many lines as there are arguments: {got}")));
         }
         let mut bound =
             Bound { contract: self, sizes: Sizes::default(), types: Vec::new(), device: None };
-        for (line, given) in scalar_lines.iter().zip(scalars) {
+        for (line, given) in lines.scalars.iter().zip(scalars) {
             bound.bind_scalar(line, given)?;
         }
         let given = || tensor_lines.iter().zip(tensors);
@@ -100,8 +100,8 @@ impl Contract {
             let replaced = line.instead.is_some_and(is_given);
             bound.bind_axes(line, form.as_ref(), replaced)?;
         }
-        for (name, range) in self.size_lines()? {
-            let holds = value(name, &bound.sizes).and_then(|n| range.holds(n, &bound.sizes));
+        for SizeLine { name, of, range } in &lines.sizes {
+            let holds = of.value(&bound.sizes).and_then(|n| range.holds(n, &bound.sizes));
             if !holds.ok_or_else(|| self.unreadable(name))? {
                 let from = if range.text.contains(" to ") { "from " } else { "" };
                 let expected = format!("{name} {from}{}", range.text);
@@ -117,7 +117,7 @@ impl Contract {
                 });
             }
         }
-        for (line, given) in scalar_lines.iter().zip(scalars) {
+        for (line, given) in lines.scalars.iter().zip(scalars) {
             let Kind::Integer(range) = &line.kind else { continue };
             let holds = bound.sizes.get(line.name).and_then(|n| range.holds(n, &bound.sizes));
             if !holds.ok_or_else(|| self.unreadable(line.body))? {
@@ -176,12 +176,8 @@ impl<'a> Bound<'a> {
             let (name, got) = (line.name, format!("there beside {other}"));
             return Err(KernelError::Value { name, got, expected: "one of the two".to_string() });
         }
-        let axes = line.shapes.iter().find(|axes| axes.len() == form.shape.len());
-        let axes = axes.ok_or_else(|| self.wrong_shape(line, form))?;
-        for (axis, size) in axes.iter().zip(form.shape) {
-            if is_name(axis) {
-                self.sizes.bind(axis, *size as u128);
-            }
+        if !line.bind(form.shape, &mut self.sizes) {
+            return Err(self.wrong_shape(line, form));
         }
         self.types.push((line.name, form.dtype));
         Ok(())
@@ -195,17 +191,12 @@ impl<'a> Bound<'a> {
     /// Refuses a tensor of another type or shape, with gaps where there may be none, or of more rows than an
     /// i32 numbers.
     fn expect_form(&self, line: &TensorLine, form: &Form) -> Result<()> {
-        let types = self.types_of(line);
-        if !types.contains(&form.dtype) {
-            let names: Vec<_> = types.iter().map(DType::to_string).collect();
+        if !self.may_be(line, form.dtype) {
+            let names: Vec<_> = self.types_of(line).iter().map(DType::to_string).collect();
             let (got, expected) = (form.dtype.to_string(), names.join(" or "));
             return Err(KernelError::DType { tensor: line.name, got, expected });
         }
-        let shape = form.shape.iter().map(|n| *n as u128);
-        let is = |axes: &Vec<&str>| {
-            self.sizes.shape(axes).is_some_and(|n| n.into_iter().eq(shape.clone()))
-        };
-        if !line.shapes.iter().any(is) {
+        if !line.is_shape(form.shape, &self.sizes) {
             return Err(self.wrong_shape(line, form));
         }
         expect_indexable(line.name, form.shape)?;
@@ -219,6 +210,13 @@ impl<'a> Bound<'a> {
         }
         let (got, expected) = (strides.to_vec(), expected.to_string());
         Err(KernelError::Strides { tensor: line.name, got, expected })
+    }
+
+    fn may_be(&self, line: &TensorLine, dtype: DType) -> bool {
+        match &line.types {
+            Types::Of(types) => types.contains(&dtype),
+            Types::As(other) => self.types.contains(&(other, dtype)),
+        }
     }
 
     /// The types that the tensor of `line` may have.
@@ -258,10 +256,10 @@ impl<'a> Bound<'a> {
     ///
     /// # Errors
     /// [`KernelError::Contract`] with a name that the contract does not have.
-    pub fn sizes<const N: usize>(&self, names: [&str; N]) -> Result<[usize; N]> {
+    pub fn sizes<const N: usize>(&self, names: [&'static str; N]) -> Result<[usize; N]> {
         let mut sizes = [0; N];
         for (size, name) in sizes.iter_mut().zip(names) {
-            let known = value(name, &self.sizes).and_then(|size| usize::try_from(size).ok());
+            let known = self.sizes.get(name).and_then(|size| usize::try_from(size).ok());
             *size = known.ok_or_else(|| self.contract.unreadable(name))?;
         }
         Ok(sizes)
@@ -273,10 +271,9 @@ impl<'a> Bound<'a> {
     /// [`KernelError::Shape`] if kernels could not index it, or the device has no memory of this size.
     pub fn output(&self, name: &str) -> Result<Tensor> {
         let unknown = || self.contract.unreadable(name);
-        let lines = self.contract.output_lines()?;
-        let line = lines.iter().find(|line| line.name == name).ok_or_else(unknown)?;
-        let axes =
-            line.shapes.first().and_then(|axes| self.sizes.shape(axes)).ok_or_else(unknown)?;
+        let lines = self.contract.lines()?;
+        let line = lines.outputs.iter().find(|line| line.name == name).ok_or_else(unknown)?;
+        let axes = line.first_shape(&self.sizes).ok_or_else(unknown)?;
         // What no usize counts, no device has.
         let shape: Vec<_> =
             axes.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect();

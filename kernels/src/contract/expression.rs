@@ -18,7 +18,7 @@ impl Sizes {
     }
 
     /// The axes of a shape, in numbers.
-    pub fn shape(&self, axes: &[&str]) -> Option<Vec<u128>> {
+    pub fn shape(&self, axes: &[&'static str]) -> Option<Vec<u128>> {
         axes.iter().map(|axis| value(axis, self)).collect()
     }
 }
@@ -28,12 +28,9 @@ impl Sizes {
 pub struct Range {
     /// The range as it stands in the contract.
     pub text: &'static str,
-    /// The lower bound, an expression.
-    pub least: Option<&'static str>,
-    /// The upper bound, which is in the range.
-    pub most: Option<&'static str>,
-    /// Whether the lower bound is not in the range.
-    pub above: bool,
+    least: Option<Expression>,
+    most: Option<Expression>,
+    above: bool,
     also: Option<&'static str>,
 }
 
@@ -48,11 +45,11 @@ impl Range {
             return None;
         }
         let (least, most, above) = if let Some(least) = bounds.strip_prefix("at least ") {
-            (Some(least), None, false)
+            (Some(Expression::parse(least)?), None, false)
         } else if let Some(least) = bounds.strip_prefix("above ") {
-            (Some(least), None, true)
+            (Some(Expression::parse(least)?), None, true)
         } else if let Some((least, most)) = bounds.split_once(" to ") {
-            (Some(least), Some(most), false)
+            (Some(Expression::parse(least)?), Some(Expression::parse(most)?), false)
         } else if bounds.is_empty() {
             (None, None, false)
         } else {
@@ -61,13 +58,18 @@ impl Range {
         Some(Self { text, least, most, above, also })
     }
 
+    /// The lower and the upper bound, as far as there are any and their names stand for something.
+    pub fn bounds(&self, sizes: &Sizes) -> [Option<u128>; 2] {
+        [&self.least, &self.most].map(|bound| bound.as_ref()?.value(sizes))
+    }
+
     /// Whether an integer is in the range; `None` if a bound has a name that stands for nothing.
     pub fn holds(&self, got: u128, sizes: &Sizes) -> Option<bool> {
-        let bound = |text: Option<&str>, any: u128| match text {
-            Some(text) => value(text, sizes),
+        let bound = |bound: &Option<Expression>, any: u128| match bound {
+            Some(bound) => bound.value(sizes),
             None => Some(any),
         };
-        let (least, most) = (bound(self.least, 0)?, bound(self.most, u128::MAX)?);
+        let (least, most) = (bound(&self.least, 0)?, bound(&self.most, u128::MAX)?);
         let also = match self.also {
             Some("even") => got.is_multiple_of(2),
             Some(_) => got.is_power_of_two(),
@@ -78,10 +80,12 @@ impl Range {
 
     /// Whether a number is in the range, whose bounds are numbers.
     pub fn holds_number(&self, got: f32) -> bool {
-        let bound = |text: Option<&str>, any: f32| {
-            text.map_or(any, |text| text.parse().unwrap_or(f32::NAN))
+        let bound = |bound: &Option<Expression>, any: f32| match bound {
+            Some(Expression::Number(bound)) => *bound as f32,
+            Some(_) => f32::NAN,
+            None => any,
         };
-        let (least, most) = (bound(self.least, f32::MIN), bound(self.most, f32::MAX));
+        let (least, most) = (bound(&self.least, f32::MIN), bound(&self.most, f32::MAX));
         (least..=most).contains(&got) && (!self.above || got > least)
     }
 }
@@ -94,55 +98,90 @@ pub(super) fn is_name(text: &str) -> bool {
 
 /// The value of an expression of names and numbers with `+ - * /`, brackets and `ceil( )`; `None` if a
 /// name stands for nothing, or it cannot be read.
-pub fn value(text: &str, sizes: &Sizes) -> Option<u128> {
-    let mut expression = Expression { rest: text.trim(), sizes, up: false };
-    let value = expression.sum()?;
-    expression.rest.is_empty().then_some(value)
+pub fn value(text: &'static str, sizes: &Sizes) -> Option<u128> {
+    Expression::parse(text)?.value(sizes)
 }
 
-struct Expression<'a> {
-    rest: &'a str,
-    sizes: &'a Sizes,
+/// An expression of names and numbers.
+#[derive(Clone, Debug)]
+pub(super) enum Expression {
+    Number(u128),
+    Name(&'static str),
+    Add(Box<[Self; 2]>),
+    Subtract(Box<[Self; 2]>),
+    Multiply(Box<[Self; 2]>),
+    /// A quotient, rounded down.
+    Divide(Box<[Self; 2]>),
+    /// A quotient, rounded up.
+    DivideUp(Box<[Self; 2]>),
+}
+
+impl Expression {
+    /// The expression; `None` if it cannot be read.
+    pub fn parse(text: &'static str) -> Option<Self> {
+        let mut reader = Reader { rest: text.trim(), up: false };
+        let expression = reader.sum()?;
+        reader.rest.is_empty().then_some(expression)
+    }
+
+    /// Its value; `None` if a name stands for nothing.
+    pub fn value(&self, sizes: &Sizes) -> Option<u128> {
+        let of = |both: &[Self; 2]| Some((both[0].value(sizes)?, both[1].value(sizes)?));
+        match self {
+            Self::Number(value) => Some(*value),
+            Self::Name(name) => sizes.get(name),
+            Self::Add(both) => of(both).map(|(a, b)| a.saturating_add(b)),
+            Self::Subtract(both) => of(both).map(|(a, b)| a.saturating_sub(b)),
+            Self::Multiply(both) => of(both).map(|(a, b)| a.saturating_mul(b)),
+            Self::Divide(both) => of(both).and_then(|(a, b)| a.checked_div(b)),
+            Self::DivideUp(both) => {
+                of(both).and_then(|(a, b)| a.checked_add(b.checked_sub(1)?)?.checked_div(b))
+            }
+        }
+    }
+}
+
+struct Reader {
+    rest: &'static str,
     /// Whether a quotient is rounded up.
     up: bool,
 }
 
-impl Expression<'_> {
+impl Reader {
     fn take(&mut self, token: &str) -> bool {
         let rest = self.rest.strip_prefix(token);
         self.rest = rest.unwrap_or(self.rest).trim_start();
         rest.is_some()
     }
 
-    fn sum(&mut self) -> Option<u128> {
+    fn sum(&mut self) -> Option<Expression> {
         let mut value = self.product()?;
         loop {
             if self.take("+") {
-                value = value.saturating_add(self.product()?);
+                value = Expression::Add(Box::new([value, self.product()?]));
             } else if self.take("-") {
-                value = value.saturating_sub(self.product()?);
+                value = Expression::Subtract(Box::new([value, self.product()?]));
             } else {
                 return Some(value);
             }
         }
     }
 
-    fn product(&mut self) -> Option<u128> {
+    fn product(&mut self) -> Option<Expression> {
         let mut value = self.factor()?;
         loop {
             if self.take("*") {
-                value = value.saturating_mul(self.factor()?);
+                value = Expression::Multiply(Box::new([value, self.factor()?]));
             } else if self.take("/") {
-                let by = self.factor()?;
-                value = if self.up { value.checked_add(by.checked_sub(1)?)? } else { value };
-                value = value.checked_div(by)?;
+                let both = Box::new([value, self.factor()?]);
+                value = if self.up { Expression::DivideUp(both) } else { Expression::Divide(both) };
             } else {
                 return Some(value);
             }
         }
     }
 
-    fn factor(&mut self) -> Option<u128> {
+    fn factor(&mut self) -> Option<Expression> {
         let up = self.take("ceil(");
         if up || self.take("(") {
             let outer = std::mem::replace(&mut self.up, up);
@@ -153,7 +192,8 @@ impl Expression<'_> {
         let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest.trim_start();
-        word.parse().ok().or_else(|| self.sizes.get(word))
+        let number = word.parse().ok().map(Expression::Number);
+        number.or_else(|| is_name(word).then_some(Expression::Name(word)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The lines of a contract.
 
-use super::expression::{Range, Sizes, is_name, value};
+use super::expression::{Expression, Range, Sizes, is_name, value};
 use crate::tensor::DType;
 
 /// How the elements of a tensor may lie.
@@ -19,6 +19,8 @@ pub struct TensorLine {
     pub name: &'static str,
     /// Its shapes, each a list of expressions.
     pub shapes: Vec<Vec<&'static str>>,
+    /// The same, read.
+    axes: Vec<Vec<Expression>>,
     /// Its types.
     pub types: Types,
     /// How its elements may lie.
@@ -56,27 +58,55 @@ impl TensorLine {
             None => (rest, Strides::Contiguous),
         };
         let (shapes, types) = rest.rsplit_once("] ")?;
-        let shapes = shapes
+        let shapes: Vec<Vec<_>> = shapes
             .split("] or [")
             .map(|axes| axes.trim_start_matches('[').split(", ").collect())
             .collect();
+        let read =
+            |axes: &Vec<&'static str>| axes.iter().map(|axis| Expression::parse(axis)).collect();
+        let axes = shapes.iter().map(read).collect::<Option<_>>()?;
         let types = match types.strip_prefix("as ") {
             Some(other) => Types::As(is_name(other).then_some(other)?),
             None => Types::Of(types.split('|').map(DType::named).collect::<Option<_>>()?),
         };
-        is_name(name).then_some(Self { name, shapes, types, strides, optional, instead })
+        is_name(name).then_some(Self { name, shapes, axes, types, strides, optional, instead })
     }
 
     /// The shapes, with the sizes that are known: `[s_kv=9, d_qk=24]`.
     pub fn shapes_text(&self, sizes: &Sizes) -> String {
-        let axis = |axis: &&str| match value(axis, sizes) {
+        let axis = |axis: &&'static str| match value(axis, sizes) {
             Some(size) if *axis != size.to_string() => format!("{axis}={size}"),
             _ => axis.to_string(),
         };
-        let shape = |axes: &Vec<&str>| {
+        let shape = |axes: &Vec<&'static str>| {
             format!("[{}]", axes.iter().map(axis).collect::<Vec<_>>().join(", "))
         };
         self.shapes.iter().map(shape).collect::<Vec<_>>().join(" or ")
+    }
+
+    /// Whether `shape` is one of its shapes.
+    pub(super) fn is_shape(&self, shape: &[usize], sizes: &Sizes) -> bool {
+        let is = |(axis, n): (&Expression, &usize)| axis.value(sizes) == Some(*n as u128);
+        let of = |axes: &&Vec<Expression>| axes.len() == shape.len();
+        self.axes.iter().filter(of).any(|axes| axes.iter().zip(shape).all(is))
+    }
+
+    /// Its first shape in numbers; `None` if a name stands for nothing.
+    pub(super) fn first_shape(&self, sizes: &Sizes) -> Option<Vec<u128>> {
+        self.axes.first()?.iter().map(|axis| axis.value(sizes)).collect()
+    }
+
+    /// Binds the names among the axes of the shape that has as many as `shape`; whether there is one.
+    pub(super) fn bind(&self, shape: &[usize], sizes: &mut Sizes) -> bool {
+        let Some(axes) = self.axes.iter().find(|axes| axes.len() == shape.len()) else {
+            return false;
+        };
+        for (axis, size) in axes.iter().zip(shape) {
+            if let Expression::Name(name) = axis {
+                sizes.bind(name, *size as u128);
+            }
+        }
+        true
     }
 
     /// Whether one of its axes is, or is computed from, `name`.
@@ -98,6 +128,25 @@ pub struct ScalarLine {
     pub default: Option<&'static str>,
     /// Another scalar and its word, with which alone this one is read.
     pub condition: Option<(&'static str, &'static str)>,
+}
+
+/// `expression: range`.
+#[derive(Clone, Debug)]
+pub struct SizeLine {
+    /// The expression of sizes, often a name.
+    pub name: &'static str,
+    /// The same, read.
+    pub(super) of: Expression,
+    /// What its value must be.
+    pub range: Range,
+}
+
+impl SizeLine {
+    /// The line; `None` if it cannot be read.
+    pub fn parse(line: &'static str) -> Option<Self> {
+        let (name, range) = line.split_once(": ")?;
+        Some(Self { name, of: Expression::parse(name)?, range: Range::parse(range)? })
+    }
 }
 
 /// What a scalar must be.

@@ -1,6 +1,7 @@
 //! Numbers of one type from another, and from bytes.
 
-use super::{LANES, Lanes, Machine, widen_codes};
+use super::machine::{LANES, Lanes, Machine};
+use super::nvptx::widen_codes;
 use cubecl::prelude::*;
 use cubecl_common::e4m3;
 use half::{bf16, f16};

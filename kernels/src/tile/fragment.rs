@@ -1,6 +1,7 @@
 //! Fragments: tiles of f32 results, shared out among the units of a team.
 
-use super::{CellOrder, LANES, Machine, WARPGROUP, WARPGROUP_ROWS, round_to, unit_id};
+use super::convert::round_to;
+use super::machine::{CellOrder, LANES, Machine, WARPGROUP, WARPGROUP_ROWS, unit_id};
 use cubecl::prelude::*;
 
 /// How the cells of a `rows x cols` tile of results are shared out among the units of a team.

@@ -1,6 +1,8 @@
 //! Filling tiles from the buffers of a kernel: one walk over a tile, whatever its rows are made of.
 
-use super::{LANES, Lanes, Machine, Part, Tile, copy_async, unit_id};
+use super::machine::{LANES, Lanes, Machine, Part, unit_id};
+use super::nvptx::copy_async;
+use super::tiles::Tile;
 use cubecl::prelude::*;
 
 /// The rows that a tile is filled from: where they begin, and how a piece of one is read.

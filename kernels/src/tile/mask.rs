@@ -7,7 +7,7 @@
 //! | every row alike: listed keys | [`Mask::of_columns`] | the bits of each of a unit's cells |
 //! | each row by itself: a range of keys | [`Mask::of_ranges`] | two ends for each of a unit's rows |
 
-use super::{Fragment, FragmentExpand, Layout, col_of};
+use super::fragment::{Fragment, FragmentExpand, Layout, col_of};
 use cubecl::prelude::*;
 
 /// Which columns each row of a tile of scores sees.

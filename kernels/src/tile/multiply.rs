@@ -1,9 +1,12 @@
 //! Products of tiles.
 
-use super::{
-    Fragment, LANES, Lanes, Layout, MatrixUnit, Part, Tile, WARPGROUP, WARPGROUP_ROWS, col_of,
-    commit_mma, fence_cells, fence_fragment, fence_mma, group_of, issue_mma, issue_mma_registers,
-    row_of, store_fragment, sum_cell, sync_team, unit_id, wait_mma,
+use super::fragment::{Fragment, Layout, col_of, group_of, row_of, sum_cell};
+use super::machine::{
+    LANES, Lanes, MatrixUnit, Part, WARPGROUP, WARPGROUP_ROWS, sync_team, unit_id,
+};
+use super::tiles::{Tile, store_fragment};
+use super::warpgroup::{
+    commit_mma, fence_cells, fence_fragment, fence_mma, issue_mma, issue_mma_registers, wait_mma,
 };
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, WgmmaTileLayout};
@@ -179,7 +182,7 @@ fn multiply_wgmma<S: Numeric, W: Size>(
     b: &Tile<S>,
     #[comptime] b_major: Major,
 ) {
-    let product = Product::new(a, b, b_major, comptime![c.layout]);
+    let product = Product::new(&*c, a, b, b_major);
     product.begin(c);
     product.issue::<S, W>(c, comptime![Part::WHOLE]);
     commit_mma();
@@ -201,13 +204,14 @@ pub(super) struct Product {
 
 #[cube]
 impl Product {
-    /// The steps of `a · b`, `b` read along `b_major`.
-    pub fn new<S: Numeric>(
+    /// The steps of `c += a · b`, `b` read along `b_major`.
+    pub fn new<S: Numeric, W: Size>(
+        c: &Fragment<W>,
         a: &Tile<S>,
         b: &Tile<S>,
         #[comptime] b_major: Major,
-        #[comptime] layout: Layout,
     ) -> Self {
+        let layout = comptime![c.layout];
         let n = comptime![layout.group_cols()];
         let a_layout = comptime![a.shape.k_major()];
         let b_layout = comptime![b.shape.operand(b_major)];

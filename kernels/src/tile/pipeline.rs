@@ -14,10 +14,12 @@
 //! Where nothing can be loaded ahead (the CPU, a GPU without asynchronous copies) `await_tile` loads, and
 //! the rest loads nothing.
 
-use super::{
-    Fragment, Machine, Part, Product, Tile, commit_copies, commit_mma, start_nt, sync_team,
-    wait_copies,
-};
+use super::fragment::Fragment;
+use super::machine::{Machine, Part, sync_team};
+use super::multiply::{Product, start_nt};
+use super::nvptx::{commit_copies, wait_copies};
+use super::tiles::Tile;
+use super::warpgroup::commit_mma;
 use cubecl::prelude::*;
 use cubecl::wgmma::Major;
 
@@ -120,7 +122,7 @@ impl<L: Source + CubeType> Pipeline<L> {
         let layout = comptime![c.layout];
         let ahead = comptime![self.schedule.ahead];
         if comptime![ahead > 0 && layout.machine.can().async_products] {
-            let product = Product::new(a, b, comptime![Major::K], layout);
+            let product = Product::new(&*c, a, b, comptime![Major::K]);
             product.begin(c);
             #[unroll]
             for i in 0..comptime![LOADS + 1] {

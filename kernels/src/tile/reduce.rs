@@ -1,6 +1,6 @@
 //! Reductions, scans, histograms and sets of a whole team.
 
-use super::{Machine, sync_team, team_memory, unit_id};
+use super::machine::{Machine, sync_team, team_memory, unit_id};
 use cubecl::prelude::*;
 
 /// Planes in a team.

@@ -1,10 +1,11 @@
 //! The online softmax of flash attention (Milakov and Gimelshein 2018; Dao et al. 2022): running row
 //! maxima and sums, so that scores are seen once, a tile at a time.
 
-use super::{
-    Fragment, Layout, Machine, Piece, exp2_fast, group_of, lane_of, max_cell, max_lanes,
-    reciprocal_fast, row_of, sum_cell, sum_lanes, sync_team, team_memory,
+use super::fragment::{
+    Fragment, Layout, group_of, lane_of, max_cell, max_lanes, row_of, sum_cell, sum_lanes,
 };
+use super::machine::{Machine, Piece, sync_team, team_memory};
+use super::nvptx::{exp2_fast, reciprocal_fast};
 use cubecl::prelude::*;
 
 /// What is known of each row after some tiles of scores: the largest score, and of each unit's own part

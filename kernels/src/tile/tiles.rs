@@ -1,8 +1,8 @@
 //! Tiles: matrices in the memory of a team, operands of products.
 
-use super::{
-    Fragment, LANES, Lanes, Layout, Machine, Piece, col_of, descriptor, row_of, team_memory,
-};
+use super::fragment::{Fragment, Layout, col_of, row_of};
+use super::machine::{LANES, Lanes, Machine, Piece, team_memory};
+use super::warpgroup::descriptor;
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, Swizzle, WgmmaTileLayout};
 

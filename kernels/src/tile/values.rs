@@ -12,10 +12,10 @@
 //! | 2 | 1 instead of +inf and NaN, 0 otherwise | +inf where positive |
 //! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
 
-use super::{
-    Fragment, Machine, Piece, Tile, asked_anew, col_of, round_to, store_row, sync_team,
-    team_memory, unit_id,
-};
+use super::convert::round_to;
+use super::fragment::{Fragment, col_of, store_row};
+use super::machine::{Machine, Piece, asked_anew, sync_team, team_memory, unit_id};
+use super::tiles::Tile;
 use cubecl::prelude::*;
 
 /// The passes of a program over its tiles.

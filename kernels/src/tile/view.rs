@@ -1,6 +1,6 @@
 //! Tensors as a kernel sees them: a buffer, its shape and its strides in elements.
 
-use super::Strided;
+use super::load::Strided;
 use cubecl::prelude::*;
 
 /// A tensor of a launch. Shape and strides travel with it as numbers of the launch.

@@ -102,7 +102,8 @@ pub struct Kernel {
     pub made: &'static [&'static str],
     /// Bytes that the launcher takes beside inputs and outputs, as an expression of the sizes.
     pub scratch: &'static str,
-    /// Operations of the reference, as an expression of the sizes.
+    /// Operations of the reference, as an expression of the sizes; or several, joined by ` or `, for shapes that have
+    /// other names.
     pub work: &'static str,
     /// How far an output may be off on a matrix unit, by its name and type: one of [`tolerance`].
     pub tolerance: fn(MatrixUnit, &str, DType) -> Tolerance,
