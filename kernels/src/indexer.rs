@@ -87,11 +87,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let seen = KeyRanges::new(ranges, request, rows, select(keys.pages.count == 0, 0usize, s_kv));
     let (lowest, highest) = seen.of_all(queries.first, queries.count);
     let span = Span::new(nth * span, min(nth * span + span, s_kv), lowest, highest, tiling.keys);
-    for t in 0..queries.count {
-        let row = queries.row(t) * logits.stride(0);
-        fill_unseen(&mut logits.data, row + span.start, row + span.first, machine);
-        fill_unseen(&mut logits.data, row + span.last, row + span.end, machine);
-    }
+    fill_unseen(logits, &queries, &span, machine);
 
     // Row t · heads + h of the q tile, and column t · heads + h of the products, is head h of query t.
     let layout = comptime![Layout::new(machine, tiling.keys, tiling.queries * tiling.heads)];

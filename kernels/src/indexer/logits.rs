@@ -1,6 +1,6 @@
 //! Writing the indexer's logits.
 
-use super::keys::{IndexTiles, KeyRanges, Queries};
+use super::keys::{IndexTiles, KeyRanges, Queries, Span};
 use crate::tile::*;
 use cubecl::prelude::*;
 
@@ -97,14 +97,24 @@ impl LaneLogits {
     }
 }
 
-/// Writes -inf to `logits[from .. to]`.
+/// Writes -inf to the logits of `queries` of the keys of `span` that no tile of it has.
 #[cube]
 pub(super) fn fill_unseen(
-    logits: &mut [f32],
-    from: usize,
-    to: usize,
+    logits: &mut View<f32>,
+    queries: &Queries,
+    span: &Span,
     #[comptime] machine: Machine,
 ) {
+    for t in 0..queries.count {
+        let row = queries.row(t) * logits.stride(0);
+        fill(&mut logits.data, row + span.start, row + span.first, machine);
+        fill(&mut logits.data, row + span.last, row + span.end, machine);
+    }
+}
+
+/// Writes -inf to `logits[from .. to]`.
+#[cube]
+fn fill(logits: &mut [f32], from: usize, to: usize, #[comptime] machine: Machine) {
     let team = comptime![machine.team];
     for step in 0..(to - from).div_ceil(team) {
         let at = from + step * team + unit_id(machine);
