@@ -79,14 +79,14 @@ fn exact() -> Arithmetic {
 /// Experts of `n` tokens, `top_k` each, of so many: anywhere, different ones, all the same one, in order, or with some
 /// that there are not.
 fn indices(rng: &mut Rng, n: usize, top_k: usize, experts: usize) -> HostTensor {
-    let kind = rng.below(5);
+    let kind = rng.below(8);
     let one = rng.below(experts) as i32;
     let none = [-1, i32::MIN, i32::MAX, experts as i32];
     let mut of_token = |t: usize, j: usize| match kind {
         0 => one,
-        1 => ((t * 7 + j * 3) % experts) as i32,
-        2 => j.min(experts - 1) as i32,
-        3 if rng.one_in(6) => rng.choose(&none),
+        1 => (t as i32 * 7 + j as i32 * 3 + one) % experts as i32,
+        2 => (one + j as i32).min(experts as i32 - 1),
+        3 | 4 if rng.one_in(6) => rng.choose(&none),
         _ => rng.below(experts) as i32,
     };
     let values: Vec<i32> =

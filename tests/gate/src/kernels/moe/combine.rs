@@ -159,7 +159,6 @@ fn sample() -> Case {
         .with("y", floats(1, &[6, 20]))
         .with("indices", HostTensor::i32(&[3, 2], &[4, 0, 2, 4, -1, 0]))
         .with("weights", floats(2, &[3, 2]))
-        .with("shared", floats(3, &[3, 20]))
         .set("experts", 5)
         .set("out", "f32")
 }
