@@ -104,15 +104,19 @@ fn forms() -> Forms {
     Forms::new(random, production, |form: &Combine, rng| {
         let pairs = form.n * form.top_k;
         let kind = rng.below(3);
-        let mut rows = |n: usize| {
-            let values: Vec<f32> = (0..n * form.d).map(|_| value(rng, kind, form.dtype)).collect();
-            HostTensor::new(form.dtype, &[n, form.d], &values)
+        let indices = indices(rng, form.n, form.top_k, form.experts);
+        let far =
+            if kind == 0 { far(rng, form.dtype, &indices, form.experts) } else { vec![0.0; pairs] };
+        let mut rows = |far: &[f32]| {
+            let of = far.iter().flat_map(|far| std::iter::repeat_n(*far, form.d));
+            let values: Vec<f32> = of.map(|far| value(rng, kind, far)).collect();
+            HostTensor::new(form.dtype, &[far.len(), form.d], &values)
         };
-        let (y, shared) = (rows(pairs), rows(form.n));
+        let (y, shared) = (rows(&far), rows(&vec![0.0; form.n]));
         let weights: Vec<f32> = (0..pairs).map(|_| weight(rng, kind)).collect();
         let case = Case::new(COMBINE.name)
             .with("y", y)
-            .with("indices", indices(rng, form.n, form.top_k, form.experts))
+            .with("indices", indices)
             .with("weights", HostTensor::new(DType::F32, &[form.n, form.top_k], &weights))
             .set("experts", form.experts)
             .set("out", form.out)
@@ -121,21 +125,41 @@ fn forms() -> Forms {
     })
 }
 
-/// A term: in kind 0 whole numbers of which some are so large that f32 loses the others beside them, and whose
-/// products with [`weight`] are exact, so that a sum is a matter of its order alone; otherwise positive numbers, which
-/// do not cancel, in kind 2 with specials.
-fn value(rng: &mut Rng, kind: usize, dtype: DType) -> f32 {
-    let far = if dtype == DType::F16 { 4096.0 } else { 2f32.powi(26) };
+/// For each row of y 0, or what is in all of its columns: of a token's pairs one has a number beside which f32 loses
+/// small ones, and another has its negative. So it is a matter of the order which of the others are left.
+fn far(rng: &mut Rng, dtype: DType, indices: &HostTensor, experts: usize) -> Vec<f32> {
+    let (n, top_k) = (indices.shape[0], indices.shape[1]);
+    // The largest power of two that an f16 holds: f32 loses nothing beside it, but the sum cancels.
+    let far = if dtype == DType::F16 { 2f32.powi(15) } else { 2f32.powi(30) };
+    let mut of_pair = vec![0.0; n * top_k];
+    for of_token in of_pair.chunks_mut(top_k).filter(|_| top_k > 1) {
+        let first = rng.below(top_k);
+        let second = (first + 1 + rng.below(top_k - 1)) % top_k;
+        (of_token[first], of_token[second]) = (far, -far);
+    }
+    // Rows are in the order of the experts.
+    let expert = |index: i32| usize::try_from(index).unwrap_or(experts).min(experts);
+    let of: Vec<usize> = indices.to_i32().into_iter().map(expert).collect();
+    let mut order: Vec<usize> = (0..of.len()).collect();
+    order.sort_by_key(|pair| of[*pair]);
+    order.into_iter().map(|pair| of_pair[pair]).collect()
+}
+
+/// A term: in kind 0 `far`, or else a small whole number; otherwise positive numbers, which do not cancel, in kind 2
+/// with specials.
+fn value(rng: &mut Rng, kind: usize, far: f32) -> f32 {
     match kind {
-        0 => (rng.below(5) as f32 - 2.0) * rng.choose(&[1.0, 1.0, far]),
+        0 if far != 0.0 => far,
+        0 => rng.below(5) as f32 - 2.0,
         2 if rng.one_in(12) => rng.choose(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0]),
         _ => 0.5 + rng.normal().abs(),
     }
 }
 
+/// A weight: in kind 0 one with which products are exact.
 fn weight(rng: &mut Rng, kind: usize) -> f32 {
     match kind {
-        0 => rng.choose(&[0.5, 1.0, 2.0]),
+        0 => 1.0,
         2 if rng.one_in(8) => rng.choose(&[0.0, f32::NAN]),
         _ => rng.unit() * 2.5,
     }
