@@ -135,6 +135,15 @@ fn a_tensor_of_a_wrong_size_is_refused_by_its_name() {
         ("dense_mla", "kv", &[9, 25]),
         ("dense_mla", "ks", &[1]),
         ("dense_mla", "ke", &[3]),
+        ("add_rms_norm", "residual", &[3, 19]),
+        ("add_rms_norm", "residual", &[2, 20]),
+        ("add_rms_norm", "weight", &[19]),
+        ("router", "bias", &[11]),
+        ("swiglu", "up", &[3, 19]),
+        ("swiglu", "up", &[4, 20]),
+        ("combine", "y", &[5, 20]),
+        ("combine", "weights", &[2, 2]),
+        ("combine", "weights", &[3, 1]),
     ];
     for (kernel, tensor, shape) in wrong {
         let case = reshaped(sample(kernel), tensor, shape);

@@ -42,10 +42,14 @@ use ndarray::Axis;
 use proptest::prelude::*;
 
 mod act_quant;
+mod add_rms_norm;
 mod attention;
+mod combine;
 mod dense_mha;
 mod dense_mla;
 mod dense_mla_paged;
+mod dispatch;
+mod embedding;
 mod fold_scales;
 mod gemm;
 mod hadamard;
@@ -56,11 +60,13 @@ mod place_rows;
 mod rms_norm;
 mod rope;
 mod round_trip;
+mod router;
 mod shift_indices;
 mod sparse_mla;
 mod sparse_mla_paged;
 mod store_index_keys;
 mod store_kv;
+mod swiglu;
 mod top_k;
 
 /// All kernels.
@@ -85,6 +91,12 @@ pub const ALL: &[Kernel] = &[
     dense_mha::KERNEL,
     dense_mla::KERNEL,
     dense_mla_paged::KERNEL,
+    embedding::KERNEL,
+    add_rms_norm::KERNEL,
+    router::KERNEL,
+    dispatch::KERNEL,
+    swiglu::KERNEL,
+    combine::KERNEL,
 ];
 
 /// A kernel, its reference, and all that is known of what they take.
@@ -219,6 +231,11 @@ fn out_like(device: &Device, case: &Case, x: &Tensor) -> Result<Tensor, CaseErro
 /// Normal numbers in f32, of a sample.
 fn floats(seed: u64, shape: &[usize]) -> HostTensor {
     tensor(&mut Rng::new(seed), DType::F32, shape, Fill::Normal)
+}
+
+/// The reference's arithmetic that rounds nothing: [`HostTensor::cast`] rounds the result to whatever type it has.
+fn unrounded() -> reference::arithmetic::Arithmetic {
+    reference::arithmetic::Arithmetic::exact(reference::rope::Pairing::HalfSplit)
 }
 
 /// A vector of i32.
