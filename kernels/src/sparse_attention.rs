@@ -263,8 +263,10 @@ pub fn mla(q: &Tensor, kv: &Kv, keys: &Keys, args: &AttentionArgs) -> Result<Att
             let contract = if keys.are_listed() { &SPARSE_MLA_PAGED } else { &DENSE_MLA_PAGED };
             let [scale, d_v, splits] = scalars;
             let scalars = [scale, d_v, splits, record.kv_lora_rank.into(), page_size.into()];
+            let tensors = [Some(q), Some(cache), sink, Some(first), second];
+            let bound = contract.check(tensors, &scalars)?;
             record.expect_columns(q)?;
-            contract.check([Some(q), Some(cache), sink, Some(first), second], &scalars)?
+            bound
         }
     };
     let [s, heads, d_qk] = bound.sizes(["s", "h", "d_qk"])?;

@@ -106,8 +106,8 @@ fn a_scalar_on_the_command_line_is_one_of_the_kernels_and_named_once() {
         (&["--set", "topk=4", "--set", "topk=5"], "error: --set topk: is there twice\n"),
         (
             &["--set", "top_k=4"],
-            "error: top_k reads no scalar named \"top_k\"; did you mean topk? It reads topk, policy, \
-             per_mille, min, window, sinks, pieces, strided\n",
+            "error: top_k reads no scalar named \"top_k\"; did you mean topk? It reads topk, pieces, \
+             policy, per_mille, min, window, sinks, strided\n",
         ),
         (
             &["--set", "policy=bogus"],

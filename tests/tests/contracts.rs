@@ -43,7 +43,7 @@ fn a_tensor_that_nobody_reads_is_refused_with_the_name_most_like_it() {
     assert_eq!(
         refused(&case),
         "sparse_mla reads no tensor named \"attn_sinks\"; did you mean attn_sink? It reads q, kv, \
-         indices, topk_length, attn_sink"
+         attn_sink, indices, topk_length"
     );
     for kernel in ALL {
         let message = refused(&sample(kernel.name).with("bystander", ints(&[1])));
@@ -73,21 +73,21 @@ fn what_belongs_to_another_policy_is_refused() {
 #[test]
 fn integers_in_the_form_of_floats_are_refused_by_both_sides() {
     let case = sample("top_k").with("ke", f32s(&[3], &[50.0, 5.0, 40.0]));
-    assert_eq!(refused(&case), "tensor ke is f32[3], expected i32");
+    assert_eq!(refused(&case), "ke holds f32, expected i32");
     let case = sample("indexer_logits_paged").with("context_lens", f32s(&[2], &[5.0, 6.0]));
-    assert_eq!(refused(&case), "tensor context_lens is f32[2], expected i32");
+    assert_eq!(refused(&case), "context_lens holds f32, expected i32");
     let case = sample("sparse_mla").with("kv", zeros(DType::Bf16, &[9, D_QK]));
-    assert_eq!(refused(&case), "tensor kv is bf16[9, 24], expected f32");
+    assert_eq!(refused(&case), "kv holds bf16, expected f32");
 }
 
 #[test]
 fn axes_of_one_name_are_of_one_size() {
     let case = sample("top_k").with("ks", ints(&[0, 0]));
-    assert_eq!(refused(&case), "tensor ks is i32[2], expected [rows=3]");
+    assert_eq!(refused(&case), "ks has shape [2], expected [rows=3]");
     // The pages of a cache are as many bytes as page_size says, for the reference too.
     let case = sample("sparse_mla_paged").set("page_size", 4);
     assert!(
-        refused(&case).starts_with("tensor cache is u8[3, 108], expected [n_pages=3, page_size *")
+        refused(&case).starts_with("cache has shape [3, 108], expected [n_pages=3, page_size *")
     );
 }
 
@@ -97,7 +97,7 @@ fn scalars_that_only_a_device_reads_are_held_to_their_range_by_the_reference_too
         [("sparse_mla", "splits", "0"), ("sparse_mla", "splits", "x"), ("top_k", "pieces", "1025")]
     {
         let message = refused(&sample(kernel).set(scalar, wrong));
-        assert!(message.starts_with(&format!("scalar {scalar} of {kernel} is \"{wrong}\"")));
+        assert!(message.contains(scalar) && message.contains(wrong), "{message}");
     }
     let message = refused(&sample("sparse_mla").set("softmax_scale", 0));
     assert!(message.contains("expected a finite number above 0"), "{message}");
@@ -160,7 +160,7 @@ fn outputs_that_no_memory_holds_are_refused_before_either_side_runs() {
         .with("ks", ints(&[0; 10]))
         .with("ke", ints(&[0; 10]))
         .set("softmax_scale", 1);
-    assert_eq!(refused(&wide), "d_v is 2147483647, expected 1 to 1024");
+    assert_eq!(refused(&wide), "v has shape [0, 1, 2147483647], expected d_v from 1 to 1024");
 }
 
 #[test]
@@ -189,9 +189,12 @@ fn rows_without_columns_end_at_once_on_both_sides() {
     }
     // No heads are refused, no rows of width 0 are.
     let case = sample("sparse_mla").with("q", none(&[axis, 0, D_QK]));
-    assert_eq!(refused(&case), "h is 0, expected 1 to 128");
+    assert_eq!(refused(&case), "q has shape [2147483647, 0, 24], expected h from 1 to 128");
     let case = sample("hadamard").with("x", none(&[axis, 0]));
-    assert_eq!(refused(&case), "n is 0, expected 1 to 1024, a power of two");
+    assert_eq!(
+        refused(&case),
+        "x has shape [2147483647, 0], expected n from 1 to 1024, a power of two"
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
 use std::path::Path;
+use std::path::PathBuf;
 
 /// What a kernel that refuses everything is told to compute, and what is said of it.
 fn seen_by_a_refusal(kernel: &str) -> (Vec<Case>, Box<GateFailure>) {
@@ -242,5 +243,39 @@ fn check_refuses_no_cases_and_a_seed_that_is_no_number() {
     for arguments in [["--cases", "0"], ["--cases", "x"], ["--seed", "abc"], ["--seed", "0x7"]] {
         let (text, ok) = dsa(&[&["check", "fold_scales"], &arguments[..]].concat());
         assert!(!ok && text.contains(arguments[1]), "{text}");
+    }
+}
+
+/// The sources below `folder`.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(sources(&path)),
+            false => all.extend((path.extension() == Some("rs".as_ref())).then_some(path)),
+        }
+    }
+    all
+}
+
+#[test]
+fn the_gate_knows_a_kernel_in_its_own_file_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = Vec::new();
+    for folder in ["tests/gate/src", "benches/src", "benches/benches", "model/cli/src"] {
+        files.extend(sources(&root.join(folder)));
+    }
+    // The layer's verification runs kernels of its own choice; what is behind `cfg(test)` names samples.
+    let layer = Path::new("gate").join("src").join("layer");
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let file = path.file_stem().unwrap().to_str().unwrap();
+        let is_layer = path.to_str().unwrap().contains(layer.to_str().unwrap());
+        for kernel in ALL.iter().filter(|kernel| kernel.name != file && !is_layer) {
+            let name = format!("\"{}\"", kernel.name);
+            assert!(!code.contains(&name) || file == "tests", "{name} is in {}", path.display());
+        }
     }
 }

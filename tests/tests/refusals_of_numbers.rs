@@ -1,6 +1,5 @@
 //! Numbers out of range are refused by name, and nothing panics on a number a user can write.
 
-use crate::refusals::refusal;
 use crate::samples::sample;
 use crate::support::*;
 use dsa_gate::kernels::{ALL, find};
@@ -23,84 +22,6 @@ const WORDS: [&str; 12] = [
     "18446744073709551616",
     "nonsense",
 ];
-
-#[test]
-fn numbers_out_of_range_are_refused_by_name() {
-    let wrong = [
-        ("top_k", "topk", "0"),
-        ("top_k", "topk", "1048577"),
-        ("top_k", "topk", "-1"),
-        ("sparse_mla", "softmax_scale", "NaN"),
-        ("sparse_mla", "softmax_scale", "inf"),
-        ("sparse_mla", "softmax_scale", "0"),
-        ("sparse_mla", "softmax_scale", "-0.5"),
-        ("sparse_mla_paged", "softmax_scale", "NaN"),
-        ("dense_mha", "softmax_scale", "NaN"),
-        ("dense_mla", "softmax_scale", "-inf"),
-        ("sparse_mla", "d_v", "0"),
-        ("sparse_mla", "d_v", "25"),
-        ("sparse_mla", "d_v", "1025"),
-        ("dense_mla", "d_v", "25"),
-        ("sparse_mla", "splits", "0"),
-        ("sparse_mla", "splits", "1025"),
-        ("dense_mla", "splits", "0"),
-        ("sparse_mla_paged", "page_size", "0"),
-        ("store_kv", "page_size", "0"),
-        ("store_kv", "page_size", "9223372036854775811"),
-        ("store_index_keys", "page_size", "0"),
-        ("indexer_logits_paged", "page_size", "0"),
-        ("indexer_logits_paged", "max_context", "7"),
-        ("rms_norm", "eps", "NaN"),
-        ("rms_norm", "eps", "-1"),
-        ("layer_norm", "eps", "inf"),
-    ];
-    for (kernel, scalar, value) in wrong {
-        let message = refusal(&sample(kernel).set(scalar, value));
-        assert!(
-            message.contains(scalar) && message.contains(value) && message.contains("expected "),
-            "{scalar} = {value} of {kernel}: {message}"
-        );
-    }
-}
-
-#[test]
-fn policies_out_of_range_are_refused_by_name() {
-    let fraction = sample("top_k").set("policy", "fraction").set("min", 1);
-    assert!(refusal(&fraction.set("per_mille", 1001)).starts_with("per_mille is 1001, expected "));
-    let window = sample("top_k").set("policy", "window").set("sinks", 1);
-    assert!(refusal(&window.set("window", 1 << 22)).starts_with("window is 4194304, expected "));
-}
-
-#[test]
-fn a_word_that_is_no_choice_is_refused_with_the_choices() {
-    for (kernel, scalar, choices) in [
-        ("act_quant", "fmt", "ue8m0 or plain"),
-        ("rope", "pairing", "interleaved or half_split"),
-        ("indexer_logits", "score_fn", "relu or sigmoid"),
-        ("top_k", "policy", "fixed or fraction or window"),
-        ("sparse_mla", "strided", "false or true or aligned or wide"),
-    ] {
-        let case = sample(kernel).set(scalar, "nonsense");
-        let message = find(kernel).unwrap().check(&case).unwrap_err().to_string();
-        assert!(message.contains("nonsense") && message.contains(choices), "{message}");
-    }
-}
-
-#[test]
-fn a_missing_scalar_is_refused_by_its_name() {
-    for (kernel, scalar) in [
-        ("top_k", "topk"),
-        ("sparse_mla", "softmax_scale"),
-        ("sparse_mla", "d_v"),
-        ("sparse_mla_paged", "page_size"),
-        ("rms_norm", "eps"),
-        ("fold_scales", "factor"),
-    ] {
-        let mut case = sample(kernel);
-        case.scalars.remove(scalar);
-        assert!(refusal(&case).starts_with(&format!("scalar {scalar} of {kernel} is missing")));
-    }
-}
 
 #[test]
 fn a_view_beyond_its_tensor_is_refused() {

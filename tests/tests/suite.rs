@@ -29,6 +29,7 @@ mod mutants;
 mod offline;
 mod properties;
 mod refusals;
+mod refusals_of_contracts;
 mod refusals_of_files;
 mod refusals_of_numbers;
 mod refusals_of_strides;

@@ -28,14 +28,9 @@ impl Sizes {
 pub struct Range {
     /// The range as it stands in the contract.
     pub text: &'static str,
-    /// The lower bound, an expression.
-    pub least: Option<&'static str>,
-    /// The upper bound, which is in the range.
-    pub most: Option<&'static str>,
-    /// Whether the lower bound is not in the range.
-    pub above: bool,
-    low: Option<Expression>,
-    high: Option<Expression>,
+    least: Option<Expression>,
+    most: Option<Expression>,
+    above: bool,
     also: Option<Also>,
 }
 
@@ -73,22 +68,22 @@ impl Range {
             None => (text, None),
         };
         let (least, most, above) = if let Some(least) = bounds.strip_prefix("at least ") {
-            (Some(least), None, false)
+            (Some(Expression::parse(least)?), None, false)
         } else if let Some(least) = bounds.strip_prefix("above ") {
-            (Some(least), None, true)
+            (Some(Expression::parse(least)?), None, true)
         } else if let Some((least, most)) = bounds.split_once(" to ") {
-            (Some(least), Some(most), false)
+            (Some(Expression::parse(least)?), Some(Expression::parse(most)?), false)
         } else if bounds.is_empty() {
             (None, None, false)
         } else {
             return None;
         };
-        let read = |bound: Option<&'static str>| match bound {
-            Some(bound) => Expression::parse(bound).map(Some),
-            None => Some(None),
-        };
-        let (low, high) = (read(least)?, read(most)?);
-        Some(Self { text, least, most, above, low, high, also })
+        Some(Self { text, least, most, above, also })
+    }
+
+    /// The lower and the upper bound, as far as there are any and their names stand for something.
+    pub fn bounds(&self, sizes: &Sizes) -> [Option<u128>; 2] {
+        [&self.least, &self.most].map(|bound| bound.as_ref()?.value(sizes))
     }
 
     /// Whether an integer is in the range; `None` if a bound has a name that stands for nothing.
@@ -97,7 +92,7 @@ impl Range {
             Some(bound) => bound.value(sizes),
             None => Some(any),
         };
-        let (least, most) = (bound(&self.low, 0)?, bound(&self.high, u128::MAX)?);
+        let (least, most) = (bound(&self.least, 0)?, bound(&self.most, u128::MAX)?);
         let also = self.also.as_ref().map_or(Some(true), |also| also.holds(got, sizes))?;
         Some((least..=most).contains(&got) && (!self.above || got > least) && also)
     }
@@ -109,7 +104,7 @@ impl Range {
             Some(_) => f32::NAN,
             None => any,
         };
-        let (least, most) = (bound(&self.low, f32::MIN), bound(&self.high, f32::MAX));
+        let (least, most) = (bound(&self.least, f32::MIN), bound(&self.most, f32::MAX));
         (least..=most).contains(&got) && (!self.above || got > least)
     }
 }

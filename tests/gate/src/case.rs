@@ -111,6 +111,10 @@ pub enum CaseError {
     Reference(#[from] dsa_reference::Error),
 }
 
+/// The scalar that tests of the launchers set to `NAME within rows` or `NAME behind rows`: where the tensor NAME has
+/// gaps.
+pub const MISPLACED: &str = "misplaced";
+
 /// Elements of a type behind each row of a strided case: none; 3, so that no row but the first is aligned; 16 bytes;
 /// the 128 of FlashMLA's layout.
 pub const GAPS: &[(&str, fn(DType) -> usize)] =
@@ -241,9 +245,26 @@ impl Case {
         if self.scalars.contains_key(name) { self.scalar(name) } else { Ok(default) }
     }
 
-    /// The tensor `name` on the device, without gaps.
+    /// The tensor `name` on the device, without gaps; or laid out as no launcher takes it, by the scalar
+    /// [`MISPLACED`], which no contract has.
     pub fn upload(&self, device: &Device, name: &str) -> Result<Tensor, CaseError> {
         let tensor = self.tensor(name)?;
+        let misplaced = self.scalars.get(MISPLACED).and_then(|text| text.strip_prefix(name));
+        match (misplaced, tensor.shape.len()) {
+            (Some(" within rows"), 1) => {
+                let first = &tensor.bytes[..tensor.dtype.size().min(tensor.bytes.len())];
+                let first = device.upload(first, &[1], tensor.dtype)?;
+                return Ok(first.broadcast(0, tensor.shape[0])?);
+            }
+            (Some(" within rows"), rank @ 2..) => {
+                let mut stored = tensor.shape.clone();
+                stored.swap(rank - 2, rank - 1);
+                let stored = device.upload(&tensor.bytes, &stored, tensor.dtype)?;
+                return Ok(stored.transpose(rank - 2, rank - 1)?);
+            }
+            (Some(" behind rows"), 1..) => return self.upload_with_gap(device, name, 1),
+            _ => {}
+        }
         Ok(device.upload(&tensor.bytes, &tensor.shape, tensor.dtype)?)
     }
 
@@ -270,6 +291,16 @@ impl Case {
         if gap == 0 || tensor.shape.is_empty() || tensor.bytes.is_empty() {
             return self.upload(device, name);
         }
+        self.upload_with_gap(device, name, gap)
+    }
+
+    fn upload_with_gap(
+        &self,
+        device: &Device,
+        name: &str,
+        gap: usize,
+    ) -> Result<Tensor, CaseError> {
+        let tensor = self.tensor(name)?;
         let cols = tensor.shape[tensor.shape.len() - 1];
         let size = tensor.dtype.size();
         let mut bytes = Vec::new();

@@ -33,7 +33,7 @@ use crate::production as v32;
 use crate::production::{ints, pages, zeros};
 use crate::tolerance::{self, Tolerance};
 use dsa_figures::Stage;
-use dsa_kernels::contract::{Contract, ScalarLine};
+use dsa_kernels::contract::{Bound, Contract, ScalarLine};
 use dsa_kernels::random::Rng;
 use dsa_kernels::tile::{Machine, MatrixUnit};
 use dsa_kernels::{DType, Device, Tensor};
@@ -114,7 +114,8 @@ pub struct Kernel {
     pub made: &'static [&'static str],
     /// Bytes that the launcher takes beside inputs and outputs, as an expression of the sizes.
     pub scratch: &'static str,
-    /// Operations of the reference, as an expression of the sizes.
+    /// Operations of the reference, as an expression of the sizes; or several, joined by ` or `, for shapes that have
+    /// other names.
     pub work: &'static str,
     /// How far an output may be off on a matrix unit, by its name and type: one of [`tolerance`].
     pub tolerance: fn(MatrixUnit, &str, DType) -> Tolerance,
@@ -142,7 +143,15 @@ impl Kernel {
     /// # Errors
     /// The [`CaseError`] that names the first tensor, scalar or size that is not as its lines say.
     pub fn check(&self, case: &Case) -> Result<(), CaseError> {
-        contract::check(self, case).map(|_| ())
+        self.bind(case).map(|_| ())
+    }
+
+    /// [`check`](Self::check), with what the names of the contract stand for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bind(&self, case: &Case) -> Result<Bound<'_>, CaseError> {
+        contract::check(self, case)
     }
 
     /// Runs the kernel on a case that it [checks](Self::check) first.
@@ -150,7 +159,7 @@ impl Kernel {
     /// # Errors
     /// As [`check`](Self::check), and what the launcher refuses.
     pub fn run(&self, device: &Device, case: &Case) -> Result<Outputs, CaseError> {
-        contract::check(self, case)?;
+        self.check(case)?;
         (self.launch)(device, case)
     }
 
@@ -159,7 +168,7 @@ impl Kernel {
     /// # Errors
     /// As [`check`](Self::check), and [`CaseError::TooMuchWork`].
     pub fn reference(&self, case: &Case) -> Result<Outputs, CaseError> {
-        let bound = contract::check(self, case)?;
+        let bound = self.bind(case)?;
         // A loop over 2^31 rows without columns would take minutes to compute nothing.
         if let Some(outputs) = contract::empty_outputs(self, &bound)? {
             return Ok(outputs);

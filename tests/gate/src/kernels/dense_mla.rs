@@ -14,7 +14,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     beside: || vec![strided()],
     made: &[],
     scratch: "4 * splits * s * h * (d_v + 2)",
-    work: "s * h * s_kv * (d_qk + d_v)",
+    work: "s * h * s_kv * (d_qk + d_v) or s * h * n_pages * page_size * (d_qk + d_v)",
     tolerance: tolerance::attention,
     machine: |d| sparse_attention::machine(d, DType::Bf16),
     launch: |device, case| run(device, case, OF),

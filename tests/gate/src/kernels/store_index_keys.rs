@@ -9,8 +9,9 @@ pub(super) const KERNEL: Kernel = Kernel {
     name: STORE_INDEX_KEYS.name,
     // A case holds the keys; the launcher takes what act_quant makes of them.
     contract: Contract {
+        name: "store_index_keys, of keys",
         tensors: &[
-            "k: [n, D] f32|bf16|f16",
+            "k: [n, D] f32|bf16|f16, rows",
             STORE_INDEX_KEYS.tensors[2],
             STORE_INDEX_KEYS.tensors[3],
         ],
