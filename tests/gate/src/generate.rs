@@ -2,6 +2,7 @@
 //! empty and reversed ranges, bad indices, poison in every place that must not be read.
 
 use crate::case::{Case, HostTensor};
+use crate::kernels::linear;
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
 use proptest::prelude::*;
@@ -193,7 +194,7 @@ pub fn forms(kernel: &str) -> Forms {
         "dense_mha" => attention::dense_mha(),
         "dense_mla" => attention::dense_mla(),
         // A kernel without cases must not pass for tested.
-        other => Forms::nothing(other),
+        other => linear::forms(other).unwrap_or_else(|| Forms::nothing(other)),
     }
 }
 

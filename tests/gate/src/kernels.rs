@@ -15,6 +15,7 @@ use ndarray::{Array4, Axis};
 
 mod attention;
 mod kernel;
+pub(crate) mod linear;
 mod pointwise;
 mod quantised;
 mod selection;
@@ -352,6 +353,9 @@ pub const ALL: &[Kernel] = &[
         launch: run_dense_mla,
         compute: reference_dense_mla,
     },
+    linear::LINEAR_FP8,
+    linear::GROUPED_GEMM,
+    linear::GROUPED_GEMM_FP8,
 ];
 
 /// Pages of fp8 records: the latent, a scale for each 128 of it, the rope part in bf16.

@@ -75,6 +75,11 @@ impl Form {
     pub fn case(&self, seed: u64) -> Case {
         (self.inputs)(&mut Rng::new(seed))
     }
+
+    /// The size `n`, which shrinks towards 1.
+    pub(crate) fn exactly(n: usize) -> impl Strategy<Value = usize> {
+        Exactly(n)
+    }
 }
 
 /// How the forms of a kernel are drawn.
@@ -88,7 +93,7 @@ pub struct Forms {
 
 impl Forms {
     /// Forms of the sizes that `random` and, for each model, `production` draw, whose inputs `case` makes.
-    pub(super) fn new<S, R, P>(
+    pub(crate) fn new<S, R, P>(
         random: R,
         production: impl Fn(Model) -> P,
         case: impl Fn(&S, &mut Rng) -> Case + Clone + Send + Sync + 'static,
