@@ -105,8 +105,10 @@ fn grouped_gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: 
     for slot in 0..comptime![share.slots()] {
         let i = row_of(slot, share);
         if i < pairs.count {
+            // Nothing is zeros, whatever an expert's weights are.
             let at = (pairs.first + i) * out.stride(0) + col;
-            store_row(&sums, slot, 1.0f32, &mut out.data, at, m - col);
+            let scale = select(rows.exists(i), 1.0f32, 0.0f32);
+            store_row(&sums, slot, scale, &mut out.data, at, m - col);
         }
     }
 }

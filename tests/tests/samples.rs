@@ -3,10 +3,22 @@
 use crate::support::*;
 use dsa_gate::kernels::ALL;
 use dsa_gate::{Case, HostTensor};
+use dsa_kernels::DType;
 
 /// A cache of zeros.
 fn cache(n_pages: usize, page_bytes: usize) -> HostTensor {
     HostTensor::u8(&[n_pages, page_bytes], vec![0; n_pages * page_bytes])
+}
+
+/// Three tokens with two of the experts `w` each; the second has none.
+fn experts(kernel: &str, w: HostTensor) -> Case {
+    Case::new(kernel)
+        .with("x", floats(1, &[3, 16]))
+        .with("w", w)
+        .with("order", ints(&[0, 3, 1, 4, 2, 5]))
+        .with("ends", ints(&[2, 2, 4, 6]))
+        .set("rows", "tokens")
+        .set("top_k", 2)
 }
 
 /// A small case of `kernel` that every device takes.
@@ -43,6 +55,15 @@ pub fn sample(kernel: &str) -> Case {
         "gemm" => {
             Case::new(kernel).with("x", floats(1, &[2, 3, 16])).with("w", floats(2, &[2, 5, 16]))
         }
+        "linear_fp8" => Case::new(kernel)
+            .with("x", floats(1, &[3, 140]))
+            .with("w", floats(2, &[131, 140]).cast(DType::E4m3))
+            .with("w_scale", f32s(&[2, 2], &[1.0, 0.5, 2.0, 0.25]))
+            .set("fmt", "ue8m0"),
+        "grouped_gemm" => experts(kernel, floats(2, &[4, 5, 16])),
+        "grouped_gemm_fp8" => experts(kernel, floats(2, &[4, 5, 16]).cast(DType::E4m3))
+            .with("w_scale", f32s(&[4, 1, 1], &[1.0, 0.5, 2.0, 0.25]))
+            .set("fmt", "ue8m0"),
         "fold_scales" => Case::new(kernel)
             .with("weights", floats(1, &[3, 4]))
             .with("q_scale", floats(2, &[3, 4]))

@@ -123,6 +123,11 @@ impl PairRows {
         PairRows { rows, stride: 0usize, count }
     }
 
+    /// Whether pair `i` of the tile, at most its last, takes a row.
+    pub fn exists(&self, i: usize) -> bool {
+        self.rows[i] != NO_ROW
+    }
+
     /// The same rows where they are `stride` elements apart.
     pub fn apart(&self, stride: usize) -> PairRows {
         PairRows { rows: self.rows.clone(), stride, count: self.count }
