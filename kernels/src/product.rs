@@ -47,10 +47,11 @@ impl Tiling {
             };
             return Self { rows, cols, k, stages, scaled };
         }
-        // Few rows (decode) get a low tile; a GPU's team needs eight rows to go round.
+        // Few rows (decode) get a low tile; along fewer than 16 a GPU's team would stand in the columns of two blocks.
         let rows = match rows {
             0..=4 if machine.team == 1 => 4,
-            0..=8 => 8,
+            0..=8 if machine.team == 1 => 8,
+            0..=16 => 16,
             _ => 32,
         };
         let lanes = Share::new(machine, rows, LANES).lanes();

@@ -176,15 +176,19 @@ fn codes(rng: &mut Rng, shape: &[usize]) -> HostTensor {
 }
 
 /// Scales of weights, of one size or of very different ones. Times that of any activation they are normal numbers,
-/// and so are they times any product.
-fn scales(rng: &mut Rng, shape: &[usize]) -> HostTensor {
+/// and so are they times any product; for results of f16 they are near 1, so that a row's largest is a normal f16.
+fn scales(rng: &mut Rng, shape: &[usize], out: &str) -> HostTensor {
     let kind = rng.below(4);
+    let (most, usual) = if out == "f16" { (4, 0.1) } else { (20, 1e-3) };
     let values: Vec<f32> = (0..shape.iter().product())
         .map(|_| match kind {
             0 => 1.0,
-            1 => 2f32.powi(rng.below(41) as i32 - 20) * (1.0 + rng.below(8) as f32 / 8.0),
+            1 => {
+                2f32.powi(rng.below(2 * most + 1) as i32 - most as i32)
+                    * (1.0 + rng.below(8) as f32 / 8.0)
+            }
             2 if rng.one_in(9) => 0.0,
-            _ => (0.1 + rng.normal().abs()) * 1e-3,
+            _ => (0.1 + rng.normal().abs()) * usual,
         })
         .collect();
     HostTensor::new(F32, shape, &values)
@@ -192,17 +196,16 @@ fn scales(rng: &mut Rng, shape: &[usize]) -> HostTensor {
 
 /// Makes one product of every element outweigh the others, where there are few: what is left of a row when they cancel
 /// would be held against itself.
-fn outweigh(x: &mut HostTensor, w: &mut HostTensor, cols: usize, rng: &mut Rng) {
+fn outweigh(x: &mut HostTensor, w: &mut HostTensor, cols: usize) {
     if cols > 8 {
         return;
     }
     for tensor in [x, w] {
         let k = tensor.shape[tensor.shape.len() - 1];
         let mut values = tensor.to_f32();
-        let at = rng.below(1);
         for row in values.chunks_mut(k) {
             let largest = row.iter().filter(|v| v.is_finite()).fold(1.0f32, |a, v| a.max(v.abs()));
-            row[at] = largest * if row[at] < 0.0 { -1.0 } else { 1.0 };
+            row[0] = largest * if row[0] < 0.0 { -1.0 } else { 1.0 };
         }
         *tensor = HostTensor::new(tensor.dtype, &tensor.shape.clone(), &values);
     }
@@ -210,7 +213,7 @@ fn outweigh(x: &mut HostTensor, w: &mut HostTensor, cols: usize, rng: &mut Rng) 
 
 /// Rows: few, some, many.
 fn some_rows() -> impl Strategy<Value = usize> {
-    prop_oneof![0usize..5, 5usize..9, 9usize..65, 65usize..300]
+    prop_oneof![0usize..5, 5usize..9, 9usize..17, 17usize..65, 65usize..300]
 }
 
 fn words(of: &'static [&'static str]) -> impl Strategy<Value = &'static str> {
@@ -248,11 +251,11 @@ fn linear_forms() -> Forms {
         let (n, m, k) = (form.n, form.m, form.k);
         let mut x = activations(rng, form.dtype, &[n, k]);
         let mut w = codes(rng, &[m, k]);
-        outweigh(&mut x, &mut w, m, rng);
+        outweigh(&mut x, &mut w, m);
         Case::new("linear_fp8")
             .with("x", x)
             .with("w", w)
-            .with("w_scale", scales(rng, &[m.div_ceil(BLOCK), k.div_ceil(BLOCK)]))
+            .with("w_scale", scales(rng, &[m.div_ceil(BLOCK), k.div_ceil(BLOCK)], form.out))
             .set("fmt", form.fmt)
             .set("out", form.out)
             .set("strided", form.strided)
@@ -303,7 +306,7 @@ fn grouped_forms(kernel: &'static str) -> Forms {
                 HostTensor::new(form.dtype, &[experts, m, k], &w)
             }
         };
-        outweigh(&mut x, &mut w, m, rng);
+        outweigh(&mut x, &mut w, m);
         let case = Case::new(kernel)
             .with("x", x)
             .with("w", w)
@@ -318,7 +321,7 @@ fn grouped_forms(kernel: &'static str) -> Forms {
         if !scaled {
             return case;
         }
-        let scales = scales(rng, &[experts, m.div_ceil(BLOCK), k.div_ceil(BLOCK)]);
+        let scales = scales(rng, &[experts, m.div_ceil(BLOCK), k.div_ceil(BLOCK)], form.out);
         case.with("w_scale", scales).set("fmt", form.fmt)
     })
 }
@@ -358,7 +361,7 @@ pub(crate) fn forms(kernel: &str) -> Option<Forms> {
         .map(|name| if name == LINEAR_FP8.name { linear_forms() } else { grouped_forms(name) })
 }
 
-const TILES: &[&str] = &["to 4 rows", "to 8 rows", "to 64 rows", "more rows"];
+const TILES: &[&str] = &["to 4 rows", "to 8 rows", "to 16 rows", "to 64 rows", "more rows"];
 const LOADS: &[&str] = &["vectors", "elements"];
 const TO: &[&str] = &["to f32", "to bf16", "to f16"];
 
@@ -396,7 +399,7 @@ pub(crate) fn paths_of(case: &Case, device: &Device) -> Option<Vec<&'static str>
             _ => "f32",
         },
         LOADS[usize::from(!whole)],
-        TILES[[4, 8, 64].iter().filter(|most| rows > **most).count()],
+        TILES[[4, 8, 16, 64].iter().filter(|most| rows > **most).count()],
         match word("out") {
             Some("bf16") => TO[1],
             Some("f16") => TO[2],
