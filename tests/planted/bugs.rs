@@ -57,6 +57,9 @@ const DISPATCH: &str = "kernels/src/dispatch.rs";
 const EMBEDDING: &str = "kernels/src/embedding.rs";
 const FOLD: &str = "kernels/src/fold_scales.rs";
 const GEMM: &str = "kernels/src/gemm.rs";
+const GROUPED: &str = "kernels/src/grouped_gemm.rs";
+const PAIRS: &str = "kernels/src/grouped_gemm/pairs.rs";
+const PRODUCT: &str = "kernels/src/product.rs";
 const HADAMARD: &str = "kernels/src/hadamard.rs";
 const INDEXER: &str = "kernels/src/indexer.rs";
 const INDEXER_KEYS: &str = "kernels/src/indexer/keys.rs";
@@ -117,6 +120,23 @@ pub const BUGS: &[Bug] = &[
         "left_of(cols, col)", "left_of(cols, col + 1)"),
     bug("every step of a product takes the first columns", "gemm", GEMM,
         "min(n * comptime![self.x_ring.shape.cols], self.x_rows.cols)", "min(0usize.runtime(), self.x_rows.cols)"),
+    // The fp8 linear and the experts.
+    bug("every block has the first one's scale", "linear_fp8", PRODUCT,
+        "self.x[self.rows[own] + b]", "self.x[self.rows[own]]"),
+    bug("a weight's rows have the first 128 rows' scales", "linear_fp8", PRODUCT,
+        "before + (col + col_of(0usize, layout)) / BLOCK * blocks", "before"),
+    bug("a block replaces the sum of those before it", "linear_fp8", PRODUCT,
+        "fma(block.get(own, cell), factor, sums.get(own, cell))", "block.get(own, cell) * factor"),
+    bug("every expert has the first one's weights", "grouped_gemm", GROUPED,
+        "expert * w.stride(0)", "0usize.runtime()"),
+    bug("every expert has the first one's scales", "grouped_gemm_fp8", GROUPED,
+        "expert * m_blocks * blocks", "0usize.runtime()"),
+    bug("pairs of no expert get the last one's weights", "grouped_gemm", GROUPED,
+        "select(pairs.expert == expert, k.div_ceil(tiling.k), 0usize)", "k.div_ceil(tiling.k)"),
+    bug("a pair is taken for its token", "grouped_gemm", PAIRS,
+        "order[pairs.first + i] as u32 / top_k as u32", "order[pairs.first + i] as u32"),
+    bug("an expert's second tile is its first again", "grouped_gemm", PAIRS,
+        "start + (nth - tile) * rows", "start"),
     bug("the factor is folded twice", "fold_scales", FOLD,
         "select(shrinks, larger, smaller) * factor", "select(shrinks, larger, smaller) * factor * factor"),
     // The indexer.

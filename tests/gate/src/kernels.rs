@@ -52,10 +52,13 @@ mod dispatch;
 mod embedding;
 mod fold_scales;
 mod gemm;
+mod grouped_gemm;
+mod grouped_gemm_fp8;
 mod hadamard;
 mod indexer_logits;
 mod indexer_logits_paged;
 mod layer_norm;
+mod linear_fp8;
 mod place_rows;
 mod rms_norm;
 mod rope;
@@ -80,6 +83,9 @@ pub const ALL: &[Kernel] = &[
     rms_norm::KERNEL,
     layer_norm::KERNEL,
     gemm::KERNEL,
+    linear_fp8::KERNEL,
+    grouped_gemm::KERNEL,
+    grouped_gemm_fp8::KERNEL,
     fold_scales::KERNEL,
     indexer_logits::KERNEL,
     indexer_logits_paged::KERNEL,
