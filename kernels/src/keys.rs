@@ -334,7 +334,9 @@ impl KeyRows {
     /// Bytes of the vectors in which records can be read: 8, or 1 where a part of one begins in between.
     pub fn record_width(&self) -> usize {
         let RowFormat::Record { kv_lora_rank } = self.format else { return 1 };
-        let parts = [kv_lora_rank, rope_at(kv_lora_rank), self.stride];
+        // Of rope columns that are no eights, the last eight would be the next record's too.
+        let rope_columns = (self.stride - rope_at(kv_lora_rank)) / 2;
+        let parts = [kv_lora_rank, rope_at(kv_lora_rank), self.stride, rope_columns];
         let whole = parts.iter().all(|bytes| bytes.is_multiple_of(LANES));
         if whole && self.buffer.in_vectors(LANES) { LANES } else { 1 }
     }

@@ -9,33 +9,43 @@
 // A kernel's arguments are buffers and numbers; there is no struct to hide them in.
 #![allow(clippy::too_many_arguments)]
 
+pub mod add_norm;
 pub mod attention;
 pub mod bandwidth;
 pub mod cache_write;
+pub mod combine;
 pub mod contract;
 pub mod copy;
 pub mod dense_attention;
 pub mod device;
+pub mod dispatch;
+pub mod embedding;
 pub mod error;
 pub mod fold_scales;
 pub mod gemm;
+pub mod grouped_gemm;
 pub mod hadamard;
 pub mod indexer;
 pub mod keys;
+pub mod linear;
 mod merge_splits;
 pub mod norm;
 mod pages;
 pub mod peak;
+mod product;
 pub mod quant;
 pub mod random;
 pub mod rope;
+pub mod router;
 pub mod seen;
 mod slots;
 mod source;
 pub mod sparse_attention;
+pub mod swiglu;
 pub mod tensor;
 pub mod tile;
 pub mod top_k;
+pub mod weight;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;

@@ -25,11 +25,11 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// What a row whose squares are too large, or too small, is taken times.
-const DOWN: f32 = 1.0 / UP;
+pub(crate) const DOWN: f32 = 1.0 / UP;
 /// See [`DOWN`]: 2^100. Its square is out of range, so nothing is multiplied by that.
-const UP: f32 = (1u128 << 100) as f32;
+pub(crate) const UP: f32 = (1u128 << 100) as f32;
 /// The mean square from which on no square that counts is lost.
-const LEAST: f32 = DOWN;
+pub(crate) const LEAST: f32 = DOWN;
 /// What is left of an eps that is not 0: a row of equal numbers is divided by its root.
 const LEAST_EPS: f32 = f32::MIN_POSITIVE;
 
@@ -69,6 +69,13 @@ fn moments<E: Numeric>(
     (mean, sum_team(squares, machine) / cols as f32)
 }
 
+/// What each element, already taken times `by`, is multiplied with: `square` is the mean square of these products.
+#[cube]
+pub(crate) fn scale_of(square: f32, eps: f32, by: f32) -> f32 {
+    let eps = select(eps > 0.0f32, max(eps * by * by, LEAST_EPS), 0.0f32);
+    1.0f32 / (square + eps).sqrt()
+}
+
 /// One program normalises one row. `bias`: read only by LayerNorm.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn norm_kernel<E: Numeric>(
@@ -101,8 +108,7 @@ fn norm_kernel<E: Numeric>(
         mean = scaled.0;
         square = scaled.1;
     }
-    let eps = select(eps > 0.0f32, max(eps * by * by, LEAST_EPS), 0.0f32);
-    let scale = 1.0f32 / (square + eps).sqrt();
+    let scale = scale_of(square, eps, by);
     for step in 0..cols.div_ceil(team) {
         let i = step * team + unit;
         if i < cols {

@@ -23,7 +23,7 @@ impl Sizes {
     }
 }
 
-/// `1 to 128`, `at least 1`, `above 0`, and after it `, even` or `, a power of two`; nothing: any.
+/// `1 to 128`, `at least 1`, `above 0`, and after it `, even`, `, a power of two` or `, a divisor of n`; nothing: any.
 #[derive(Clone, Debug)]
 pub struct Range {
     /// The range as it stands in the contract.
@@ -31,19 +31,42 @@ pub struct Range {
     least: Option<Expression>,
     most: Option<Expression>,
     above: bool,
-    also: Option<&'static str>,
+    also: Option<Also>,
+}
+
+/// What else an integer in a range must be.
+#[derive(Clone, Debug)]
+enum Also {
+    Even,
+    PowerOfTwo,
+    DivisorOf(Expression),
+}
+
+impl Also {
+    fn parse(text: &'static str) -> Option<Self> {
+        match text {
+            "even" => Some(Self::Even),
+            "a power of two" => Some(Self::PowerOfTwo),
+            _ => Expression::parse(text.strip_prefix("a divisor of ")?).map(Self::DivisorOf),
+        }
+    }
+
+    fn holds(&self, got: u128, sizes: &Sizes) -> Option<bool> {
+        Some(match self {
+            Self::Even => got.is_multiple_of(2),
+            Self::PowerOfTwo => got.is_power_of_two(),
+            Self::DivisorOf(of) => got > 0 && of.value(sizes)?.is_multiple_of(got),
+        })
+    }
 }
 
 impl Range {
     /// The range; `None` if it cannot be read.
     pub fn parse(text: &'static str) -> Option<Self> {
         let (bounds, also) = match text.split_once(", ") {
-            Some((bounds, also)) => (bounds, Some(also)),
+            Some((bounds, also)) => (bounds, Some(Also::parse(also)?)),
             None => (text, None),
         };
-        if !matches!(also, None | Some("even" | "a power of two")) {
-            return None;
-        }
         let (least, most, above) = if let Some(least) = bounds.strip_prefix("at least ") {
             (Some(Expression::parse(least)?), None, false)
         } else if let Some(least) = bounds.strip_prefix("above ") {
@@ -70,11 +93,7 @@ impl Range {
             None => Some(any),
         };
         let (least, most) = (bound(&self.least, 0)?, bound(&self.most, u128::MAX)?);
-        let also = match self.also {
-            Some("even") => got.is_multiple_of(2),
-            Some(_) => got.is_power_of_two(),
-            None => true,
-        };
+        let also = self.also.as_ref().map_or(Some(true), |also| also.holds(got, sizes))?;
         Some((least..=most).contains(&got) && (!self.above || got > least) && also)
     }
 
@@ -232,11 +251,14 @@ mod tests {
         assert!(!holds("1 to n", 0) && !holds("1 to n", 10));
         assert!(holds("1 to 64, a power of two", 32) && !holds("1 to 64, a power of two", 33));
         assert!(holds("at least 2, even", 2) && !holds("at least 2, even", 3));
+        assert!([1, 3, 9].iter().all(|got| holds("1 to n, a divisor of n", *got)));
+        assert!([0, 2, 8, 18].iter().all(|got| !holds(", a divisor of n", *got)));
         assert!(holds("", 0) && holds("", u128::MAX));
         let number = |text, got| Range::parse(text).unwrap().holds_number(got);
         assert!(number("above 0", 1e-30) && !number("above 0", 0.0));
         assert!(number("at least 0", 0.0) && !number("at least 0", -1.0));
         assert!(number("", -3.0) && !number("", f32::NAN));
         assert!(Range::parse("some").is_none() && Range::parse("1 to 2, odd").is_none());
+        assert!(Range::parse("1 to 2, a divisor of").is_none());
     }
 }

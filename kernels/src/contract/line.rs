@@ -191,10 +191,10 @@ impl ScalarLine {
         Self { name, kind: Kind::Words(words), body: "", default, condition: None }
     }
 
-    /// Whether it is an integer in whose range, which names no size, `got` lies.
+    /// Whether it is an integer in whose range `got` lies, or one whose range names sizes.
     pub fn holds(&self, got: u128) -> bool {
         match &self.kind {
-            Kind::Integer(range) => range.holds(got, &Sizes::default()).unwrap_or(false),
+            Kind::Integer(range) => range.holds(got, &Sizes::default()).unwrap_or(true),
             _ => false,
         }
     }

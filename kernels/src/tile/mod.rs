@@ -30,7 +30,7 @@
 //! | 6 | `pipeline`, `view` | loops over tiles that are loaded ahead; tensors as a kernel sees them |
 //! | 5 | `load`, `multiply`, `values` | what fills tiles, multiplies them, and mends their values |
 //! | 4 | `mask`, `softmax`, `tiles` | scores that count, their softmax; operands of products |
-//! | 3 | `fragment` | results, shared out among the units of a team |
+//! | 3 | `fragment`, `vectors` | results, shared out among the units of a team; vectors of a row |
 //! | 2 | `convert`, `reduce` | numbers of one type from another; sums, counts and sets of a team |
 //! | 1 | `machine` | who computes together, and what they can do |
 //! | 0 | `nvptx`, `warpgroup` | instructions that CubeCL's own front end lacks or hides |
@@ -53,6 +53,7 @@ mod reduce;
 mod softmax;
 mod tiles;
 mod values;
+mod vectors;
 mod view;
 mod warpgroup;
 
@@ -68,6 +69,7 @@ pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;
 pub use values::*;
+pub use vectors::*;
 pub use view::*;
 pub use warpgroup::*;
 

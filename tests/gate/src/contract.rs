@@ -73,7 +73,7 @@ pub(crate) fn check<'a>(kernel: &'a Kernel, case: &Case) -> Result<Bound<'a>, Ca
         case.tensor(line.name)?;
     }
     for line in &scalars {
-        expect_scalar(case, line)?;
+        expect_scalar(case, line, &scalars)?;
     }
     let forms: Vec<_> =
         tensors.iter().map(|line| case.tensors.get(line.name).map(Form::from)).collect();
@@ -167,7 +167,7 @@ fn known<'a>(
 
 /// Refuses a scalar that is missing, stands where it is not read, or is no text of its kind. Ranges of integers are
 /// the contract's to judge, but for those that are read only with a word, which the launcher's does not have.
-fn expect_scalar(case: &Case, line: &ScalarLine) -> Result<(), CaseError> {
+fn expect_scalar(case: &Case, line: &ScalarLine, lines: &[ScalarLine]) -> Result<(), CaseError> {
     let got = case.scalars.get(line.name);
     let wrong = |expected: String| CaseError::Scalar {
         kernel: case.kernel.clone(),
@@ -175,8 +175,10 @@ fn expect_scalar(case: &Case, line: &ScalarLine) -> Result<(), CaseError> {
         got: got.cloned(),
         expected,
     };
-    let holds =
-        |(other, word): (&str, &str)| case.scalars.get(other).is_some_and(|value| value == word);
+    let holds = |(other, word): (&str, &str)| match case.scalars.get(other) {
+        Some(value) => value == word,
+        None => lines.iter().any(|line| line.name == other && line.default == Some(word)),
+    };
     let read = line.condition.is_none_or(holds);
     let Some(text) = got else {
         return if line.is_optional() || !read { Ok(()) } else { Err(wrong(line.expected())) };

@@ -42,25 +42,34 @@ use ndarray::Axis;
 use proptest::prelude::*;
 
 mod act_quant;
+mod add_rms_norm;
 mod attention;
+mod combine;
 mod dense_mha;
 mod dense_mla;
 mod dense_mla_paged;
+mod dispatch;
+mod embedding;
 mod fold_scales;
 mod gemm;
+mod grouped_gemm;
+mod grouped_gemm_fp8;
 mod hadamard;
 mod indexer_logits;
 mod indexer_logits_paged;
 mod layer_norm;
+mod linear_fp8;
 mod place_rows;
 mod rms_norm;
 mod rope;
 mod round_trip;
+mod router;
 mod shift_indices;
 mod sparse_mla;
 mod sparse_mla_paged;
 mod store_index_keys;
 mod store_kv;
+mod swiglu;
 mod top_k;
 
 /// All kernels.
@@ -74,6 +83,9 @@ pub const ALL: &[Kernel] = &[
     rms_norm::KERNEL,
     layer_norm::KERNEL,
     gemm::KERNEL,
+    linear_fp8::KERNEL,
+    grouped_gemm::KERNEL,
+    grouped_gemm_fp8::KERNEL,
     fold_scales::KERNEL,
     indexer_logits::KERNEL,
     indexer_logits_paged::KERNEL,
@@ -85,6 +97,12 @@ pub const ALL: &[Kernel] = &[
     dense_mha::KERNEL,
     dense_mla::KERNEL,
     dense_mla_paged::KERNEL,
+    embedding::KERNEL,
+    add_rms_norm::KERNEL,
+    router::KERNEL,
+    dispatch::KERNEL,
+    swiglu::KERNEL,
+    combine::KERNEL,
 ];
 
 /// A kernel, its reference, and all that is known of what they take.
@@ -228,6 +246,11 @@ fn out_like(device: &Device, case: &Case, x: &Tensor) -> Result<Tensor, CaseErro
 /// Normal numbers in f32, of a sample.
 fn floats(seed: u64, shape: &[usize]) -> HostTensor {
     tensor(&mut Rng::new(seed), DType::F32, shape, Fill::Normal)
+}
+
+/// The reference's arithmetic that rounds nothing: [`HostTensor::cast`] rounds the result to whatever type it has.
+fn unrounded() -> reference::arithmetic::Arithmetic {
+    reference::arithmetic::Arithmetic::exact(reference::rope::Pairing::HalfSplit)
 }
 
 /// A vector of i32.

@@ -92,6 +92,13 @@ pub fn loads(case: &Case, machine: Machine, names: &[&str]) -> &'static str {
     either(vectors, LOADS[0], LOADS[1])
 }
 
+/// The type of the first of these tensors, and whether rows of all are read in vectors of 16 of its bytes.
+pub fn rows(case: &Case, names: &[&str]) -> Vec<&'static str> {
+    let dtype = names.first().map_or(DType::F32, |first| dtype(case, first));
+    let vectors = names.iter().all(|name| in_vectors(case, name, 16 / dtype.size()));
+    vec![dtype.name(), either(vectors, LOADS[0], LOADS[1])]
+}
+
 /// Whether a team is one unit: then the height of tiles depends on what there is to do.
 pub fn is_plain(device: &Device) -> bool {
     device.machine(64).team == 1

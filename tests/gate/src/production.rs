@@ -27,6 +27,12 @@ pub const TOPK: usize = 2048;
 pub const PAGE: usize = 64;
 /// Factor of the scores at long context.
 pub const SOFTMAX_SCALE: f32 = 0.135_233_78;
+/// Width of an expert, how many there are, and to how many a token goes.
+pub const INTERMEDIATE: usize = 2048;
+/// See [`INTERMEDIATE`].
+pub const EXPERTS: usize = 256;
+/// See [`INTERMEDIATE`].
+pub const EXPERTS_PER_TOKEN: usize = 8;
 /// Few tokens.
 pub const FEW: usize = 4;
 

@@ -174,7 +174,8 @@ pub(super) fn runs(case: &Case, device: &Device, of: Of) -> Vec<&'static str> {
     let page: usize = case.scalar("page_size").unwrap_or(1);
     let record = paths::shape(case, "cache")[1] / page.max(1);
     let rope_at = rank + 4 * rank.div_ceil(128);
-    let whole = [rank, rope_at, record].iter().all(|n| n % 8 == 0);
+    let rope = record.saturating_sub(rope_at) / 2;
+    let whole = [rank, rope_at, record, rope].iter().all(|n| n % 8 == 0);
     let whole = whole && paths::in_vectors(case, "cache", 8);
     runs.push(paths::either(whole, RECORDS[0], RECORDS[1]));
     runs

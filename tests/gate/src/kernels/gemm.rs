@@ -30,7 +30,7 @@ pub(super) const KERNEL: Kernel = Kernel {
 };
 
 /// The types of the output, by what the path to them is called: f32, or what a linear layer of that type rounds to.
-const OUTS: &[(&str, DType)] =
+pub(super) const OUTS: &[(&str, DType)] =
     &[("to f32", DType::F32), ("to bf16", DType::Bf16), ("to f16", DType::F16)];
 const TILES: &[&str] = &["to 4 rows", "to 8 rows", "to 64 rows", "to 128 columns", "more columns"];
 
@@ -49,7 +49,8 @@ fn runs(case: &Case, device: &Device) -> Vec<&'static str> {
     [dtype.name(), loads, tile].into_iter().chain(to).collect()
 }
 
-fn out_dtype(case: &Case) -> Result<DType, CaseError> {
+/// The type of the output, f32 if the case names none.
+pub(super) fn out_dtype(case: &Case) -> Result<DType, CaseError> {
     choice(case, "out", &DType::FLOATS.map(|dtype| (dtype.name(), dtype)))
 }
 

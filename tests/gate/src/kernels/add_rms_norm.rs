@@ -1,0 +1,113 @@
+//! The residual's addition and the norm behind it.
+
+use super::*;
+use dsa_kernels::add_norm::{self, ADD_RMS_NORM};
+
+pub(super) const KERNEL: Kernel = Kernel {
+    name: ADD_RMS_NORM.name,
+    contract: ADD_RMS_NORM,
+    file: "add_norm.rs",
+    beside: || vec![strided()],
+    made: &[],
+    scratch: "0",
+    work: "n * d",
+    tolerance,
+    machine: add_norm::machine,
+    launch: run,
+    compute: reference,
+    forms,
+    paths: Paths {
+        all: |_| paths::joined(&[paths::FLOATS, paths::LOADS]),
+        of: |case, _| paths::rows(case, &["x", "residual"]),
+        first: "x",
+    },
+    production,
+    sample,
+    bench: &[],
+};
+
+/// A sum of two is rounded once.
+fn tolerance(unit: MatrixUnit, output: &str, dtype: DType) -> Tolerance {
+    let kind = if output == "new_residual" { tolerance::exact } else { tolerance::rounded };
+    kind(unit, output, dtype)
+}
+
+fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
+    let (x, residual) = (case.upload_rows(device, "x")?, case.upload_rows(device, "residual")?);
+    let weight = case.upload(device, "weight")?;
+    let (y, new) = add_norm::add_rms_norm(&x, &residual, &weight, case.scalar("eps")?)?;
+    let (y, new) = (HostTensor::download(&y)?, HostTensor::download(&new)?);
+    Ok(outputs([("y", y), ("new_residual", new)]))
+}
+
+fn reference(case: &Case) -> Result<Outputs, CaseError> {
+    let (x, residual): (Matrix, Matrix) = (case.array("x")?, case.array("residual")?);
+    let (weight, eps): (Vector, f32) = (case.array("weight")?, case.scalar("eps")?);
+    let (y, new) = reference::add_norm::add_rms_norm(
+        x.view(),
+        residual.view(),
+        weight.view(),
+        eps.into(),
+        &unrounded(),
+    )?;
+    let dtype = case.tensor("x")?.dtype;
+    let (y, new) = (HostTensor::of(&y).cast(dtype), HostTensor::of(&new).cast(dtype));
+    Ok(outputs([("y", y), ("new_residual", new)]))
+}
+
+#[derive(Clone, Debug)]
+struct AddNorm {
+    n: usize,
+    d: usize,
+    dtype: DType,
+    strided: &'static str,
+}
+
+fn forms() -> Forms {
+    let form = |(n, d, dtype, strided)| AddNorm { n, d, dtype, strided };
+    let random = (0usize..9, 1usize..300, float(), gap()).prop_map(form);
+    let production =
+        move |model: Model| (1usize..4, Exactly(model.hidden()), float(), gap()).prop_map(form);
+    Forms::new(random, production, |form: &AddNorm, rng| {
+        let (shape, dtype) = ([form.n, form.d], form.dtype);
+        let fill = rng.choose(&[Fill::Normal, Fill::Tenth, Fill::Outliers, Fill::Extreme]);
+        let mut x = tensor(rng, dtype, &shape, fill);
+        let mut residual = tensor(rng, dtype, &shape, fill);
+        let mut eps = rng.choose(&[1e-6, 1e-5, 1e-2]);
+        let mut weight = tensor(rng, DType::F32, &[form.d], Fill::Normal);
+        match fill {
+            Fill::Extreme => {
+                eps = rng.choose(&[1e-6, 1e-30, 0.0]);
+                weight = crate::generate::extreme::even(rng, DType::F32, &[form.d]);
+            }
+            // Sums that f16 does not hold, and the norm of which is ordinary.
+            Fill::Outliers if dtype == DType::F16 => {
+                let mut far = || 33_000.0 + 1_000.0 * rng.unit();
+                let values: Vec<f32> = (0..form.n * form.d).map(|_| far()).collect();
+                x = HostTensor::new(dtype, &shape, &values);
+                residual = x.clone();
+            }
+            _ => {}
+        }
+        Case::new(KERNEL.name)
+            .with("x", x)
+            .with("residual", residual)
+            .with("weight", weight)
+            .set("eps", eps)
+            .set("strided", form.strided)
+    })
+}
+
+fn production() -> Vec<Case> {
+    let rows = || zeros(DType::Bf16, &[v32::FEW, v32::HIDDEN]);
+    let case = Case::new(KERNEL.name).with("x", rows()).with("residual", rows());
+    vec![case.with("weight", zeros(DType::F32, &[v32::HIDDEN])).set("eps", 1e-6)]
+}
+
+fn sample() -> Case {
+    Case::new(KERNEL.name)
+        .with("x", floats(1, &[3, 20]))
+        .with("residual", floats(2, &[3, 20]))
+        .with("weight", floats(3, &[20]))
+        .set("eps", 1e-6)
+}
