@@ -99,9 +99,9 @@ impl LaneLogits {
 
 /// Writes -inf to the logits of `queries` of the keys of `span` that no tile of it has.
 #[cube]
-pub(super) fn fill_unseen(
+pub(super) fn fill_unseen<E: Numeric, N: Size>(
     logits: &mut View<f32>,
-    queries: &Queries,
+    queries: &Queries<'_, E, N>,
     span: &Span,
     #[comptime] machine: Machine,
 ) {
