@@ -57,7 +57,8 @@ pub struct Attention {
     kv_a_layernorm: Tensor,     // [rank] f32
     kv_b_proj: KvB,
     o_proj: Linear, // [hidden, h · v]
-    indexer: Indexer,
+    /// `None`: the keys are those that the last layer before it selected.
+    indexer: Option<Indexer>,
     device: Device,
     config: Config,
     dtype: DType,
@@ -99,7 +100,8 @@ pub struct Trace {
     pub q: Tensor,
     /// Keys and values of each head, if expanded: `[rows, h, nope + rope]`, `[rows, h, v]`.
     pub expanded: Option<(Tensor, Tensor)>,
-    /// Rows of the step's table that were selected, `[n, index_topk]` i32.
+    /// Rows of the step's table that were attended to, `[n, index_topk]` i32: those that the layer selected, or the
+    /// layer whose keys it shares.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
     pub attention: dsa_kernels::attention::AttentionOut,
@@ -119,6 +121,30 @@ impl Attention {
         weights: W,
         dtype: DType,
     ) -> Result<Self> {
+        Self::build(device, config, weights, dtype, true)
+    }
+
+    /// [`Attention::new`] of a layer that shares its keys: it attends to those that the last layer before it with an
+    /// indexer selected in the same step. Weights of an indexer that are there nevertheless are not read.
+    ///
+    /// # Errors
+    /// As [`Attention::new`].
+    pub fn shared<W: Weights>(
+        device: &Device,
+        config: &Config,
+        weights: W,
+        dtype: DType,
+    ) -> Result<Self> {
+        Self::build(device, config, weights, dtype, false)
+    }
+
+    fn build<W: Weights>(
+        device: &Device,
+        config: &Config,
+        weights: W,
+        dtype: DType,
+        full: bool,
+    ) -> Result<Self> {
         check_dtype(dtype)?;
         weights.refuse_others(&READ)?;
         let (c, to) = (config, Loader { device, weights, dtype });
@@ -131,7 +157,7 @@ impl Attention {
             kv_a_layernorm: to.vector("kv_a_layernorm.weight", c.kv_lora_rank)?,
             kv_b_proj: KvB::new(&to, c)?,
             o_proj: to.linear("o_proj", [hidden, heads * c.v_head_dim])?,
-            indexer: Indexer::new(&to.at("indexer"), c)?,
+            indexer: full.then(|| Indexer::new(&to.at("indexer"), c)).transpose()?,
             device: device.clone(),
             config: c.clone(),
             dtype,
@@ -204,20 +230,26 @@ impl Attention {
         let stages = batch.stages();
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
         let mut indices = None;
-        if sparse {
+        if let (true, Some(indexer)) = (sparse, &self.indexer) {
             let logits = stages.run(Stage::Indexer, || {
-                let k = self.indexer.keys(x, batch)?; // [n, D]
+                let k = indexer.keys(x, batch)?; // [n, D]
                 cache.store_index_keys(&k, batch)?;
                 if expanded {
                     return Ok(None);
                 }
-                self.indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
+                indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
             })?;
             if let Some(logits) = logits {
-                let select = || self.indexer.select(&logits, batch, cache, topk, self.policy);
+                let select = || indexer.select(&logits, batch, cache, topk, self.policy);
                 let selected = stages.run(Stage::TopK, select)?; // [n, topk]
-                indices = Some(keys.cloned().unwrap_or(selected));
+                let selected = keys.cloned().unwrap_or(selected);
+                batch.select(&selected);
+                indices = Some(selected);
             }
+        } else if sparse && !expanded {
+            indices = keys.cloned().or_else(|| batch.selected());
+            let none = "none: no layer before it selected any in this step";
+            Error::check(indices.is_some(), "the keys of a shared layer", none, "selected ones")?;
         }
         let (q, o, expanded, attention) = if expanded {
             let (k, v) = stages
@@ -318,6 +350,9 @@ impl Attention {
         let right = cache.widths() == expected && cache.dtype() == self.dtype;
         let got = format!("{} rows of widths {:?}", cache.dtype(), cache.widths());
         Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))?;
+        if self.indexer.is_some() && batch.mode() == Mode::Sparse {
+            cache.index_keys()?;
+        }
         check_rows(&self.config, n, batch.context().1, batch.mode(), expanded)
     }
 }
