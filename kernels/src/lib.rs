@@ -9,13 +9,17 @@
 // A kernel's arguments are buffers and numbers; there is no struct to hide them in.
 #![allow(clippy::too_many_arguments)]
 
+pub mod add_norm;
 pub mod attention;
 pub mod bandwidth;
 pub mod cache_write;
+pub mod combine;
 pub mod contract;
 pub mod copy;
 pub mod dense_attention;
 pub mod device;
+pub mod dispatch;
+pub mod embedding;
 pub mod error;
 pub mod fold_scales;
 pub mod gemm;
@@ -29,14 +33,17 @@ pub mod peak;
 pub mod quant;
 pub mod random;
 pub mod rope;
+pub mod router;
 pub mod seen;
 mod slots;
 mod source;
 pub mod sparse_attention;
+pub mod swiglu;
 pub mod tensor;
 pub mod tile;
 pub mod top_k;
 mod top_k_sift;
+pub mod weight;
 
 pub use device::{Device, DeviceKind};
 pub use error::KernelError;

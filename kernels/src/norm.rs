@@ -69,6 +69,21 @@ fn moments<E: Numeric>(
     (mean, sum_team(squares, machine) / cols as f32)
 }
 
+/// What a row is taken times so that its squares stay in f32's range, if their mean and eps make `total`: 1 where they
+/// do. Tiny squares may be `ignored`.
+#[cube]
+pub(crate) fn unit_of(total: f32, ignored: bool) -> f32 {
+    let left = total.is_nan() || total.is_inf();
+    select(total < LEAST && !ignored, UP, select(left, DOWN, 1.0f32))
+}
+
+/// What each element, already taken times `by`, is multiplied with: `square` is the mean square of these products.
+#[cube]
+pub(crate) fn scale_of(square: f32, eps: f32, by: f32) -> f32 {
+    let eps = select(eps > 0.0f32, max(eps * by * by, LEAST_EPS), 0.0f32);
+    1.0f32 / (square + eps).sqrt()
+}
+
 /// One program normalises one row. `bias`: read only by LayerNorm.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn norm_kernel<E: Numeric>(
@@ -94,15 +109,13 @@ fn norm_kernel<E: Numeric>(
     let (mut mean, mut square) = moments(&x.data, at, cols, by, centred, machine);
     let total = square + eps;
     // Deviations from a mean beyond 1 are nothing or not small.
-    let small = total < LEAST && mean.abs() <= 1.0f32;
-    if small || total.is_nan() || total.is_inf() {
-        by = select(small, UP, DOWN);
+    by = unit_of(total, mean.abs() > 1.0f32);
+    if by != 1.0f32 {
         let scaled = moments(&x.data, at, cols, by, centred, machine);
         mean = scaled.0;
         square = scaled.1;
     }
-    let eps = select(eps > 0.0f32, max(eps * by * by, LEAST_EPS), 0.0f32);
-    let scale = 1.0f32 / (square + eps).sqrt();
+    let scale = scale_of(square, eps, by);
     for step in 0..cols.div_ceil(team) {
         let i = step * team + unit;
         if i < cols {

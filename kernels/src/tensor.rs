@@ -401,6 +401,13 @@ impl Tensor {
     }
 }
 
+/// Elements that a unit reads, or writes, together: 16 bytes of the first tensor where the rows of all of them begin and
+/// end at a multiple of so many elements, and otherwise one.
+pub(crate) fn width_of(tensors: &[&Tensor]) -> usize {
+    let width = tensors.first().map_or(1, |first| 16 / first.dtype.size());
+    if tensors.iter().all(|tensor| tensor.in_vectors(width)) { width } else { 1 }
+}
+
 impl Tensor {
     /// The view whose `axis` is cut into `n` parts, which become an axis before it.
     pub(crate) fn split(&self, axis: usize, n: usize) -> Self {

@@ -11,6 +11,7 @@
 use crate::arithmetic::Arithmetic;
 use crate::error::{Result, check_shape, check_value};
 use crate::feed_forward::{FeedForwardWeights, feed_forward};
+use crate::linear::linear;
 use crate::math::key;
 use crate::router::{RouterConfig, Routing, router};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
@@ -77,7 +78,7 @@ pub fn experts(
 ) -> Result<Array2<f32>> {
     let count = weights.experts.len();
     check_shape("gate.weight", weights.gate.shape(), &[count, x.ncols()])?;
-    let routing = router(x, weights.gate.view(), weights.bias.view(), config)?;
+    let routing = router(linear(x, weights.gate.view()).view(), weights.bias.view(), config)?;
     let routed = routed_experts(x, &routing, &weights.experts, arithmetic)?; // [n, hidden_size]
     let shared = feed_forward(x, &weights.shared, arithmetic)?; // [n, hidden_size]
     Ok(arithmetic.rounded(routed + shared))

@@ -19,7 +19,7 @@
 //! | the same with every token | [`dense_attention`], [`mask`] | what sparse is held against |
 //! | all of it from the weights | [`attention_layer`] | the attention half of one layer |
 //! | the same stage by stage, weights as stored | [`attention`], [`weight`], [`arithmetic`] | |
-//! | the other half | [`add_norm`], [`router`], [`experts`], [`feed_forward`], [`swiglu`] | |
+//! | the other half | [`add_norm`], [`router`], [`experts`], [`dispatch`], [`combine`], [`feed_forward`], [`swiglu`] | |
 //! | every layer, from ids to logits | [`embedding`], [`model`] | logits `[s, vocab_size]` |
 //!
 //! # Conventions
@@ -42,7 +42,9 @@ pub mod arithmetic;
 pub mod attention;
 pub mod attention_layer;
 pub mod cache_write;
+pub mod combine;
 pub mod dense_attention;
+pub mod dispatch;
 pub mod embedding;
 mod error;
 pub mod experts;

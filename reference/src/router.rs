@@ -1,7 +1,7 @@
 //! The gate: which experts a token goes to, and with which weights.
 //!
 //! ```text
-//! g       = sigmoid(x·Wᵀ)                        one for each expert
+//! g       = sigmoid(logits)                      one for each expert; logits = x·Wᵀ
 //! b       = g + bias                             only the choice sees the bias
 //! groups  = consecutive experts, n_group of them; a group's score is the sum of its two best b
 //! b       = −inf outside the topk_group best groups
@@ -13,7 +13,6 @@
 //! Source: `Gate` of the DeepSeek-V3.2-Exp inference demo; `noaux_tc` of the published
 //! configurations. The denominator has transformers' 1e-20, so that gates that are all 0 give 0.
 use crate::error::{Result, check_shape, check_value};
-use crate::linear::linear;
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 /// Sizes of the gate; the values in brackets are DeepSeek-V3.2's.
@@ -40,8 +39,7 @@ pub struct Routing {
     pub weights: Array2<f32>,
 }
 
-/// The choice for each row of `x` `[n, hidden_size]`; `weight` `[experts, hidden_size]`, `bias`
-/// `[experts]`.
+/// The choice for each row of `logits` `[n, experts]`, the gate's product; `bias` `[experts]`.
 ///
 /// g, b and the groups' scores are f32, so a tie is one for everybody; the lower index wins it. NaN
 /// is worse than any score; where it is chosen nevertheless, the weights are NaN.
@@ -52,17 +50,15 @@ pub struct Routing {
 /// more, `topk_group` is not within 1 and `n_group`, or `num_experts_per_tok` not within 1 and the
 /// experts of that many groups.
 pub fn router(
-    x: ArrayView2<f32>,
-    weight: ArrayView2<f32>,
+    logits: ArrayView2<f32>,
     bias: ArrayView1<f32>,
     config: &RouterConfig,
 ) -> Result<Routing> {
-    let (n, experts) = (x.nrows(), weight.nrows());
-    check_shape("gate.weight", weight.shape(), &[experts, x.ncols()])?;
+    let (n, experts) = logits.dim();
     check_shape("e_score_correction_bias", bias.shape(), &[experts])?;
     let group_size = config.check(experts)?;
     let top_k = config.num_experts_per_tok;
-    let g = linear(x, weight).mapv(|x| (1.0 / (1.0 + (-f64::from(x)).exp())) as f32); // [n, experts]
+    let g = logits.mapv(|x| (1.0 / (1.0 + (-f64::from(x)).exp())) as f32); // [n, experts]
     let mut indices = Array2::zeros((n, top_k)); // [n, top_k]
     let mut weights = Array2::zeros((n, top_k)); // [n, top_k]
     for t in 0..n {

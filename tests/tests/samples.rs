@@ -1,7 +1,7 @@
 //! One small case of every kernel, whose shapes are all different.
 
 use crate::support::*;
-use dsa_gate::kernels::ALL;
+use dsa_gate::kernels::{ALL, sample_of};
 use dsa_gate::{Case, HostTensor};
 
 /// A cache of zeros.
@@ -63,7 +63,7 @@ pub fn sample(kernel: &str) -> Case {
         }
         "dense_mha" => dense_mha(1, 9, &[(0, 8), (0, 9)]),
         "dense_mla" => dense_mla(1, 9, &[(0, 8), (0, 9)]).set("splits", 1),
-        other => panic!("{other} has no sample"),
+        other => sample_of(other).unwrap_or_else(|| panic!("{other} has no sample")),
     }
 }
 

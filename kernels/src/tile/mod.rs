@@ -40,6 +40,7 @@ mod reduce;
 mod softmax;
 mod tiles;
 mod values;
+mod vectors;
 mod view;
 mod warpgroup;
 
@@ -54,6 +55,7 @@ pub use reduce::*;
 pub use softmax::*;
 pub use tiles::*;
 pub use values::*;
+pub use vectors::*;
 pub use view::*;
 pub use warpgroup::*;
 

@@ -2,6 +2,8 @@
 use crate::random::{Random, worst};
 use dsa_reference::add_norm::add_rms_norm;
 use dsa_reference::arithmetic::Arithmetic;
+use dsa_reference::combine::combine;
+use dsa_reference::dispatch::{Dispatch, dispatch};
 use dsa_reference::embedding::embedding;
 use dsa_reference::experts::{ExpertsWeights, experts, routed_experts};
 use dsa_reference::feed_forward::{FeedForwardWeights, feed_forward};
@@ -49,6 +51,15 @@ fn swiglu_is_rounded_once() {
     assert_eq!(error, "up has shape [50, 20], expected [20, 50]");
     let far = swiglu(array![[-1e4f32, 1e4]].view(), array![[1.0, 1.0]].view(), &exact()).unwrap();
     assert_eq!(far, array![[0.0, 1e4]]);
+    // silu(−1e4) is 0 to any precision, and yet not 0.
+    let gates = array![[-1e4f32, -1.0, 3.0, 0.0, f32::NEG_INFINITY]];
+    let infinite = swiglu(gates.view(), Array2::from_elem((1, 5), f32::INFINITY).view(), &exact());
+    let infinite = infinite.unwrap();
+    assert_eq!(
+        infinite.as_slice().unwrap()[..3],
+        [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY]
+    );
+    assert!(infinite[(0, 3)].is_nan() && infinite[(0, 4)].is_nan());
 }
 
 #[test]
@@ -101,6 +112,9 @@ fn experts_are_summed_by_ascending_number_in_f32_and_the_shared_one_comes_last()
     };
     let y = experts(x.view(), &weights, &config, &exact()).unwrap();
     assert!(worst(&y, &array![[1.0]]) < 1e-6);
+    let wide = array![[1.0f32, 2.0]];
+    let error = experts(wide.view(), &weights, &config, &exact()).unwrap_err().to_string();
+    assert_eq!(error, "gate.weight has shape [2, 1], expected [2, 2]");
 }
 
 #[test]
@@ -133,6 +147,43 @@ fn each_token_goes_to_its_experts_with_its_weights() {
     let few = Routing { weights: Array2::zeros((7, 1)), ..routing };
     let error = routed_experts(x.view(), &few, &networks, &exact()).unwrap_err().to_string();
     assert_eq!(error, "weights has shape [7, 1], expected [7, 2]");
+}
+
+#[test]
+fn the_sum_over_rows_in_the_order_of_the_experts_is_that_over_experts() {
+    let mut random = Random::new(9);
+    let networks: Vec<FeedForwardWeights> = (0..5).map(|_| network(&mut random, 8, 6)).collect();
+    let (x, shared) = (random.array2(7, 8), random.array2(7, 8));
+    // Nobody goes to expert 3; token 6 lists expert 4 twice.
+    let indices = Array2::from_shape_fn((7, 3), |(t, slot)| [4, t as i32 % 3, 2][slot]);
+    let mut routing = Routing { indices, weights: random.array2(7, 3) };
+    routing.indices[(6, 1)] = 4;
+    let Dispatch { order, ends } = dispatch(routing.indices.view(), 5);
+    assert_eq!(ends[2..], [ends[2], ends[2], 21]);
+    let expert = |pair: i32| routing.indices[(pair as usize / 3, pair as usize % 3)];
+    assert!(order.windows(2).all(|two| (expert(two[0]), two[0]) < (expert(two[1]), two[1])));
+    let mut y = Array2::zeros((21, 8));
+    for (&pair, mut y) in order.iter().zip(y.rows_mut()) {
+        let token = pair as usize / 3;
+        let x = x.slice_axis(Axis(0), (token..token + 1).into());
+        let out = feed_forward(x, &networks[expert(pair) as usize], &exact()).unwrap();
+        y.assign(&out.row(0));
+    }
+    let dispatched = Dispatch { order, ends };
+    let run = |routing: &Routing, shared| {
+        combine(y.view(), &dispatched, routing, shared, &exact()).unwrap()
+    };
+    let expected = routed_experts(x.view(), &routing, &networks, &exact()).unwrap();
+    assert_eq!(run(&routing, None), expected);
+    assert_eq!(run(&routing, Some(shared.view())), expected + &shared);
+    // What is no expert comes last and takes no part.
+    let mut none = routing.clone();
+    none.indices[(2, 0)] = -1;
+    let without = dispatch(none.indices.view(), 5);
+    assert_eq!((without.order[20], without.ends[4]), (6, 20));
+    let few = Array2::zeros((20, 8));
+    let error = combine(few.view(), &dispatched, &routing, None, &exact()).unwrap_err();
+    assert_eq!(error.to_string(), "y has shape [20, 8], expected [21, 8]");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use dsa_reference::attention_layer::{Mode, Options};
 use dsa_reference::embedding::embedding;
 use dsa_reference::experts::{ExpertsWeights, experts, routed_experts};
 use dsa_reference::feed_forward::feed_forward;
+use dsa_reference::linear::linear;
 use dsa_reference::model::{LayerWeights, Mlp, forward};
 use dsa_reference::quant::{bf16_round, e4m3_encode};
 use dsa_reference::router::{Routing, router};
@@ -278,7 +279,8 @@ fn the_feed_forward_networks_and_the_gate() {
         };
         assert_eq!(one("gate.x"), x);
         let routing =
-            router(x.view(), w.gate.view(), w.bias.view(), &golden.config.router).unwrap();
+            router(linear(x.view(), w.gate.view()).view(), w.bias.view(), &golden.config.router)
+                .unwrap();
         let indices = golden.expected.integers(&stage.name("gate.indices"));
         assert_eq!(routing.indices.flatten().to_vec(), indices, "{}", stage.name("gate.indices"));
         stage.f32("gate.weights", &routing.weights);

@@ -2,18 +2,20 @@
 //! empty and reversed ranges, bad indices, poison in every place that must not be read.
 
 use crate::case::{Case, HostTensor};
+use crate::kernels::find_moe;
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
 use proptest::prelude::*;
 
 mod attention;
-mod extreme;
+pub(crate) mod extreme;
 mod form;
 mod indexer;
 mod pointwise;
 mod quantised;
 mod top_k;
 
+pub(crate) use form::Exactly;
 pub use form::{Form, Forms, Model};
 
 /// What values a tensor holds.
@@ -79,14 +81,14 @@ const ALL: [Fill; 7] = [
     Fill::Extreme,
 ];
 
-fn float() -> impl Strategy<Value = DType> {
+pub(crate) fn float() -> impl Strategy<Value = DType> {
     proptest::sample::select(&DType::FLOATS[..])
 }
 
 /// Gaps behind the rows of a strided case, by the words of the scalar `strided`.
 const GAPS: [&str; 5] = ["false", "false", "true", "aligned", "wide"];
 
-fn gap() -> impl Strategy<Value = &'static str> {
+pub(crate) fn gap() -> impl Strategy<Value = &'static str> {
     proptest::sample::select(&GAPS[..])
 }
 
@@ -193,7 +195,10 @@ pub fn forms(kernel: &str) -> Forms {
         "dense_mha" => attention::dense_mha(),
         "dense_mla" => attention::dense_mla(),
         // A kernel without cases must not pass for tested.
-        other => Forms::nothing(other),
+        other => match find_moe(other) {
+            Some(moe) => (moe.forms)(),
+            None => Forms::nothing(other),
+        },
     }
 }
 

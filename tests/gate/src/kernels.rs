@@ -15,11 +15,14 @@ use ndarray::{Array4, Axis};
 
 mod attention;
 mod kernel;
+mod moe;
 mod pointwise;
 mod quantised;
 mod selection;
 
 pub use kernel::Kernel;
+pub(crate) use moe::find_moe;
+pub use moe::sample_of;
 
 use attention::*;
 use pointwise::*;
@@ -352,6 +355,12 @@ pub const ALL: &[Kernel] = &[
         launch: run_dense_mla,
         compute: reference_dense_mla,
     },
+    moe::EMBEDDING.kernel,
+    moe::ADD_RMS_NORM.kernel,
+    moe::ROUTER.kernel,
+    moe::DISPATCH.kernel,
+    moe::SWIGLU.kernel,
+    moe::COMBINE.kernel,
 ];
 
 /// Pages of fp8 records: the latent, a scale for each 128 of it, the rope part in bf16.

@@ -5,6 +5,7 @@
 //! if its cases leave one out, so that no code goes ungated because nobody happened to draw it.
 
 use crate::case::Case;
+use crate::kernels::find_moe;
 use dsa_kernels::tile::{Machine, load_width};
 use dsa_kernels::{DType, Device, dense_attention, gemm, indexer, sparse_attention};
 
@@ -19,6 +20,7 @@ pub fn all(kernel: &str, device: &Device) -> Vec<&'static str> {
         &["lengths", "whole lists", "no sink", "sink in the kernel", "sink in the merge"];
     const RECORDS: &[&str] = &["records by vectors", "records by bytes"];
     const POLICIES: &[&str] = &["fixed", "fraction", "window"];
+    let moe = find_moe(kernel);
     let parts: &[&[&'static str]] = match kernel {
         "act_quant" | "round_trip" => &[FLOATS, FMT],
         "store_kv" | "store_index_keys" | "hadamard" | "rms_norm" | "layer_norm" => &[FLOATS],
@@ -37,7 +39,7 @@ pub fn all(kernel: &str, device: &Device) -> Vec<&'static str> {
         "dense_mla" => &[FLOATS, LOADS, SPLITS],
         "dense_mha" => &[FLOATS, LOADS],
         // One kernel, whatever it is given.
-        _ => &[&["any"]],
+        _ => moe.as_ref().map_or(&[&["any"]], |moe| moe.paths),
     };
     let mut all: Vec<_> = parts.iter().flat_map(|part| part.iter().copied()).collect();
     // Tiles whose height depends on what there is to do, where a team is one unit.
@@ -60,6 +62,10 @@ const QUERY_TILES: &[&str] = &["4 queries", "8 queries", "16 queries", "32 queri
 /// The paths that `case` runs on `device`; none if there is nothing to compute.
 pub fn of(case: &Case, device: &Device) -> Vec<&'static str> {
     let shape = |name: &str| case.tensors.get(name).map_or(&[][..], |tensor| &tensor.shape[..]);
+    if let Some(moe) = find_moe(&case.kernel) {
+        let nothing = case.tensors.values().any(|tensor| tensor.shape.contains(&0));
+        return if nothing { vec![] } else { (moe.paths_of)(case) };
+    }
     let word = |name: &str| case.scalars.get(name).map(String::as_str);
     let either = |a: bool, yes: &'static str, no: &'static str| if a { yes } else { no };
     let score = || either(word("score_fn") == Some("sigmoid"), "sigmoid", "relu");
@@ -196,7 +202,7 @@ pub fn of(case: &Case, device: &Device) -> Vec<&'static str> {
     if all(&case.kernel, device) == ["any"] { vec!["any"] } else { paths }
 }
 
-fn name_of(dtype: DType) -> &'static str {
+pub(crate) fn name_of(dtype: DType) -> &'static str {
     match dtype {
         DType::Bf16 => "bf16",
         DType::F16 => "f16",
@@ -211,7 +217,7 @@ fn gap(case: &Case, dtype: DType) -> usize {
 }
 
 /// Whether rows of `name` begin and end at multiples of `width` elements.
-fn in_vectors(case: &Case, name: &str, width: usize) -> bool {
+pub(crate) fn in_vectors(case: &Case, name: &str, width: usize) -> bool {
     case.tensors.get(name).is_some_and(|tensor| {
         let cols = tensor.shape.last().copied().unwrap_or(0);
         cols % width == 0 && gap(case, tensor.dtype).is_multiple_of(width)

@@ -3,6 +3,7 @@
 //! A kernel chooses its code by element types and widths, not by lengths, so few tokens are enough.
 
 use crate::case::{Case, CaseError, HostTensor};
+use crate::kernels::find_moe;
 use DType::{Bf16, E4m3, F16, F32};
 use dsa_kernels::DType;
 use dsa_reference::cache_write::KvRecord;
@@ -176,7 +177,10 @@ pub fn production(kernel: &str) -> Result<Vec<Case>, CaseError> {
                     .set("softmax_scale", SCALE),
             ]
         }
-        other => return Err(CaseError::UnknownKernel(other.to_string())),
+        other => match find_moe(other) {
+            Some(moe) => (moe.production)(),
+            None => return Err(CaseError::UnknownKernel(other.to_string())),
+        },
     })
 }
 

@@ -107,7 +107,10 @@ impl Kind {
     }
 }
 
-/// `1 to 128`, `at least 1`, `above 0`, and after it `, even` or `, a power of two`; nothing: any.
+/// How a divisor begins in a range; an expression follows.
+const DIVISOR_OF: &str = "a divisor of ";
+
+/// `1 to 128`, `at least 1`, `above 0`, and after it `, even`, `, a power of two` or `, a divisor of n`; nothing: any.
 pub(super) struct Range {
     pub text: &'static str,
     least: Option<&'static str>,
@@ -122,7 +125,9 @@ impl Range {
             Some((bounds, also)) => (bounds, Some(also)),
             None => (text, None),
         };
-        if !matches!(also, None | Some("even" | "a power of two")) {
+        let known =
+            |also: &str| matches!(also, "even" | "a power of two") || also.starts_with(DIVISOR_OF);
+        if !also.is_none_or(known) {
             return None;
         }
         let (least, most, above) = if let Some(least) = bounds.strip_prefix("at least ") {
@@ -148,7 +153,11 @@ impl Range {
         let (least, most) = (bound(self.least, 0)?, bound(self.most, u128::MAX)?);
         let also = match self.also {
             Some("even") => got.is_multiple_of(2),
-            Some(_) => got.is_power_of_two(),
+            Some("a power of two") => got.is_power_of_two(),
+            Some(divisor) => {
+                let of = value(divisor.trim_start_matches(DIVISOR_OF), sizes)?;
+                got > 0 && of.is_multiple_of(got)
+            }
             None => true,
         };
         Some((least..=most).contains(&got) && (!self.above || got > least) && also)
@@ -270,6 +279,8 @@ mod tests {
         assert!(!holds("1 to n", 0) && !holds("1 to n", 10));
         assert!(holds("1 to 64, a power of two", 32) && !holds("1 to 64, a power of two", 33));
         assert!(holds("at least 2, even", 2) && !holds("at least 2, even", 3));
+        assert!([1, 3, 9].iter().all(|got| holds("1 to n, a divisor of n", *got)));
+        assert!([0, 2, 8, 18].iter().all(|got| !holds(", a divisor of n", *got)));
         assert!(holds("", 0) && holds("", u128::MAX));
         let number = |text, got| Range::parse(text).unwrap().holds_number(got);
         assert!(number("above 0", 1e-30) && !number("above 0", 0.0));

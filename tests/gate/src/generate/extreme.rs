@@ -30,7 +30,7 @@ pub(super) fn rows(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
 ///
 /// For sums of products: with `most` a third of f32's 127 at each factor no partial sum of finite terms overflows,
 /// in whatever order, so that an infinity or NaN in a result is there because it is in the terms.
-pub(super) fn rows_within(rng: &mut Rng, dtype: DType, shape: &[usize], most: i32) -> HostTensor {
+pub(crate) fn rows_within(rng: &mut Rng, dtype: DType, shape: &[usize], most: i32) -> HostTensor {
     let most = most.min(reach(dtype));
     let cols = shape.last().copied().unwrap_or(1).max(1);
     let mut values = vec![0.0; shape.iter().product()];
@@ -55,7 +55,7 @@ pub(super) fn rows_within(rng: &mut Rng, dtype: DType, shape: &[usize], most: i3
 
 /// Finite numbers of one magnitude, ordinary, huge or tiny: for what multiplies a row of any magnitudes, where a
 /// term too small for f32 times a factor too large for it would be a matter of the order.
-pub(super) fn even(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
+pub(crate) fn even(rng: &mut Rng, dtype: DType, shape: &[usize]) -> HostTensor {
     let most = reach(dtype);
     let by = 2f32.powi(rng.choose(&[0, 0, most, -most]));
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() * by).collect();

@@ -88,7 +88,7 @@ pub struct Forms {
 
 impl Forms {
     /// Forms of the sizes that `random` and, for each model, `production` draw, whose inputs `case` makes.
-    pub(super) fn new<S, R, P>(
+    pub(crate) fn new<S, R, P>(
         random: R,
         production: impl Fn(Model) -> P,
         case: impl Fn(&S, &mut Rng) -> Case + Clone + Send + Sync + 'static,
@@ -118,7 +118,7 @@ impl Forms {
 
 /// The size `.0`, which shrinks towards 1 as a random one does.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exactly(pub usize);
+pub(crate) struct Exactly(pub usize);
 
 impl Strategy for Exactly {
     type Tree = AtLeastOne;
@@ -131,7 +131,7 @@ impl Strategy for Exactly {
 
 /// See [`Exactly`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AtLeastOne(BinarySearch);
+pub(crate) struct AtLeastOne(BinarySearch);
 
 impl ValueTree for AtLeastOne {
     type Value = usize;

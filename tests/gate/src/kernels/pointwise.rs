@@ -72,7 +72,7 @@ pub(super) fn reference_layer_norm(case: &Case) -> Result<Outputs, CaseError> {
 }
 
 /// The type of a product's output: f32, or what a linear layer of that type rounds it to.
-fn out_dtype(case: &Case) -> Result<DType, CaseError> {
+pub(super) fn out_dtype(case: &Case) -> Result<DType, CaseError> {
     choice(case, "out", &[("f32", DType::F32), ("bf16", DType::Bf16), ("f16", DType::F16)])
 }
 
