@@ -18,8 +18,8 @@
 //!
 //! Cost: `2 · top_k` FLOP an element of the output; reads every row of y once, bound by memory.
 //!
-//! Budget (sm_90a): at most 64 registers a unit, 4 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 64 registers a unit, 4 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 40 registers a unit, 4 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 24 registers a unit, 4 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::Contract;

@@ -25,11 +25,11 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// What a row whose squares are too large, or too small, is taken times.
-const DOWN: f32 = 1.0 / UP;
+pub(crate) const DOWN: f32 = 1.0 / UP;
 /// See [`DOWN`]: 2^100. Its square is out of range, so nothing is multiplied by that.
-const UP: f32 = (1u128 << 100) as f32;
+pub(crate) const UP: f32 = (1u128 << 100) as f32;
 /// The mean square from which on no square that counts is lost.
-const LEAST: f32 = DOWN;
+pub(crate) const LEAST: f32 = DOWN;
 /// What is left of an eps that is not 0: a row of equal numbers is divided by its root.
 const LEAST_EPS: f32 = f32::MIN_POSITIVE;
 
@@ -69,14 +69,6 @@ fn moments<E: Numeric>(
     (mean, sum_team(squares, machine) / cols as f32)
 }
 
-/// What a row is taken times so that its squares stay in f32's range, if their mean and eps make `total`: 1 where they
-/// do. Tiny squares may be `ignored`.
-#[cube]
-pub(crate) fn unit_of(total: f32, ignored: bool) -> f32 {
-    let left = total.is_nan() || total.is_inf();
-    select(total < LEAST && !ignored, UP, select(left, DOWN, 1.0f32))
-}
-
 /// What each element, already taken times `by`, is multiplied with: `square` is the mean square of these products.
 #[cube]
 pub(crate) fn scale_of(square: f32, eps: f32, by: f32) -> f32 {
@@ -109,8 +101,9 @@ fn norm_kernel<E: Numeric>(
     let (mut mean, mut square) = moments(&x.data, at, cols, by, centred, machine);
     let total = square + eps;
     // Deviations from a mean beyond 1 are nothing or not small.
-    by = unit_of(total, mean.abs() > 1.0f32);
-    if by != 1.0f32 {
+    let small = total < LEAST && mean.abs() <= 1.0f32;
+    if small || total.is_nan() || total.is_inf() {
+        by = select(small, UP, DOWN);
         let scaled = moments(&x.data, at, cols, by, centred, machine);
         mean = scaled.0;
         square = scaled.1;

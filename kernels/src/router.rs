@@ -20,8 +20,8 @@
 //!
 //! Cost: `E² + E · n_group` comparisons and about 50 f64 FLOP an expert for each token; reads the logits once.
 //!
-//! Budget (sm_90a): at most 64 registers a unit, 8 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 64 registers a unit, 8 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 48 registers a unit, 9 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 24 registers a unit, 9 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::{Contract, Given};

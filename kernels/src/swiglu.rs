@@ -10,8 +10,8 @@
 //!
 //! Cost: about 20 FLOP an element; reads two elements and writes one, bound by memory.
 //!
-//! Budget (sm_90a): at most 40 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 40 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 56 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 48 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::Contract;

@@ -47,10 +47,14 @@ const fn on_matrix_unit(
     Bug { name, gate, file, right, wrong, matrix_unit: true }
 }
 
+const ADD_NORM: &str = "kernels/src/add_norm.rs";
 const ATTENTION: &str = "model/src/layers/attention.rs";
 const CACHE_WRITE: &str = "kernels/src/cache_write.rs";
 const COLUMNS: &str = "kernels/src/top_k/columns.rs";
+const COMBINE: &str = "kernels/src/combine.rs";
 const DENSE: &str = "kernels/src/dense_attention.rs";
+const DISPATCH: &str = "kernels/src/dispatch.rs";
+const EMBEDDING: &str = "kernels/src/embedding.rs";
 const FOLD: &str = "kernels/src/fold_scales.rs";
 const GEMM: &str = "kernels/src/gemm.rs";
 const HADAMARD: &str = "kernels/src/hadamard.rs";
@@ -66,10 +70,12 @@ const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
 const QUANT: &str = "kernels/src/quant.rs";
 const RECORD: &str = "kernels/src/keys/record.rs";
 const ROPE: &str = "kernels/src/rope.rs";
+const ROUTER: &str = "kernels/src/router.rs";
 const SLOTS: &str = "kernels/src/slots.rs";
 const SOFTMAX: &str = "kernels/src/tile/softmax.rs";
 const SPARSE: &str = "kernels/src/sparse_attention.rs";
 const STEP: &str = "model/src/run/batch.rs";
+const SWIGLU: &str = "kernels/src/swiglu.rs";
 const TILES: &str = "kernels/src/tile/tiles.rs";
 const TOP_K: &str = "kernels/src/top_k.rs";
 
@@ -174,6 +180,35 @@ pub const BUGS: &[Bug] = &[
     bug("only the end of a range is masked", "dense_mha", DENSE,
         "n0 < seen.last_start || n0 + (keys as i32) > seen.first_end",
         "n0 + (keys as i32) > seen.first_end"),
+    // The half of a layer that attends to nothing.
+    bug("the first row of the table is taken for none", "embedding", EMBEDDING,
+        "id >= 0 && id < table.shape(0) as i32", "id > 0 && id < table.shape(0) as i32"),
+    bug("the norm of the rounded sum", "add_rms_norm", ADD_NORM,
+        "Vector::<f32, N>::cast_from(self.x[self.of_x + i]) + residual",
+        "Vector::<f32, N>::cast_from(round_vector::<E, N>(\
+         Vector::<f32, N>::cast_from(self.x[self.of_x + i]) + residual, comptime![self.machine]))"),
+    bug("the residual is cut, not rounded", "add_rms_norm", ADD_NORM,
+        "round_vector::<E, N>(sum, machine)",
+        "round_vector::<E, N>(Vector::<f32, N>::reinterpret(\
+         Vector::<u32, N>::reinterpret(sum) & Vector::new(0xffff_0000u32)), machine)"),
+    bug("a masked expert has the score 0", "router", ROUTER,
+        "select(open, score, f32::NEG_INFINITY)", "select(open, score, 0.0f32)"),
+    bug("weights from biased scores", "router", ROUTER,
+        "chosen[place] = gates[expert];", "chosen[place] = biased[expert];"),
+    bug("a group's score is its best expert's", "router", ROUTER,
+        "best + second", "best"),
+    bug("of equal experts the highest first", "router", ROUTER,
+        "self.keys[other] == key && other < own", "self.keys[other] == key && other > own"),
+    bug("a pair of no expert goes to the last", "dispatch", DISPATCH,
+        "min(index as u32, experts)", "min(index as u32, experts - 1)"),
+    bug("the pairs of lower experts are not counted", "dispatch", DISPATCH,
+        "(below + own.before) as usize", "own.before as usize"),
+    bug("silu of a negative number as of a positive", "swiglu", SWIGLU,
+        "select(gate < 0.0f32, h, 1.0f32)", "1.0f32.runtime()"),
+    bug("experts are summed in the order of the list", "combine", COMBINE,
+        "other < expert || (other == expert && i < j)", "i < j"),
+    bug("the shared network is left out", "combine", COMBINE,
+        "sum += Vector::<f32, N>::cast_from(shared.data[at]);", ""),
     // What only a matrix unit shows.
     on_matrix_unit("rows are stored without the swizzle in which they are multiplied", "gemm", TILES,
         "layout.offset(row, v * LANES, size) / LANES", "row * comptime![shape.vectors()] + v"),

@@ -11,6 +11,7 @@ mod edges_attention_numbers;
 mod edges_attention_values;
 mod edges_copy;
 mod edges_indexer;
+mod edges_moe;
 mod edges_numbers;
 mod edges_quant;
 mod edges_top_k;
