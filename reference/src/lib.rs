@@ -19,7 +19,7 @@
 //! | the same with every token | [`dense_attention`], [`mask`] | what sparse is held against |
 //! | all of it from the weights | [`attention_layer`] | the attention half of one layer |
 //! | the same stage by stage, weights as stored | [`attention`], [`weight`], [`arithmetic`] | |
-//! | the other half | [`add_norm`], [`router`], [`experts`], [`dispatch`], [`combine`], [`feed_forward`], [`swiglu`] | |
+//! | the other half | [`add_norm`], [`router`], [`experts`], [`dispatch`], [`grouped_gemm`], [`combine`], [`feed_forward`], [`swiglu`] | |
 //! | every layer, from ids to logits | [`embedding`], [`model`] | logits `[s, vocab_size]` |
 //!
 //! # Conventions
@@ -49,6 +49,7 @@ pub mod embedding;
 mod error;
 pub mod experts;
 pub mod feed_forward;
+pub mod grouped_gemm;
 pub mod hadamard;
 pub mod indexer;
 pub mod linear;

@@ -61,4 +61,5 @@ properties! {
     act_quant round_trip store_kv store_index_keys hadamard rope rms_norm layer_norm gemm fold_scales
     indexer_logits indexer_logits_paged top_k shift_indices place_rows sparse_mla sparse_mla_paged dense_mha dense_mla
     embedding add_rms_norm router dispatch swiglu combine
+    linear_fp8 grouped_gemm grouped_gemm_fp8
 }

@@ -2,7 +2,7 @@
 //! empty and reversed ranges, bad indices, poison in every place that must not be read.
 
 use crate::case::{Case, HostTensor};
-use crate::kernels::find_moe;
+use crate::kernels::{find_moe, linear};
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
 use proptest::prelude::*;
@@ -197,7 +197,7 @@ pub fn forms(kernel: &str) -> Forms {
         // A kernel without cases must not pass for tested.
         other => match find_moe(other) {
             Some(moe) => (moe.forms)(),
-            None => Forms::nothing(other),
+            None => linear::forms(other).unwrap_or_else(|| Forms::nothing(other)),
         },
     }
 }

@@ -15,6 +15,7 @@ use ndarray::{Array4, Axis};
 
 mod attention;
 mod kernel;
+pub(crate) mod linear;
 mod moe;
 mod pointwise;
 mod quantised;
@@ -361,6 +362,9 @@ pub const ALL: &[Kernel] = &[
     moe::DISPATCH.kernel,
     moe::SWIGLU.kernel,
     moe::COMBINE.kernel,
+    linear::LINEAR_FP8,
+    linear::GROUPED_GEMM,
+    linear::GROUPED_GEMM_FP8,
 ];
 
 /// Pages of fp8 records: the latent, a scale for each 128 of it, the rope part in bf16.

@@ -5,12 +5,15 @@
 //! if its cases leave one out, so that no code goes ungated because nobody happened to draw it.
 
 use crate::case::Case;
-use crate::kernels::find_moe;
+use crate::kernels::{find_moe, linear};
 use dsa_kernels::tile::{Machine, load_width};
 use dsa_kernels::{DType, Device, dense_attention, gemm, indexer, sparse_attention};
 
 /// The paths of `kernel` on `device`.
 pub fn all(kernel: &str, device: &Device) -> Vec<&'static str> {
+    if let Some(paths) = linear::paths(kernel) {
+        return paths;
+    }
     const FLOATS: &[&str] = &["f32", "bf16", "f16"];
     const LOADS: &[&str] = &["vectors", "elements"];
     const FMT: &[&str] = &["plain", "ue8m0"];
@@ -61,6 +64,9 @@ const QUERY_TILES: &[&str] = &["4 queries", "8 queries", "16 queries", "32 queri
 
 /// The paths that `case` runs on `device`; none if there is nothing to compute.
 pub fn of(case: &Case, device: &Device) -> Vec<&'static str> {
+    if let Some(paths) = linear::paths_of(case, device) {
+        return paths;
+    }
     let shape = |name: &str| case.tensors.get(name).map_or(&[][..], |tensor| &tensor.shape[..]);
     if let Some(moe) = find_moe(&case.kernel) {
         let nothing = case.tensors.values().any(|tensor| tensor.shape.contains(&0));

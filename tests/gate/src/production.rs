@@ -3,7 +3,7 @@
 //! A kernel chooses its code by element types and widths, not by lengths, so few tokens are enough.
 
 use crate::case::{Case, CaseError, HostTensor};
-use crate::kernels::find_moe;
+use crate::kernels::{find_moe, linear};
 use DType::{Bf16, E4m3, F16, F32};
 use dsa_kernels::DType;
 use dsa_reference::cache_write::KvRecord;
@@ -179,7 +179,10 @@ pub fn production(kernel: &str) -> Result<Vec<Case>, CaseError> {
         }
         other => match find_moe(other) {
             Some(moe) => (moe.production)(),
-            None => return Err(CaseError::UnknownKernel(other.to_string())),
+            None => {
+                let unknown = || CaseError::UnknownKernel(other.to_string());
+                return linear::production(other).ok_or_else(unknown);
+            }
         },
     })
 }

@@ -1,5 +1,6 @@
 //! The one table of tolerances: per kernel, output and element type, each with its source.
 
+use crate::kernels::linear;
 use dsa_kernels::DType;
 use dsa_kernels::tile::MatrixUnit;
 
@@ -38,6 +39,9 @@ pub fn tolerance(kernel: &str, output: &str, dtype: DType) -> Tolerance {
 
 /// [`tolerance`] where `unit` multiplies.
 pub fn tolerance_on(unit: MatrixUnit, kernel: &str, output: &str, dtype: DType) -> Tolerance {
+    if let Some(tolerance) = linear::tolerance(unit, kernel, dtype) {
+        return tolerance;
+    }
     match (kernel, output) {
         ("indexer_logits" | "indexer_logits_paged", _) if unit == MatrixUnit::Wgmma => Tolerance {
             abs: 2e-3,

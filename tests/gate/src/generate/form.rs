@@ -75,6 +75,11 @@ impl Form {
     pub fn case(&self, seed: u64) -> Case {
         (self.inputs)(&mut Rng::new(seed))
     }
+
+    /// The size `n`, which shrinks towards 1.
+    pub(crate) fn exactly(n: usize) -> impl Strategy<Value = usize> {
+        Exactly(n)
+    }
 }
 
 /// How the forms of a kernel are drawn.
