@@ -17,8 +17,8 @@
 //! always come from the cache, so a prompt may come in chunks of any length.
 //!
 //! Source: `MLA` and `Indexer` of the DeepSeek-V3.2-Exp inference demo (November 2025), in the forms
-//! of its production kernels. Linears multiply weights dequantised to the layer's type; the demo
-//! also rounds their inputs to fp8. Every intermediate is rounded to the layer's type.
+//! of its production kernels. Linears multiply weights dequantised to the layer's type, or in fp8
+//! as they are stored, with their inputs rounded to it ([`Precision`](super::Precision)). Every intermediate is rounded to the layer's type.
 //!
 //! ```text
 //! let layer = Attention::new(&device, &config, &layers.at(0).at("self_attn"), DType::Bf16)?;
@@ -31,7 +31,7 @@
 
 use super::indexer::Indexer;
 use super::kv_b::KvB;
-use super::linear::{Linear, Loader, check_dtype};
+use super::linear::{Linear, Loader, Precision, check_dtype};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::run::{Batch, LayerCache, Mode, Phase, Stage};
@@ -121,7 +121,8 @@ impl Attention {
         weights: W,
         dtype: DType,
     ) -> Result<Self> {
-        Self::build(device, config, weights, dtype, true)
+        let precision = Precision::dequantised(dtype);
+        Self::build(&Loader::new(device, weights, precision, config), config, true)
     }
 
     /// [`Attention::new`] of a layer that shares its keys: it attends to those that the last layer before it with an
@@ -135,19 +136,15 @@ impl Attention {
         weights: W,
         dtype: DType,
     ) -> Result<Self> {
-        Self::build(device, config, weights, dtype, false)
+        let precision = Precision::dequantised(dtype);
+        Self::build(&Loader::new(device, weights, precision, config), config, false)
     }
 
-    fn build<W: Weights>(
-        device: &Device,
-        config: &Config,
-        weights: W,
-        dtype: DType,
-        full: bool,
-    ) -> Result<Self> {
+    /// The layer whose weights are where `to` is: with an indexer, or one that shares another's keys.
+    pub(super) fn build<W: Weights>(to: &Loader<W>, config: &Config, full: bool) -> Result<Self> {
+        let (c, device, dtype) = (config, to.device, to.precision.dtype);
         check_dtype(dtype)?;
-        weights.refuse_others(&READ)?;
-        let (c, to) = (config, Loader { device, weights, dtype });
+        to.weights.refuse_others(&READ)?;
         let (hidden, heads, query) = (c.hidden_size, c.num_attention_heads, c.q_lora_rank);
         Ok(Self {
             q_a_proj: to.linear("q_a_proj", [query, hidden])?,
@@ -155,7 +152,7 @@ impl Attention {
             q_b_proj: to.linear("q_b_proj", [heads * c.qk_head_dim(), query])?,
             kv_a_proj_with_mqa: to.linear("kv_a_proj_with_mqa", [c.latent_dim(), hidden])?,
             kv_a_layernorm: to.vector("kv_a_layernorm.weight", c.kv_lora_rank)?,
-            kv_b_proj: KvB::new(&to, c)?,
+            kv_b_proj: KvB::new(to, c)?,
             o_proj: to.linear("o_proj", [hidden, heads * c.v_head_dim])?,
             indexer: full.then(|| Indexer::new(&to.at("indexer"), c)).transpose()?,
             device: device.clone(),
