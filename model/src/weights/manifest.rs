@@ -1,6 +1,6 @@
 //! Every tensor of a model by its Hugging Face name and shape: what a checkpoint must hold, and all it may.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{Checkpoint, Dtype};
 use crate::config::{Config, Indexer};
@@ -81,8 +81,8 @@ impl List {
 
 impl Checkpoint {
     /// Checks that every tensor of the model of `config` is here in its shape and of a type that can be read, and that
-    /// nothing else is: of the layers of `config`, whose layers behind the last ([`Config::skipped_layers`]) may hold
-    /// anything. No weight is read.
+    /// nothing else is. As many layers behind the last as `num_nextn_predict_layers` says may hold anything. No weight is
+    /// read.
     ///
     /// The weights of an indexer in a layer that shares another's keys may be here, and so may the table of
     /// frequencies that old writers stored; neither is read.
@@ -100,25 +100,38 @@ impl Checkpoint {
                 name.strip_suffix("_scale_inv").filter(|name| expected.contains_key(*name));
             weight.is_some_and(|w| self.form(w).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3))
         };
-        let known = |name: &&str| expected.contains_key(*name) || scale(name) || free(name, config);
+        let behind = self.layers_behind(config);
+        let known = |name: &&str| {
+            expected.contains_key(*name) || scale(name) || free(name, config, &behind)
+        };
         match self.names().find(|name| !known(name)) {
             Some(name) => Err(Error::Unread(name.to_string())),
             None => Ok(()),
         }
     }
+
+    /// The layers behind the last that may hold anything: those of multi-token prediction. They are told by their
+    /// number, 61 or 78, which a copy with fewer layers keeps; more of them than there are must be something else.
+    fn layers_behind(&self, config: &Config) -> BTreeSet<usize> {
+        let layers = self.names().filter_map(layer_of).map(|(layer, _)| layer);
+        let behind: BTreeSet<usize> = layers.filter(|n| *n >= config.num_hidden_layers).collect();
+        if behind.len() <= config.num_nextn_predict_layers { behind } else { BTreeSet::new() }
+    }
+}
+
+/// The number of the layer of a tensor, and its name there.
+fn layer_of(name: &str) -> Option<(usize, &str)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((layer.parse().ok()?, rest))
 }
 
 /// Whether the tensor `name` may be there and is not read.
-fn free(name: &str, config: &Config) -> bool {
-    let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'))
-    else {
-        return false;
-    };
-    let Ok(layer) = layer.parse::<usize>() else {
+fn free(name: &str, config: &Config, behind: &BTreeSet<usize>) -> bool {
+    let Some((layer, rest)) = layer_of(name) else {
         return false;
     };
     let shares = layer < config.num_hidden_layers && config.indexer_of(layer) != Indexer::Full;
-    config.skipped_layers().contains(&layer)
+    behind.contains(&layer)
         || (shares && rest.starts_with("self_attn.indexer."))
         || (layer < config.num_hidden_layers && rest == "self_attn.rotary_emb.inv_freq")
 }
