@@ -153,6 +153,15 @@ pub enum Error {
         expected: &'static str,
     },
 
+    /// What a part of the model put out is not a number, or infinite.
+    #[error("{part} puts out NaN or an infinity, first for token {token}; expected finite numbers")]
+    NotFinite {
+        /// The part, as its weights are named: `model.layers.3.mlp`.
+        part: String,
+        /// The first such token's position.
+        token: usize,
+    },
+
     /// An argument of a function is out of bounds.
     #[error("{name} is {value}, expected {expected}")]
     Argument {

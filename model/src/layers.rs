@@ -2,11 +2,19 @@
 //! batch and its own cache, nothing else.
 
 mod attention;
+mod block;
+mod experts;
+mod feed_forward;
 mod indexer;
 mod kv_b;
 mod linear;
+mod norm;
+mod router;
 #[cfg(test)]
 mod tests;
 
 pub use attention::{Attention, Trace};
-pub(crate) use linear::check_dtype;
+pub use block::{Block, Output};
+pub use linear::Precision;
+pub(crate) use linear::{Linear, Loader, check_dtype};
+pub(crate) use norm::Norm;

@@ -1,13 +1,16 @@
-//! DeepSeek-V3.2-Exp: configuration, checkpoints, and the attention layer on the kernels.
+//! DeepSeek-V3.2 and GLM-5 on the kernels: configuration, checkpoints, layers, and the whole model from token ids to
+//! logits.
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod error;
 mod json;
 pub mod layers;
+mod model;
 mod names;
 pub mod run;
 pub mod weights;
 
 pub use config::Config;
 pub use error::{Error, Result};
+pub use model::Model;

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use manifest::manifest;
 pub use path::WeightPath;
 pub use safetensors::Dtype;
 pub use source::{Random, Weights};
@@ -27,6 +28,7 @@ use crate::names::nearest;
 mod convert;
 mod file;
 mod index;
+mod manifest;
 mod path;
 mod source;
 #[cfg(test)]
@@ -163,44 +165,74 @@ impl Checkpoint {
     /// [`Error::MissingTensor`], [`Error::Shape`] unless the shape is `shape`, [`Error::Dtype`]
     /// unless the elements are f32, bf16, f16, or e4m3 in a matrix with its `…_scale_inv`.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.check(name, shape)?;
+        let Tensor { dtype, bytes, .. } = self.tensor(name)?;
+        match (dtype, shape) {
+            (Dtype::F8_E4M3, &[rows, columns]) => {
+                Ok(convert::scaled(&bytes, columns, &self.scales(name, [rows, columns])?))
+            }
+            _ => convert::plain(dtype, &bytes).ok_or_else(|| wrong_type(name, dtype, NUMBERS)),
+        }
+    }
+
+    /// The e4m3 codes of a matrix `[out, in]` and its scales `[⌈out/128⌉, ⌈in/128⌉]` in f32, both row-major; `None` if
+    /// it is not stored so.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::values`].
+    pub fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
+        self.check(name, &shape)?;
+        if self.form(name)?.0 != Dtype::F8_E4M3 {
+            return Ok(None);
+        }
+        let scales = self.scales(name, shape)?;
+        Ok(Some((self.tensor(name)?.bytes, scales)))
+    }
+
+    /// Checks that [`Checkpoint::values`] can read the tensor `name` of shape `shape`, and reads nothing.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::values`].
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         let (dtype, found) = self.form(name)?;
         if found != shape {
             return Err(self.wrong_shape(name, shape));
         }
-        let expected = "F32, BF16, F16, or F8_E4M3 with two axes";
-        let wrong = || Error::Dtype { name: name.into(), found: dtype, expected };
         match (dtype, shape) {
-            (Dtype::F8_E4M3, &[rows, columns]) => {
-                let scales = self.scales(name, [rows, columns])?;
-                Ok(convert::scaled(&self.tensor(name)?.bytes, columns, &scales))
-            }
-            (Dtype::F32 | Dtype::BF16 | Dtype::F16, _) => {
-                convert::plain(dtype, &self.tensor(name)?.bytes).ok_or_else(wrong)
-            }
-            _ => Err(wrong()),
+            (Dtype::F8_E4M3, &[rows, columns]) => self.check_scales(name, [rows, columns]),
+            (Dtype::F32 | Dtype::BF16 | Dtype::F16, _) => Ok(()),
+            _ => Err(wrong_type(name, dtype, NUMBERS)),
         }
     }
 
-    /// The scales [⌈rows/128⌉, ⌈columns/128⌉] of the e4m3 weight `name` [rows, columns].
-    fn scales(&self, name: &str, weight: [usize; 2]) -> Result<Vec<f32>> {
+    /// Checks the form of the scales of the e4m3 weight `name` [rows, columns].
+    fn check_scales(&self, name: &str, weight: [usize; 2]) -> Result<()> {
         let name = format!("{name}_scale_inv");
         let blocks = weight.map(|n| n.div_ceil(QUANT_BLOCK));
         let (dtype, found) = self.form(&name)?;
         if found != blocks {
             return Err(self.wrong_shape(&name, &blocks));
         }
-        let expected = "F32, BF16, F16 or F8_E8M0";
+        match dtype {
+            Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F8_E8M0 => Ok(()),
+            _ => Err(wrong_type(&name, dtype, SCALES)),
+        }
+    }
+
+    /// The scales [⌈rows/128⌉, ⌈columns/128⌉] of the e4m3 weight `name` [rows, columns].
+    fn scales(&self, name: &str, weight: [usize; 2]) -> Result<Vec<f32>> {
+        self.check_scales(name, weight)?;
+        let name = format!("{name}_scale_inv");
+        let Tensor { dtype, bytes, .. } = self.tensor(&name)?;
         let values = match dtype {
-            Dtype::F8_E8M0 => Some(convert::e8m0(&self.tensor(&name)?.bytes)),
-            Dtype::F32 | Dtype::BF16 | Dtype::F16 => {
-                convert::plain(dtype, &self.tensor(&name)?.bytes)
-            }
-            _ => None,
+            Dtype::F8_E8M0 => Some(convert::e8m0(&bytes)),
+            _ => convert::plain(dtype, &bytes),
         };
-        let values =
-            values.ok_or_else(|| Error::Dtype { name: name.clone(), found: dtype, expected })?;
-        match values.iter().find(|scale| !scale.is_finite()) {
-            Some(&value) => Err(Error::Element { name, value, expected: "finite scales" }),
+        let values = values.ok_or_else(|| wrong_type(&name, dtype, SCALES))?;
+        match values.iter().find(|scale| !(scale.is_finite() && **scale >= 0.0)) {
+            Some(&value) => {
+                Err(Error::Element { name, value, expected: "finite scales, none negative" })
+            }
             None => Ok(values),
         }
     }
@@ -209,6 +241,14 @@ impl Checkpoint {
         let found = self.tensors.get(name).map_or(Vec::new(), |entry| entry.shape.clone());
         Error::Shape { name: name.into(), found, expected: expected.into() }
     }
+}
+
+/// The types of a weight, and of the scales of one.
+const NUMBERS: &str = "F32, BF16, F16, or F8_E4M3 with two axes";
+const SCALES: &str = "F32, BF16, F16 or F8_E8M0";
+
+fn wrong_type(name: &str, found: Dtype, expected: &'static str) -> Error {
+    Error::Dtype { name: name.into(), found, expected }
 }
 
 /// Whether there is anything at `path`, be it a link that leads nowhere: what is there but cannot be

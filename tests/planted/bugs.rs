@@ -3,7 +3,7 @@
 // | part | says |
 // |---|---|
 // | name | what is wrong |
-// | gate | the kernel whose gate must fall, or `layer`: what `dsa verify` compares |
+// | gate | the kernel whose gate must fall, or `layer`: what `dsa verify` compares, or `model`: the golden model glm |
 // | file | where it is planted |
 // | right | a text that is there once: an expression, or statements if it ends with a semicolon |
 // | wrong | what stands in its place |
@@ -15,7 +15,7 @@
 pub struct Bug {
     /// What is wrong.
     pub name: &'static str,
-    /// The kernel whose gate must fall; or `layer`.
+    /// The kernel whose gate must fall; `layer` or `model`.
     pub gate: &'static str,
     /// The file, from the root of the repository.
     pub file: &'static str,
@@ -49,12 +49,14 @@ const fn on_matrix_unit(
 
 const ADD_NORM: &str = "kernels/src/add_norm.rs";
 const ATTENTION: &str = "model/src/layers/attention.rs";
+const BLOCK: &str = "model/src/layers/block.rs";
 const CACHE_WRITE: &str = "kernels/src/cache_write.rs";
 const COLUMNS: &str = "kernels/src/top_k/columns.rs";
 const COMBINE: &str = "kernels/src/combine.rs";
 const DENSE: &str = "kernels/src/dense_attention.rs";
 const DISPATCH: &str = "kernels/src/dispatch.rs";
 const EMBEDDING: &str = "kernels/src/embedding.rs";
+const EXPERTS: &str = "model/src/layers/experts.rs";
 const FOLD: &str = "kernels/src/fold_scales.rs";
 const GEMM: &str = "kernels/src/gemm.rs";
 const GROUPED: &str = "kernels/src/grouped_gemm.rs";
@@ -68,6 +70,7 @@ const LAYER_INDEXER: &str = "model/src/layers/indexer.rs";
 const LOAD: &str = "kernels/src/tile/load.rs";
 const MASK: &str = "kernels/src/tile/mask.rs";
 const MERGE: &str = "kernels/src/merge_splits.rs";
+const MODEL_ROUTER: &str = "model/src/layers/router.rs";
 const NORM: &str = "kernels/src/norm.rs";
 const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
 const POLICY: &str = "kernels/src/top_k/policy.rs";
@@ -245,4 +248,20 @@ pub const BUGS: &[Bug] = &[
         "begin(row) + p + 1", "begin(row) + p"),
     bug("index keys without position", "layer", LAYER_INDEXER,
         "self.turn(&k, 1, batch)", "Ok(k.clone())"),
+    // The whole model.
+    bug("a layer that shares its keys runs dense", "model", ATTENTION,
+        "self.attend(&q, indices.as_ref(), batch, cache)",
+        "self.attend(&q, indices.as_ref().filter(|_| self.indexer.is_some()), batch, cache)"),
+    bug("the latents' norms have the eps of the others", "model", ATTENTION,
+        "c.latent_norm_eps as f32", "c.rms_norm_eps as f32"),
+    bug("the second half's norm does not see the residual", "model", BLOCK,
+        "self.post_attention_layernorm.forward(&attention, Some(&residual))?",
+        "(self.post_attention_layernorm.forward(&attention, None)?.0, residual)"),
+    bug("the shared experts are left out", "model", EXPERTS,
+        "combine(&y, &pairs, &routing, Some(&shared), dtype)",
+        "combine(&y, &pairs, &routing, None, dtype)"),
+    bug("a token's choice of experts does not see the bias", "model", MODEL_ROUTER,
+        "router(&logits, &self.e_score_correction_bias, &self.config)",
+        "router(&logits, &logits.device().upload_f32(&vec![0.0; logits.shape()[1]], \
+         &[logits.shape()[1]], dsa_kernels::DType::F32)?, &self.config)"),
 ];

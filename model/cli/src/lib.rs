@@ -16,6 +16,7 @@ use std::process::ExitCode;
 mod check;
 mod compiled;
 mod failure;
+mod logits;
 mod run;
 
 pub use failure::{Usage, report};
@@ -48,6 +49,8 @@ enum Command {
     /// The code is that of DeepSeek-V3.2's dimensions: each kernel that the launcher launches for them,
     /// one after the other, each under a comment that numbers and describes it.
     Emit(compiled::Emit),
+    /// Runs a whole model on token ids read from a safetensors file and writes its logits.
+    Logits(logits::Logits),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -123,6 +126,10 @@ pub fn run(
         }
         Command::Emit(emit) => {
             compiled::emit(out, &emit)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Logits(logits) => {
+            logits::logits(out, &logits)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify { checkpoint, config, tokens, device, seed } => {

@@ -17,8 +17,8 @@
 //! always come from the cache, so a prompt may come in chunks of any length.
 //!
 //! Source: `MLA` and `Indexer` of the DeepSeek-V3.2-Exp inference demo (November 2025), in the forms
-//! of its production kernels. Linears multiply weights dequantised to the layer's type; the demo
-//! also rounds their inputs to fp8. Every intermediate is rounded to the layer's type.
+//! of its production kernels. Linears multiply weights dequantised to the layer's type, or in fp8
+//! as they are stored, with their inputs rounded to it ([`Precision`](super::Precision)). Every intermediate is rounded to the layer's type.
 //!
 //! ```text
 //! let layer = Attention::new(&device, &config, &layers.at(0).at("self_attn"), DType::Bf16)?;
@@ -31,7 +31,7 @@
 
 use super::indexer::Indexer;
 use super::kv_b::KvB;
-use super::linear::{Linear, Loader, check_dtype};
+use super::linear::{Linear, Loader, Precision, check_dtype};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::run::{Batch, LayerCache, Mode, Phase, Stage};
@@ -57,7 +57,8 @@ pub struct Attention {
     kv_a_layernorm: Tensor,     // [rank] f32
     kv_b_proj: KvB,
     o_proj: Linear, // [hidden, h · v]
-    indexer: Indexer,
+    /// `None`: the keys are those that the last layer before it selected.
+    indexer: Option<Indexer>,
     device: Device,
     config: Config,
     dtype: DType,
@@ -99,7 +100,8 @@ pub struct Trace {
     pub q: Tensor,
     /// Keys and values of each head, if expanded: `[rows, h, nope + rope]`, `[rows, h, v]`.
     pub expanded: Option<(Tensor, Tensor)>,
-    /// Rows of the step's table that were selected, `[n, index_topk]` i32.
+    /// Rows of the step's table that were attended to, `[n, index_topk]` i32: those that the layer selected, or the
+    /// layer whose keys it shares.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
     pub attention: dsa_kernels::attention::AttentionOut,
@@ -119,9 +121,30 @@ impl Attention {
         weights: W,
         dtype: DType,
     ) -> Result<Self> {
+        let precision = Precision::dequantised(dtype);
+        Self::build(&Loader::new(device, weights, precision, config), config, true)
+    }
+
+    /// [`Attention::new`] of a layer that shares its keys: it attends to those that the last layer before it with an
+    /// indexer selected in the same step. Weights of an indexer that are there nevertheless are not read.
+    ///
+    /// # Errors
+    /// As [`Attention::new`].
+    pub fn shared<W: Weights>(
+        device: &Device,
+        config: &Config,
+        weights: W,
+        dtype: DType,
+    ) -> Result<Self> {
+        let precision = Precision::dequantised(dtype);
+        Self::build(&Loader::new(device, weights, precision, config), config, false)
+    }
+
+    /// The layer whose weights are where `to` is: with an indexer, or one that shares another's keys.
+    pub(super) fn build<W: Weights>(to: &Loader<W>, config: &Config, full: bool) -> Result<Self> {
+        let (c, device, dtype) = (config, to.device, to.precision.dtype);
         check_dtype(dtype)?;
-        weights.refuse_others(&READ)?;
-        let (c, to) = (config, Loader { device, weights, dtype });
+        to.weights.refuse_others(&READ)?;
         let (hidden, heads, query) = (c.hidden_size, c.num_attention_heads, c.q_lora_rank);
         Ok(Self {
             q_a_proj: to.linear("q_a_proj", [query, hidden])?,
@@ -129,9 +152,9 @@ impl Attention {
             q_b_proj: to.linear("q_b_proj", [heads * c.qk_head_dim(), query])?,
             kv_a_proj_with_mqa: to.linear("kv_a_proj_with_mqa", [c.latent_dim(), hidden])?,
             kv_a_layernorm: to.vector("kv_a_layernorm.weight", c.kv_lora_rank)?,
-            kv_b_proj: KvB::new(&to, c)?,
+            kv_b_proj: KvB::new(to, c)?,
             o_proj: to.linear("o_proj", [hidden, heads * c.v_head_dim])?,
-            indexer: Indexer::new(&to.at("indexer"), c)?,
+            indexer: full.then(|| Indexer::new(&to.at("indexer"), c)).transpose()?,
             device: device.clone(),
             config: c.clone(),
             dtype,
@@ -204,20 +227,26 @@ impl Attention {
         let stages = batch.stages();
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
         let mut indices = None;
-        if sparse {
+        if let (true, Some(indexer)) = (sparse, &self.indexer) {
             let logits = stages.run(Stage::Indexer, || {
-                let k = self.indexer.keys(x, batch)?; // [n, D]
+                let k = indexer.keys(x, batch)?; // [n, D]
                 cache.store_index_keys(&k, batch)?;
                 if expanded {
                     return Ok(None);
                 }
-                self.indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
+                indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
             })?;
             if let Some(logits) = logits {
-                let select = || self.indexer.select(&logits, batch, cache, topk, self.policy);
+                let select = || indexer.select(&logits, batch, cache, topk, self.policy);
                 let selected = stages.run(Stage::TopK, select)?; // [n, topk]
-                indices = Some(keys.cloned().unwrap_or(selected));
+                let selected = keys.cloned().unwrap_or(selected);
+                batch.select(&selected);
+                indices = Some(selected);
             }
+        } else if sparse && !expanded {
+            indices = keys.cloned().or_else(|| batch.selected());
+            let none = "none: no layer before it selected any in this step";
+            Error::check(indices.is_some(), "the keys of a shared layer", none, "selected ones")?;
         }
         let (q, o, expanded, attention) = if expanded {
             let (k, v) = stages
@@ -318,6 +347,9 @@ impl Attention {
         let right = cache.widths() == expected && cache.dtype() == self.dtype;
         let got = format!("{} rows of widths {:?}", cache.dtype(), cache.widths());
         Error::check(right, "cache", got, format!("{} rows of {expected:?}", self.dtype))?;
+        if self.indexer.is_some() && batch.mode() == Mode::Sparse {
+            cache.index_keys()?;
+        }
         check_rows(&self.config, n, batch.context().1, batch.mode(), expanded)
     }
 }

@@ -88,7 +88,7 @@ impl Indexer {
         let q = self.turn(&q, heads, batch)?; // [n, H · D]
         // The demo computes these in f32, and so does the product, rounding only its inputs.
         let w = self.weights_proj.forward_f32(x)?; // [n, H]
-        match cache.index_keys() {
+        match cache.index_keys()? {
             IndexCache::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
                 let q8 = act_quant(&q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
@@ -129,7 +129,7 @@ impl Indexer {
         topk: usize,
         policy: Policy,
     ) -> dsa_kernels::Result<Tensor> {
-        let rows = matches!(cache.index_keys(), IndexCache::Rows { .. });
+        let rows = matches!(cache.index_keys()?, IndexCache::Rows { .. });
         let seen = if rows { batch.seen_rows() } else { batch.seen_positions() };
         let chosen = top_k(logits, &seen, topk, policy)?; // [n, topk]
         // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of

@@ -34,8 +34,8 @@ impl KvB {
             }
         }
         Ok(Self {
-            expand: device.upload_f32(&w, &[heads, nope + v, rank], to.dtype)?,
-            absorb: device.upload_f32(&absorb, &[heads, rank, nope], to.dtype)?,
+            expand: device.upload_f32(&w, &[heads, nope + v, rank], to.precision.dtype)?,
+            absorb: device.upload_f32(&absorb, &[heads, rank, nope], to.precision.dtype)?,
             nope,
             rank,
             device: device.clone(),

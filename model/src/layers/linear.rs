@@ -1,19 +1,50 @@
 //! Matrix products with weights, and how weights come to a device.
 
+use crate::config::{Config, QUANT_BLOCK};
 use crate::error::{Error, Result};
 use crate::weights::Weights;
+use dsa_kernels::copy::place_rows;
 use dsa_kernels::gemm::gemm;
+use dsa_kernels::linear::linear_fp8;
+use dsa_kernels::quant::ScaleFmt;
+use dsa_kernels::weight::Weight;
 use dsa_kernels::{DType, Device, Tensor};
 
-/// Brings the weights below a path to a device.
-pub(super) struct Loader<'a, W> {
-    pub device: &'a Device,
-    pub weights: W,
-    /// The matrices' type on the device.
+/// What weights and activations are on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// The type of activations and of all weights that are not kept in fp8: f32 or bf16.
     pub dtype: DType,
+    /// Matrices that are stored in fp8 stay so, and what is multiplied with them is rounded to fp8 on the way in, as in
+    /// the official arithmetic. If not, they are dequantised to `dtype`.
+    pub fp8: bool,
 }
 
-impl<W: Weights> Loader<'_, W> {
+impl Precision {
+    /// As stored, with activations in bf16.
+    pub const STORED: Self = Self { dtype: DType::Bf16, fp8: true };
+
+    /// Everything in `dtype`.
+    pub fn dequantised(dtype: DType) -> Self {
+        Self { dtype, fp8: false }
+    }
+}
+
+/// Brings the weights below a path to a device.
+pub(crate) struct Loader<'a, W> {
+    pub device: &'a Device,
+    pub weights: W,
+    pub precision: Precision,
+    /// How the scales of activations are rounded.
+    pub scale_fmt: ScaleFmt,
+}
+
+impl<'a, W: Weights> Loader<'a, W> {
+    /// The loader of `weights`.
+    pub fn new(device: &'a Device, weights: W, precision: Precision, config: &Config) -> Self {
+        Self { device, weights, precision, scale_fmt: config.scale_fmt() }
+    }
+
     /// The loader of what is below `part`.
     pub fn at(&self, part: &str) -> Self {
         Loader { weights: self.weights.at(part), ..*self }
@@ -21,13 +52,68 @@ impl<W: Weights> Loader<'_, W> {
 
     /// The matrix `part.weight` of `[out, in]`.
     pub fn linear(&self, part: &str, shape: [usize; 2]) -> Result<Linear> {
-        let weight = self.tensor(&format!("{part}.weight"), &shape, self.dtype)?;
-        Ok(Linear { weight: weight.unsqueeze(0) })
+        let name = format!("{part}.weight");
+        let weight = match self.quantised(&name, shape)? {
+            Some((codes, scales)) => self.fp8(&codes, &scales, &shape)?,
+            None => Weight::Plain(self.tensor(&name, &shape, self.precision.dtype)?),
+        };
+        Ok(Linear { weight, scale_fmt: self.scale_fmt })
+    }
+
+    /// The matrices `N.part.weight` of `[out, in]`, N below `matrices`, as one tensor `[matrices, out, in]`.
+    ///
+    /// Those that are not in fp8 come one after the other, so that the host holds one at a time.
+    pub fn stack(&self, part: &str, [matrices, out, into]: [usize; 3]) -> Result<Weight> {
+        let (name, shape) = (format!("{part}.weight"), [out, into]);
+        let each = (0..matrices).map(|matrix| self.at(&matrix.to_string()));
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        let mut all = None;
+        for (matrix, to) in each.enumerate() {
+            if let Some((of_this, scales_of_this)) = to.quantised(&name, shape)? {
+                codes.extend(of_this);
+                scales.extend(scales_of_this);
+                continue;
+            }
+            let w = to.tensor(&name, &shape, self.precision.dtype)?;
+            let whole = match &all {
+                Some(all) => all,
+                None => all.insert(self.device.empty(&[matrices, out, into], w.dtype())?),
+            };
+            let place = self.device.upload_i32(&[matrix as i32], &[1])?;
+            place_rows(&w.unsqueeze(0), &place, whole)?;
+        }
+        let right = codes.is_empty() || all.is_none();
+        let expected = "all in fp8, or none: they are one tensor";
+        Error::check(right, "the experts' weights", "in fp8 in part", expected)?;
+        match all {
+            Some(all) => Ok(Weight::Plain(all)),
+            None => self.fp8(&codes, &scales, &[matrices, out, into]),
+        }
+    }
+
+    /// The matrix `part.weight` of `[rows, columns]`, whose rows are looked up.
+    pub fn table(&self, part: &str, shape: [usize; 2]) -> Result<Tensor> {
+        self.tensor(&format!("{part}.weight"), &shape, self.precision.dtype)
     }
 
     /// The vector `name` of `[n]`, in f32.
     pub fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
         self.tensor(name, &[n], DType::F32)
+    }
+
+    /// Codes and scales of a matrix that stays in fp8.
+    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
+        if self.precision.fp8 { self.weights.quantised(name, shape) } else { Ok(None) }
+    }
+
+    /// Codes `[.., out, in]` and scales `[.., ⌈out/128⌉, ⌈in/128⌉]` on the device.
+    fn fp8(&self, codes: &[u8], scales: &[f32], shape: &[usize]) -> Result<Weight> {
+        let mut blocks = shape.to_vec();
+        let matrix = blocks.len() - 2;
+        blocks[matrix..].iter_mut().for_each(|n| *n = n.div_ceil(QUANT_BLOCK));
+        let codes = self.device.upload(codes, shape, DType::E4m3)?;
+        let scale = self.device.upload_f32(scales, &blocks, DType::F32)?;
+        Ok(Weight::Fp8 { codes, scale })
     }
 
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -38,10 +124,11 @@ impl<W: Weights> Loader<'_, W> {
     }
 }
 
-/// A weight `[1, out, in]`, the form that the product kernel takes.
+/// A weight `[out, in]`.
 #[derive(Clone)]
-pub(super) struct Linear {
-    weight: Tensor,
+pub(crate) struct Linear {
+    weight: Weight,
+    scale_fmt: ScaleFmt,
 }
 
 impl Linear {
@@ -56,9 +143,14 @@ impl Linear {
     }
 
     fn product(&self, x: &Tensor, dtype: DType) -> dsa_kernels::Result<Tensor> {
-        let (n, out) = (x.shape()[0], self.weight.shape()[1]);
-        let x = x.reshape(&[1, n, x.len() / n.max(1)])?;
-        gemm(&x, &self.weight, dtype)?.reshape(&[n, out])
+        match &self.weight {
+            Weight::Fp8 { codes, scale } => linear_fp8(x, codes, scale, self.scale_fmt, dtype),
+            Weight::Plain(w) => {
+                let (n, out) = (x.shape()[0], w.shape()[0]);
+                let x = x.reshape(&[1, n, x.len() / n.max(1)])?;
+                gemm(&x, &w.unsqueeze(0), dtype)?.reshape(&[n, out])
+            }
+        }
     }
 }
 

@@ -183,6 +183,14 @@ impl Weights for Short {
         Ok(None)
     }
 
+    fn quantised(&self, _: &str, _: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
+        Ok(None)
+    }
+
+    fn expect(&self, _: &Config) -> Result<()> {
+        Ok(())
+    }
+
     fn refuse_others(&self, _: &[&str]) -> Result<()> {
         Ok(())
     }

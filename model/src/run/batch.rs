@@ -4,7 +4,7 @@ use super::{Cache, Rotary, Stages};
 use crate::error::{Error, Result};
 use dsa_kernels::seen::KeyRange;
 use dsa_kernels::{Device, Tensor};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Which keys a token attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ pub struct Batch {
     rotary: Rotary,
     /// `0 .. rows` of the table, made when a layer first needs it.
     rows: OnceLock<Tensor>,
+    /// What the last layer with an indexer selected in this step, `[n, index_topk]` i32.
+    selected: Mutex<Option<Tensor>>,
 }
 
 /// A batch's numbers on the device: `[n]` i32 each but the last two.
@@ -156,6 +158,7 @@ impl Batch {
             places,
             rotary: cache.rotary().clone(),
             rows: OnceLock::new(),
+            selected: Mutex::new(None),
         })
     }
 
@@ -248,6 +251,16 @@ impl Batch {
     /// cos and sin of every position.
     pub(crate) fn rotary(&self) -> &Rotary {
         &self.rotary
+    }
+
+    /// Notes the keys that a layer selected, `[n, index_topk]` i32, for those behind it that share them.
+    pub(crate) fn select(&self, keys: &Tensor) {
+        *self.selected.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys.clone());
+    }
+
+    /// The keys that the last layer with an indexer selected in this step.
+    pub(crate) fn selected(&self) -> Option<Tensor> {
+        self.selected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The numbers of all rows of the table, `[rows]` i32: made once a step.

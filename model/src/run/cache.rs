@@ -7,17 +7,19 @@
 //! | index keys, paged (`index_fp8`) | k in e4m3, its scale | 132 |
 //! | index keys, rows (without) | k, D elements | 256 in bf16 |
 //!
+//! Layers that share another's keys ([`Config::indexer_of`]) keep no index keys.
+//!
 //! Requests lie one after another, `max_seq` tokens each, in all of them and in every layer: position p of request
 //! r is row, or slot, `r · max_seq + p`. The one block table says the same, page by page.
 
 use super::{Batch, Mode, Rotary};
-use crate::config::Config;
+use crate::config::{Config, Indexer};
 use crate::error::{Error, Result};
 use crate::layers::check_dtype;
 use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::quant::{Quantised, ScaleFmt, act_quant};
-use dsa_kernels::{DType, Device, Tensor};
+use dsa_kernels::{DType, Device, KernelError, Tensor};
 
 /// What sparse decode reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,7 +64,8 @@ pub struct LayerCache {
     record: KvRecord,
     latent: Tensor,          // [requests · max_seq, rank + rope]
     records: Option<Tensor>, // [pages, page_size · record bytes] u8
-    index_keys: IndexCache,
+    /// `None`: the layer shares another's keys.
+    index_keys: Option<IndexCache>,
     index_dim: usize,
     scale_fmt: ScaleFmt,
 }
@@ -82,7 +85,8 @@ pub(crate) enum IndexCache {
 }
 
 impl Cache {
-    /// Empty caches for layers of `config`, whose rows are of type `dtype` (the layers').
+    /// Empty caches for the first layers of `config`, whose rows are of type `dtype` (the layers'). A layer that
+    /// shares another's keys keeps no index keys.
     ///
     /// # Errors
     /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are 2^31
@@ -105,11 +109,14 @@ impl Cache {
             rows.max(requests.max(max_seq) * config.index_n_heads)
         };
         let ones = device.upload_f32(&vec![1.0; ones], &[ones], DType::F32)?;
-        let layer = || LayerCache::new(device, config, size, &ones, dtype, format);
+        let layer = |i| {
+            let full = config.indexer_of(i) == Indexer::Full;
+            LayerCache::new(device, config, size, full.then_some(&ones), dtype, format)
+        };
         Ok(Self {
             device: device.clone(),
             size,
-            layers: (0..layers).map(|_| layer()).collect::<Result<_>>()?,
+            layers: (0..layers).map(layer).collect::<Result<_>>()?,
             block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
             rotary: Rotary::new(device, config, max_seq)?,
             lengths: vec![(0, 0); requests],
@@ -203,12 +210,12 @@ impl Cache {
 }
 
 impl LayerCache {
-    /// `size` has been checked.
+    /// `size` has been checked; without `ones` the layer keeps no index keys.
     fn new(
         device: &Device,
         config: &Config,
         size: CacheSize,
-        ones: &Tensor,
+        ones: Option<&Tensor>,
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
@@ -217,10 +224,12 @@ impl LayerCache {
         let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
         let record = KvRecord { kv_lora_rank: rank, rope_dim };
         let dim = config.index_head_dim;
-        let index_keys = if config.attention_options.index_fp8 {
-            IndexCache::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
-        } else {
-            IndexCache::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
+        let index_keys = |ones: &Tensor| -> Result<IndexCache> {
+            Ok(if config.attention_options.index_fp8 {
+                IndexCache::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
+            } else {
+                IndexCache::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
+            })
         };
         let records = match format {
             KvFormat::Elements => None,
@@ -232,7 +241,7 @@ impl LayerCache {
             record,
             latent: device.empty(&[rows, rank + rope_dim], dtype)?,
             records,
-            index_keys,
+            index_keys: ones.map(index_keys).transpose()?,
             index_dim: dim,
             scale_fmt: config.scale_fmt(),
         })
@@ -271,8 +280,15 @@ impl LayerCache {
     }
 
     /// The indexer's keys of all requests.
-    pub(crate) fn index_keys(&self) -> &IndexCache {
-        &self.index_keys
+    ///
+    /// # Errors
+    /// If the layer shares another's keys, and keeps none.
+    pub(crate) fn index_keys(&self) -> dsa_kernels::Result<&IndexCache> {
+        self.index_keys.as_ref().ok_or_else(|| KernelError::Value {
+            name: "index keys",
+            got: "none: the cache is that of a layer that shares another's".into(),
+            expected: "those of a layer with an indexer".into(),
+        })
     }
 
     /// Elements of a latent row and of an index key.
@@ -292,18 +308,19 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged.
+    /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged, where the layer keeps any.
     pub(crate) fn store_index_keys(
         &mut self,
         k: &Tensor,
         batch: &Batch,
     ) -> dsa_kernels::Result<()> {
         match &self.index_keys {
-            IndexCache::Paged(pages) => {
+            None => Ok(()),
+            Some(IndexCache::Paged(pages)) => {
                 let k8: Quantised = act_quant(k, self.scale_fmt)?; // [n, D], [n, 1]
                 store_index_keys(&k8, batch.slots(), pages, self.page_size)
             }
-            IndexCache::Rows { keys, .. } => self.store_rows(k, keys, batch),
+            Some(IndexCache::Rows { keys, .. }) => self.store_rows(k, keys, batch),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where a layer's weights come from.
 
 use super::{Dtype, WeightPath};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
@@ -23,6 +24,18 @@ pub trait Weights: Sized {
     /// # Errors
     /// As [`Weights::values`].
     fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>>;
+
+    /// The e4m3 codes of a matrix `[out, in]` and its scales `[⌈out/128⌉, ⌈in/128⌉]`, if it is stored so.
+    ///
+    /// # Errors
+    /// As [`Weights::values`].
+    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>>;
+
+    /// Refuses weights that are not those of the whole model of `config`, whose root this is, before any is read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::expect`](super::Checkpoint::expect).
+    fn expect(&self, config: &Config) -> Result<()>;
 
     /// Refuses a tensor here that is not among `read` (a bias, a sink, a scale of a weight that is not
     /// quantised): what reads the others would compute without it.
@@ -51,6 +64,14 @@ impl Weights for WeightPath<'_> {
             (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) | (Dtype::F16, DType::F16)
         );
         if same && found == shape { Ok(Some(self.tensor(name)?.bytes)) } else { Ok(None) }
+    }
+
+    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
+        self.checkpoint().quantised(&self.name(name), shape)
+    }
+
+    fn expect(&self, config: &Config) -> Result<()> {
+        self.checkpoint().expect(config)
     }
 
     fn refuse_others(&self, read: &[&str]) -> Result<()> {
@@ -101,6 +122,14 @@ impl Weights for Random {
 
     fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<Vec<u8>>> {
         Ok(None)
+    }
+
+    fn quantised(&self, _: &str, _: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
+        Ok(None)
+    }
+
+    fn expect(&self, _: &Config) -> Result<()> {
+        Ok(())
     }
 
     fn refuse_others(&self, _: &[&str]) -> Result<()> {

@@ -7,11 +7,15 @@ use dsa_planted::dsa_gate::gate::{DEFAULT_CASES, gate_once, seed};
 use dsa_planted::dsa_gate::kernels::find;
 use dsa_planted::dsa_gate::layer::verify_random;
 use dsa_planted::dsa_kernels::tile::MatrixUnit;
-use dsa_planted::dsa_kernels::{Device, planted};
-use dsa_planted::dsa_model::Config;
+use dsa_planted::dsa_kernels::{DType, Device, Tensor, planted};
+use dsa_planted::dsa_model::layers::Precision;
+use dsa_planted::dsa_model::run::Mode;
+use dsa_planted::dsa_model::weights::Checkpoint;
+use dsa_planted::dsa_model::{Config, Model};
 use dsa_planted::{BUGS, Bug, dsa_kernels, dsa_model};
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,12 +26,18 @@ const CASES_WITHOUT: u32 = 32;
 /// Tokens of the layer: more than it selects.
 const TOKENS: usize = 96;
 
+/// How far a logit of the golden model may be off.
+const MODEL_BOUND: f32 = 1e-4;
+
 /// What a process says of a bug that the gate killed.
 const KILLED: &str = "the gate says:";
 
 /// Why `gate` falls, if it does.
 fn fallen(gate: &str, cases: u32) -> Option<String> {
     let device = Device::best().unwrap();
+    if gate == "model" {
+        return golden_model(&device).err();
+    }
     if gate != "layer" {
         let judged = gate_once(find(gate).unwrap(), &device, cases, seed().unwrap());
         return judged.err().map(|failure| failure.reason);
@@ -37,6 +47,31 @@ fn fallen(gate: &str, cases: u32) -> Option<String> {
         Ok(report) => (!report.passed()).then(|| report.to_string()),
         Err(error) => Some(error.to_string()),
     }
+}
+
+/// Runs the golden model of GLM-5.2, whose layers 2 and 3 share the keys of layer 1; says how far its logits are from
+/// those stored beside it if that is too far, or why it does not run.
+fn golden_model(device: &Device) -> Result<(), String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/glm");
+    let said = |error: dsa_model::Error| error.to_string();
+    let config = Config::read(&folder).map_err(said)?;
+    let weights = Checkpoint::open(&folder).map_err(said)?;
+    let stored = Checkpoint::open_files(vec![folder.join("expected.safetensors")]).map_err(said)?;
+    let ids = stored.tensor("input_ids").map_err(said)?.bytes;
+    let ids: Vec<u32> = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();
+    let expected = stored.values("logits", &[ids.len(), config.vocab_size]).map_err(said)?;
+    let exact = Precision::dequantised(DType::F32);
+    let model = Model::new(device, &config, weights.root(), exact).map_err(said)?;
+    let mut cache = model.cache(1, ids.len()).map_err(said)?;
+    let mut logits = Vec::new();
+    let take = |chunk: Tensor| {
+        logits.extend(chunk.download_f32()?);
+        Ok(())
+    };
+    model.prefill(&ids, 0, ids.len(), Mode::Sparse, &mut cache, take).map_err(said)?;
+    let off = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    let off = off.fold(0.0f32, |most, off| if off.is_nan() { off } else { most.max(off) });
+    if off < MODEL_BOUND { Ok(()) } else { Err(format!("the logits are off by {off}")) }
 }
 
 #[test]

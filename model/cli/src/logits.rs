@@ -1,0 +1,219 @@
+//! `dsa logits`: the whole model on given token ids.
+
+use super::run::expect_place;
+use super::{Usage, device_name, open};
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use dsa_files::same_file;
+use dsa_kernels::{DType, Tensor};
+use dsa_model::config::{Config, Overrides};
+use dsa_model::layers::Precision;
+use dsa_model::run::Mode;
+use dsa_model::weights::{Checkpoint, Dtype};
+use dsa_model::{Error, Model};
+use safetensors::tensor::TensorView;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The tensor of token ids, in the input and in the output.
+const IDS: &str = "input_ids";
+
+/// What `dsa logits` takes.
+#[derive(Args, Debug)]
+pub(super) struct Logits {
+    /// The checkpoint: a folder with config.json and safetensors files, in Hugging Face's layout.
+    #[arg(long, value_name = "DIR")]
+    ckpt: PathBuf,
+    /// The token ids: `input_ids` [n], I32 or I64, of a safetensors file. Nothing else in it is read.
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// Where input_ids [n] and logits [n, vocab_size] go, f32: a safetensors file that is made or replaced whole.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The first token that is run by itself, as in decoding; those before it run in chunks. All run in chunks if it
+    /// is not given.
+    #[arg(long, value_name = "N")]
+    decode_from: Option<usize>,
+    /// Which keys a token attends to: those the indexer selects, all, or one after the other. With both, the dense ones
+    /// go to dense.logits.
+    #[arg(long, value_enum, default_value_t = Attention::Sparse)]
+    attention: Attention,
+    /// The type of weights and activations on the device. If it is not given, activations are bf16 and weights in fp8
+    /// stay so.
+    #[arg(long, value_enum)]
+    dtype: Option<Type>,
+    /// Tokens of a chunk.
+    #[arg(long, value_name = "N", default_value_t = 512,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    prefill_chunk: u32,
+    /// Keys that a query attends to, in place of the checkpoint's.
+    #[arg(long, value_name = "N")]
+    topk: Option<usize>,
+    /// Which layers have an indexer, in place of the checkpoint's: a letter for each layer, F has one and S shares
+    /// (FFSSF), or FREQUENCY:OFFSET.
+    #[arg(long, value_name = "PATTERN")]
+    share_index: Option<String>,
+    /// Most tokens, in place of the checkpoint's.
+    #[arg(long, value_name = "N")]
+    max_seq: Option<usize>,
+    /// cpu, cuda, hip or with an index, cuda:1.
+    #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
+    device: Option<String>,
+}
+
+/// Which keys a token attends to.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Attention {
+    Sparse,
+    Dense,
+    Both,
+}
+
+impl Attention {
+    /// The modes to run, and the names of their logits.
+    fn modes(self) -> &'static [(Mode, &'static str)] {
+        match self {
+            Self::Sparse => &[(Mode::Sparse, "logits")],
+            Self::Dense => &[(Mode::Dense, "logits")],
+            Self::Both => &[(Mode::Sparse, "logits"), (Mode::Dense, "dense.logits")],
+        }
+    }
+}
+
+/// A type that a model runs in.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Type {
+    F32,
+    Bf16,
+}
+
+impl Type {
+    fn precision(self) -> Precision {
+        Precision::dequantised(match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+        })
+    }
+}
+
+/// Runs the model, and writes what it puts out.
+pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
+    if same_file(&args.inputs, &args.out) {
+        bail!("--out {}: is the file of --inputs, which would be lost", args.out.display());
+    }
+    expect_place(&args.out)?;
+    let overrides =
+        Overrides { topk: args.topk, share_index: args.share_index.clone(), max_seq: args.max_seq };
+    let (config, warnings) = overrides.apply(Config::read(&args.ckpt)?)?;
+    let ids = token_ids(&args.inputs, &config)?;
+    let from = args.decode_from.unwrap_or(ids.len());
+    if from > ids.len() {
+        let n = ids.len();
+        return Err(Usage::error(format!("--decode-from {from}: there are {n} tokens")));
+    }
+    let checkpoint = Checkpoint::open(&args.ckpt)?;
+    let device = open(args.device.as_deref())?;
+    for warning in warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    let precision = args.dtype.map_or(Precision::STORED, Type::precision);
+    let model = Model::new(&device, &config, checkpoint.root(), precision)?;
+    let kept = config.quantization.is_some() && precision.fp8;
+    let dtype = if kept { "fp8 and bf16" } else { precision.dtype.name() };
+    let mut results = Vec::new();
+    for (mode, name) in args.attention.modes() {
+        let logits = run(&model, &ids, from, args.prefill_chunk as usize, *mode)?;
+        results.push((*name, logits));
+    }
+    let mut settings: HashMap<String, String> = config.deciding().into_iter().collect();
+    let mut say = |name: &str, value: String| settings.insert(name.to_string(), value);
+    say("dtype", dtype.to_string());
+    say("attention", format!("{:?}", args.attention).to_lowercase());
+    say("prefill chunk", args.prefill_chunk.to_string());
+    say("decode from", from.to_string());
+    say("device", device.name().to_string());
+    save(&args.out, &ids, &results, config.vocab_size, settings)?;
+    for overridden in &config.overrides {
+        writeln!(out, "{overridden}")?;
+    }
+    let (n, vocab, to) = (ids.len(), config.vocab_size, args.out.display());
+    let names: Vec<_> = results.iter().map(|(name, _)| *name).collect();
+    let (what, kind) = (names.join(", "), device.kind());
+    writeln!(out, "{what}: f32[{n}, {vocab}] in {dtype} on {kind} ({}) -> {to}", device.name())?;
+    Ok(())
+}
+
+/// The logits of all ids, `[n, vocab_size]` f32 as little-endian bytes.
+fn run(
+    model: &Model,
+    ids: &[u32],
+    from: usize,
+    chunk: usize,
+    mode: Mode,
+) -> Result<Vec<u8>, Error> {
+    let mut cache = model.cache(1, ids.len())?;
+    let mut all = Vec::new();
+    for (ids, chunk) in [(&ids[..from], chunk), (&ids[from..], 1)] {
+        let take = |logits: Tensor| {
+            all.extend(logits.download()?);
+            Ok(())
+        };
+        if !ids.is_empty() {
+            model.prefill(ids, 0, chunk, mode, &mut cache, take)?;
+        }
+    }
+    Ok(all)
+}
+
+/// The token ids in the file, each in the vocabulary, and no more of them than the model has positions.
+fn token_ids(path: &Path, config: &Config) -> anyhow::Result<Vec<u32>> {
+    let file = Checkpoint::open_files(vec![path.to_path_buf()])?;
+    let (dtype, shape) = file.form(IDS)?;
+    let &[n] = shape else {
+        let (found, expected) = (shape.to_vec(), vec![shape.iter().product()]);
+        return Err(Error::Shape { name: IDS.into(), found, expected }.into());
+    };
+    let most = config.max_position_embeddings;
+    let expected = format!("1 to the {most} positions of the model (--max-seq says otherwise)");
+    Error::check((1..=most).contains(&n), IDS, format!("{n} ids"), expected)?;
+    let bytes = file.tensor(IDS)?.bytes;
+    let ids: Vec<i64> = match dtype {
+        Dtype::I32 => {
+            bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()
+        }
+        Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        found => {
+            return Err(Error::Dtype { name: IDS.into(), found, expected: "I32 or I64" }.into());
+        }
+    };
+    let vocab = config.vocab_size;
+    let right = |id: &i64| u32::try_from(*id).ok().filter(|id| (*id as usize) < vocab);
+    let id = |id: &i64| {
+        right(id).ok_or_else(|| Error::Argument {
+            name: "token id",
+            value: id.to_string(),
+            expected: format!("0 to {}, the vocabulary's", vocab - 1),
+        })
+    };
+    Ok(ids.iter().map(id).collect::<Result<_, _>>()?)
+}
+
+/// Writes ids and logits, and in the metadata how they were made.
+fn save(
+    path: &Path,
+    ids: &[u32],
+    logits: &[(&str, Vec<u8>)],
+    vocab: usize,
+    settings: HashMap<String, String>,
+) -> anyhow::Result<()> {
+    let n = ids.len();
+    let ids: Vec<u8> = ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect();
+    let mut views = vec![(IDS, TensorView::new(Dtype::I32, vec![n], &ids)?)];
+    for (name, logits) in logits {
+        views.push((name, TensorView::new(Dtype::F32, vec![n, vocab], logits)?));
+    }
+    let bytes = safetensors::serialize(views, Some(settings))?;
+    dsa_files::replace(path, |file| file.write_all(&bytes))?;
+    Ok(())
+}
