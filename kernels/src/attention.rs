@@ -3,7 +3,8 @@
 use crate::Result;
 use crate::contract::Bound;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
 use crate::tile::{Machine, reciprocal};
 
 use cubecl::prelude::*;

@@ -15,8 +15,9 @@
 
 use crate::Result;
 use crate::device::{Device, DeviceKind};
+use crate::dtype::DType;
 use crate::error::KernelError;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 

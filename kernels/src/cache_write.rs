@@ -17,10 +17,11 @@
 use crate::Result;
 use crate::contract::Contract;
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::pages::{Pages, PagesLaunch};
 use crate::quant::{BLOCK, Floor, Quantised, ScaleFmt, amax, block_scale, quantise};
 use crate::slots::{launches, slot_of};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;

@@ -23,7 +23,9 @@ pub use check::{Bound, Given};
 pub use expression::{Range, Sizes, value};
 pub use line::{Kind, ScalarLine, SizeLine, Strides, TensorLine, Types};
 
-use crate::tensor::{DType, Tensor};
+use crate::dtype::DType;
+
+use crate::tensor::Tensor;
 use crate::{KernelError, Result};
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};

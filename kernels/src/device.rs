@@ -1,8 +1,9 @@
 //! The devices kernels run on.
 
 use crate::Result;
+use crate::dtype::DType;
 use crate::error::KernelError;
-use crate::tensor::{DType, Tensor, elements, expect_indexable};
+use crate::tensor::{Tensor, elements, expect_indexable};
 use crate::tile::Machine;
 use cubecl::client::Client;
 use cubecl::execution::{StreamMode, StreamModeOverride};

@@ -12,7 +12,8 @@
 use crate::Result;
 use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;

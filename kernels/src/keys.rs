@@ -8,9 +8,10 @@
 
 mod record;
 
+use crate::dtype::DType;
 use crate::pages::{KvRecord, Pages, PagesLaunch};
 use crate::seen::KeyRange;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 use record::{load_record, rope_at};

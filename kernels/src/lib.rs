@@ -19,6 +19,7 @@ pub mod copy;
 pub mod dense_attention;
 pub mod device;
 pub mod dispatch;
+mod dtype;
 pub mod embedding;
 pub mod error;
 pub mod fold_scales;
@@ -48,9 +49,10 @@ pub mod top_k;
 pub mod weight;
 
 pub use device::{Device, DeviceKind};
+pub use dtype::DType;
 pub use error::KernelError;
 pub use source::{source_hash, source_text};
-pub use tensor::{DType, Tensor};
+pub use tensor::Tensor;
 
 /// Version of the LLVM that is linked in and compiles the kernels.
 pub fn llvm_version() -> &'static str {

@@ -27,9 +27,10 @@
 use crate::Result;
 use crate::contract::Contract;
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::product::*;
 use crate::quant::{BLOCK, ScaleFmt, act_quant};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;

@@ -16,7 +16,8 @@
 //! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::device::{Device, DeviceKind};
-use crate::tensor::{DType, Tensor};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
 use crate::tile::*;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;

@@ -1,6 +1,8 @@
 //! A matrix as the checkpoint stores it, or one for each expert.
 
-use crate::tensor::{DType, Tensor};
+use crate::dtype::DType;
+
+use crate::tensor::Tensor;
 use crate::{KernelError, Result};
 
 /// A weight `[.., out, in]`; with experts they are the first axis.

@@ -4,7 +4,8 @@ use super::expression::Sizes;
 use super::line::{Kind, ScalarLine, SizeLine, Strides, TensorLine, Types};
 use super::{Contract, Form};
 use crate::device::Device;
-use crate::tensor::{DType, Tensor, expect_indexable, has_whole_rows, is_contiguous};
+use crate::dtype::DType;
+use crate::tensor::{Tensor, expect_indexable, has_whole_rows, is_contiguous};
 use crate::{KernelError, Result};
 
 /// A scalar argument.

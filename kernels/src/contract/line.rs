@@ -1,7 +1,7 @@
 //! The lines of a contract.
 
 use super::expression::{Expression, Range, Sizes, is_name, value};
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// How the elements of a tensor may lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,10 @@
 
 use super::IndexKeys;
 use super::tiling::Tiling;
+use crate::dtype::DType;
 use crate::pages::{Pages, PagesLaunch};
 use crate::seen::{KeyRange, Seen};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 

@@ -14,7 +14,8 @@
 
 use crate::Result;
 use crate::device::Device;
-use crate::tensor::{DType, Tensor};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
 use crate::tile::*;
 use crate::top_k::columns::*;
 use crate::top_k::policy::{Policy, budget};
