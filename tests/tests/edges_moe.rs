@@ -127,20 +127,14 @@ fn pairs_are_sorted_whoever_goes_where() {
     }
 }
 
-/// `case` of a sum with these indices, and with the order and ends that the dispatch to `experts` gives them.
-pub fn dispatched(case: Case, indices: HostTensor, experts: usize) -> Case {
-    let dispatch = Case::new("dispatch").with("indices", indices.clone()).set("experts", experts);
-    let lists = expected(&dispatch).into_iter();
-    lists.fold(case.with("indices", indices), |case, (name, list)| case.with(name, list))
-}
-
 /// The sum over experts whose rows are `y`, one column, of one token.
 fn combine(y: &[f32], indices: &[i32]) -> Case {
     let top_k = indices.len();
-    let case = Case::new("combine")
+    Case::new("combine")
         .with("y", f32s(&[top_k, 1], y))
-        .with("weights", f32s(&[1, top_k], &vec![1.0; top_k]));
-    dispatched(case, HostTensor::i32(&[1, top_k], indices), 4)
+        .with("indices", HostTensor::i32(&[1, top_k], indices))
+        .with("weights", f32s(&[1, top_k], &vec![1.0; top_k]))
+        .set("experts", 4)
 }
 
 #[test]
@@ -173,9 +167,10 @@ fn a_sum_of_any_size_agrees_with_the_reference() {
     {
         let case = Case::new("combine")
             .with("y", f32s(&[n * top_k, d], &vec![1.0; n * top_k * d]))
+            .with("indices", indices(n, top_k, |_| rng.below(experts) as i32))
             .with("weights", floats(8, &[n, top_k]))
-            .with("shared", floats(9, &[n, d]));
-        let case = dispatched(case, indices(n, top_k, |_| rng.below(experts) as i32), experts);
+            .with("shared", floats(9, &[n, d]))
+            .set("experts", experts);
         holds(&case.clone().set("out", "bf16"));
         holds(&case.set("strided", "aligned").set("out", "f16"));
     }
@@ -308,6 +303,32 @@ fn lists_that_are_no_dispatch_are_read_within_their_bounds() {
             let out = combine(&y, &dispatch, &routing, None, DType::F32).unwrap();
             assert_eq!(out.download_f32().unwrap(), [2.0; 3], "{a} {b}");
         }
+    }
+}
+
+#[test]
+fn lists_of_another_shape_or_type_than_a_dispatch_has_are_refused() {
+    use dsa_kernels::combine::combine;
+    use dsa_kernels::dispatch::Dispatch;
+    use dsa_kernels::router::Routing;
+    let device = device();
+    let empty = |shape: &[usize], dtype| device.empty(shape, dtype).unwrap();
+    let (y, ids) = (empty(&[6, 4], DType::F32), |shape: &[usize]| empty(shape, DType::I32));
+    let refusal = |order, ends| {
+        let routing = Routing { indices: ids(&[3, 2]), weights: empty(&[3, 2], DType::F32) };
+        let dispatch = Dispatch { order, ends };
+        combine(&y, &dispatch, &routing, None, DType::F32).unwrap_err().to_string()
+    };
+    let message = refusal(ids(&[5]), ids(&[4]));
+    assert_eq!(message, "order has shape [5], expected [n * top_k=6]");
+    let message = refusal(empty(&[6], DType::F32), ids(&[4]));
+    assert_eq!(message, "order holds f32, expected i32");
+    let message = refusal(ids(&[6]), empty(&[4], DType::U8));
+    assert_eq!(message, "ends holds u8, expected i32");
+    for experts in [0, 513] {
+        let message = refusal(ids(&[6]), ids(&[experts]));
+        let expected = format!("ends has shape [{experts}], expected experts from 1 to 512");
+        assert_eq!(message, expected);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a row, or a token, gets from the kernels of the other half of a layer is the same bits alone, among others, and
 //! in every run.
 
-use crate::edges_moe::{dispatched, indices, router};
+use crate::edges_moe::{indices, router};
 use crate::support::*;
 use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;
@@ -54,12 +54,12 @@ fn combine_of(tokens: std::ops::Range<usize>) -> Case {
     pairs.sort_by_key(|pair| (expert(*pair), *pair));
     let rows_of_y = pairs.iter().flat_map(|pair| floats(100 + *pair as u64, &[1, d]).to_f32());
     let y: Vec<f32> = rows_of_y.collect();
-    let indices = HostTensor::i32(&[tokens.len(), top_k], &of);
-    let case = Case::new("combine")
+    Case::new("combine")
         .with("y", f32s(&[pairs.len(), d], &y))
+        .with("indices", HostTensor::i32(&[tokens.len(), top_k], &of))
         .with("weights", weights)
-        .with("shared", rows(&floats(21, &[16, d]), tokens));
-    dispatched(case, indices, 9)
+        .with("shared", rows(&floats(21, &[16, d]), tokens))
+        .set("experts", 9)
 }
 
 #[test]

@@ -50,11 +50,10 @@ impl RowParts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tile::MatrixUnit;
 
     #[test]
     fn the_parts_of_a_row_are_all_of_it() {
-        let machine = |team| Machine { matrix: MatrixUnit::Plain, team, plane: 1, teams: 1 };
+        let machine = |team| Machine::plain(team, 1, 1);
         for (team, vectors) in [(1, 7), (1, 0), (128, 0), (128, 1), (128, 128), (128, 129)] {
             let RowParts { parts, steps } = RowParts::new(machine(team), vectors);
             assert!(parts >= 1 && parts * steps * team >= vectors, "{team} {vectors}");

@@ -1,5 +1,6 @@
 //! The residual's addition and the norm behind it.
 
+use super::rms_norm::EPS;
 use super::*;
 use dsa_kernels::add_norm::{self, ADD_RMS_NORM};
 
@@ -23,7 +24,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     production,
     sample,
-    bench: &[],
+    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
 };
 
 /// A sum of two is rounded once.
@@ -101,7 +102,7 @@ fn forms() -> Forms {
 fn production() -> Vec<Case> {
     let rows = || zeros(DType::Bf16, &[v32::FEW, v32::HIDDEN]);
     let case = Case::new(KERNEL.name).with("x", rows()).with("residual", rows());
-    vec![case.with("weight", zeros(DType::F32, &[v32::HIDDEN])).set("eps", 1e-6)]
+    vec![case.with("weight", zeros(DType::F32, &[v32::HIDDEN])).set("eps", EPS)]
 }
 
 fn sample() -> Case {
@@ -109,5 +110,47 @@ fn sample() -> Case {
         .with("x", floats(1, &[3, 20]))
         .with("residual", floats(2, &[3, 20]))
         .with("weight", floats(3, &[20]))
-        .set("eps", 1e-6)
+        .set("eps", EPS)
+}
+
+fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (n, d, dtype) = (axes.s_q, v32::HIDDEN, axes.dtype);
+    let rng = &mut Rng::new(seed);
+    let [x, residual] =
+        [random(device, dtype, &[n, d], seed)?, random(device, dtype, &[n, d], seed + 1)?];
+    let weight = random(device, DType::F32, &[d], seed + 2)?;
+    let gate = Case::new(KERNEL.name)
+        .with("x", tensor(rng, dtype, &[3, d], Fill::Normal))
+        .with("residual", tensor(rng, dtype, &[3, d], Fill::Normal))
+        .with("weight", floats(seed, &[d]))
+        .set("eps", EPS);
+    let inputs = [x.clone(), residual.clone(), weight.clone()];
+    Ok(Spec {
+        kernel: KERNEL.name,
+        stage: Stage::Prefill,
+        case: String::new(),
+        shape: sizes([("n", n), ("d", d)]),
+        dtype: dtype.to_string(),
+        flop: (6 * n * d) as u64,
+        bytes: (4 * n * d * dtype.size()) as u64,
+        gate,
+        work: Box::new(move || {
+            let (y, new_residual) = add_norm::add_rms_norm(&x, &residual, &weight, EPS)?;
+            Ok(vec![("y", y), ("new_residual", new_residual)])
+        }),
+        timed: Timed {
+            rows: n,
+            heads: 1,
+            cost: d,
+            cut: Box::new(move |at, out| {
+                let [x, residual, weight] = &inputs;
+                let case = Case::new(KERNEL.name)
+                    .with("x", at.rows(x)?)
+                    .with("residual", at.rows(residual)?)
+                    .with("weight", at.whole(weight)?)
+                    .set("eps", EPS);
+                Ok((case, at.outputs(out)?))
+            }),
+        },
+    })
 }

@@ -4,17 +4,24 @@ use super::dispatch::indices;
 use super::gemm::{OUTS, out_dtype};
 use super::*;
 use dsa_kernels::combine::{self, COMBINE};
-use dsa_kernels::dispatch::Dispatch;
+use dsa_kernels::dispatch::dispatch;
 use dsa_kernels::router::Routing;
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: COMBINE.name,
-    contract: COMBINE,
+    // A case holds the indices; the launcher takes what dispatch makes of them, too.
+    contract: Contract {
+        name: "combine, of indices",
+        tensors: &[COMBINE.tensors[0], COMBINE.tensors[3], COMBINE.tensors[4], COMBINE.tensors[5]],
+        scalars: &["experts: integer 1 to 512", COMBINE.scalars[0]],
+        sizes: &[COMBINE.sizes[0]],
+        ..COMBINE
+    },
     file: "combine.rs",
     beside: || vec![strided()],
     made: &[],
-    scratch: "0",
-    work: "n * top_k * d",
+    scratch: "4 * (n * top_k + experts)",
+    work: "n * top_k * (d + experts)",
     tolerance: tolerance::rounded,
     machine: combine::machine,
     launch: run,
@@ -27,7 +34,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     production,
     sample,
-    bench: &[],
+    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
 };
 
 const SHARED: &[&str] = &["shared", "no shared"];
@@ -40,16 +47,7 @@ fn runs(case: &Case, _: &Device) -> Vec<&'static str> {
     runs
 }
 
-/// `case` with the order and the ends that [`dispatch`](reference::dispatch) gives its indices.
-fn dispatched(case: Case, indices: HostTensor, experts: usize) -> Case {
-    let (shape, values) = ([indices.shape[0], indices.shape[1]], indices.to_i32());
-    let given = ndarray::Array2::from_shape_fn(shape, |(t, j)| values[t * shape[1] + j]);
-    let lists = reference::dispatch::dispatch(given.view(), experts);
-    case.with("indices", indices)
-        .with("order", vector(&lists.order))
-        .with("ends", vector(&lists.ends))
-}
-
+/// The rows of y lie in the order that `dispatch` gives the indices.
 fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let y = case.upload_rows(device, "y")?;
     let (indices, weights) = (case.upload(device, "indices")?, case.upload(device, "weights")?);
@@ -57,8 +55,7 @@ fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
         true => Some(case.upload_rows(device, "shared")?),
         false => None,
     };
-    let dispatch =
-        Dispatch { order: case.upload(device, "order")?, ends: case.upload(device, "ends")? };
+    let dispatch = dispatch(&indices, case.scalar("experts")?)?;
     let routing = Routing { indices, weights };
     let out = combine::combine(&y, &dispatch, &routing, shared.as_ref(), out_dtype(case)?)?;
     only("out", &out)
@@ -71,8 +68,7 @@ fn reference(case: &Case) -> Result<Outputs, CaseError> {
         false => None,
     };
     let indices = case.array_i32("indices")?;
-    let (order, ends) = (case.vec_i32("order")?, case.vec_i32("ends")?);
-    let dispatch = reference::dispatch::Dispatch { order, ends };
+    let dispatch = reference::dispatch::dispatch(indices.view(), case.scalar("experts")?);
     let routing = reference::router::Routing { indices, weights };
     let shared = shared.as_ref().map(|shared| shared.view());
     let out = reference::combine::combine(y.view(), &dispatch, &routing, shared, &unrounded())?;
@@ -128,7 +124,7 @@ fn forms() -> Forms {
             .with("weights", HostTensor::new(DType::F32, &[form.n, form.top_k], &weights))
             .set("out", form.out)
             .set("strided", form.strided);
-        let case = dispatched(case, indices, form.experts);
+        let case = case.with("indices", indices).set("experts", form.experts);
         if form.shared { case.with("shared", shared) } else { case }
     })
 }
@@ -179,16 +175,88 @@ fn production() -> Vec<Case> {
             .with("y", zeros(dtype, &[v32::FEW * v32::EXPERTS_PER_TOKEN, v32::HIDDEN]))
             .with("weights", zeros(DType::F32, &[v32::FEW, v32::EXPERTS_PER_TOKEN]))
             .set("out", DType::Bf16);
-        let case = dispatched(case, ints(&[v32::FEW, v32::EXPERTS_PER_TOKEN]), v32::EXPERTS);
+        let case = case
+            .with("indices", ints(&[v32::FEW, v32::EXPERTS_PER_TOKEN]))
+            .set("experts", v32::EXPERTS);
         if shared { case.with("shared", zeros(dtype, &[v32::FEW, v32::HIDDEN])) } else { case }
     };
     vec![case(DType::Bf16, true), case(DType::F32, true), case(DType::Bf16, false)]
 }
 
 fn sample() -> Case {
-    let case = Case::new(KERNEL.name)
+    Case::new(KERNEL.name)
         .with("y", floats(1, &[6, 20]))
+        .with("indices", HostTensor::i32(&[3, 2], &[4, 0, 2, 4, -1, 0]))
         .with("weights", floats(2, &[3, 2]))
-        .set("out", "f32");
-    dispatched(case, HostTensor::i32(&[3, 2], &[4, 0, 2, 4, -1, 0]), 5)
+        .set("experts", 5)
+        .set("out", "f32")
+}
+
+fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (n, top_k, experts) = (axes.s_q, v32::EXPERTS_PER_TOKEN, v32::EXPERTS);
+    let (d, dtype, rng) = (24 * axes.index_heads, axes.dtype, &mut Rng::new(seed));
+    let y = random(device, dtype, &[n * top_k, d], seed)?;
+    let shared = random(device, dtype, &[n, d], seed + 1)?;
+    // Positive, so that few sums cancel.
+    let weights: Vec<f32> = (0..n * top_k).map(|_| 0.1 + rng.unit()).collect();
+    let weights = device.upload_f32(&weights, &[n, top_k], DType::F32)?;
+    let listed: Vec<i32> = (0..n * top_k).map(|_| rng.below(experts) as i32).collect();
+    let indices = device.upload_i32(&listed, &[n, top_k])?;
+    let dispatch = dispatch(&indices, experts)?;
+    let place = places(&listed);
+    let gate = Case::new(KERNEL.name)
+        .with("y", tensor(rng, dtype, &[2 * top_k, d], Fill::Normal))
+        .with("indices", HostTensor::i32(&[2, top_k], &vec![3; 2 * top_k]))
+        .with("weights", floats(seed, &[2, top_k]))
+        .with("shared", tensor(rng, dtype, &[2, d], Fill::Normal))
+        .set("experts", experts)
+        .set("out", dtype);
+    let routing = Routing { indices, weights };
+    let inputs = [y.clone(), shared.clone(), routing.indices.clone(), routing.weights.clone()];
+    Ok(Spec {
+        kernel: KERNEL.name,
+        stage: Stage::Prefill,
+        case: String::new(),
+        shape: sizes([("n", n), ("top_k", top_k), ("d", d)]),
+        dtype: dtype.to_string(),
+        flop: (2 * n * top_k * d) as u64,
+        bytes: ((n * top_k + 2 * n) * d * dtype.size()) as u64,
+        gate,
+        work: Box::new(move || {
+            let out = combine::combine(&y, &dispatch, &routing, Some(&shared), dtype)?;
+            Ok(one("out", out))
+        }),
+        timed: Timed {
+            rows: n,
+            heads: 1,
+            cost: top_k * d,
+            cut: Box::new(move |at, out| {
+                let [y, shared, indices, weights] = &inputs;
+                // The rows of y that are the drawn tokens', in the order that a dispatch of these alone has.
+                let pairs = at.rows.iter().flat_map(|token| token * top_k..(token + 1) * top_k);
+                let mut rows: Vec<usize> = pairs.map(|pair| place[pair]).collect();
+                rows.sort_unstable();
+                let y = Drawn { device: at.device, rows, heads: 0..1 }.rows(y)?;
+                let case = Case::new(KERNEL.name)
+                    .with("y", y)
+                    .with("indices", at.rows(indices)?)
+                    .with("weights", at.rows(weights)?)
+                    .with("shared", at.rows(shared)?)
+                    .set("experts", experts)
+                    .set("out", dtype);
+                Ok((case, at.outputs(out)?))
+            }),
+        },
+    })
+}
+
+/// The place of each pair in the order of its experts.
+fn places(experts: &[i32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..experts.len()).collect();
+    order.sort_by_key(|pair| experts[*pair]);
+    let mut places = vec![0; order.len()];
+    for (place, pair) in order.into_iter().enumerate() {
+        places[pair] = place;
+    }
+    places
 }

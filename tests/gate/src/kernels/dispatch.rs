@@ -19,7 +19,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     paths: Paths::one("indices"),
     production,
     sample,
-    bench: &[],
+    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
 };
 
 fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
@@ -75,4 +75,41 @@ fn production() -> Vec<Case> {
 fn sample() -> Case {
     let indices = HostTensor::i32(&[3, 2], &[4, 0, 2, 4, -1, 0]);
     Case::new(KERNEL.name).with("indices", indices).set("experts", 5)
+}
+
+/// All of it at once: which pairs come before one is a matter of every other.
+fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (n, top_k, experts) = (axes.s_q, v32::EXPERTS_PER_TOKEN, v32::EXPERTS);
+    let rng = &mut Rng::new(seed);
+    let listed: Vec<i32> = (0..n * top_k).map(|_| rng.below(experts) as i32).collect();
+    let indices = device.upload_i32(&listed, &[n, top_k])?;
+    let case = move |listed: &[i32]| {
+        Case::new(KERNEL.name)
+            .with("indices", HostTensor::i32(&[listed.len() / top_k, top_k], listed))
+            .set("experts", experts)
+    };
+    let gate = case(&listed[..top_k * n.min(4)]);
+    Ok(Spec {
+        kernel: KERNEL.name,
+        stage: Stage::Prefill,
+        case: String::new(),
+        shape: sizes([("n", n), ("top_k", top_k), ("experts", experts)]),
+        dtype: DType::I32.to_string(),
+        flop: 0 as u64,
+        bytes: (8 * n * top_k + 4 * experts) as u64,
+        gate,
+        work: Box::new(move || {
+            let dispatch = dispatch::dispatch(&indices, experts)?;
+            Ok(vec![("order", dispatch.order), ("ends", dispatch.ends)])
+        }),
+        timed: Timed {
+            rows: 1,
+            heads: 1,
+            cost: n * top_k * experts,
+            cut: Box::new(move |at, out| {
+                let got = out.iter().map(|(name, out)| Ok((*name, at.whole(out)?)));
+                Ok((case(&listed), got.collect::<Result<_, CaseError>>()?))
+            }),
+        },
+    })
 }

@@ -23,7 +23,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     production,
     sample,
-    bench: &[],
+    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
 };
 
 fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
@@ -78,4 +78,42 @@ fn production() -> Vec<Case> {
 
 fn sample() -> Case {
     Case::new(KERNEL.name).with("table", floats(1, &[5, 12])).with("ids", vector(&[4, -1, 0]))
+}
+
+/// Rows of the table that is measured.
+const ROWS: usize = 1024;
+
+fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (n, hidden, dtype) = (axes.s_q, v32::HIDDEN, axes.dtype);
+    let rng = &mut Rng::new(seed);
+    let table = random(device, dtype, &[ROWS, hidden], seed)?;
+    let of: Vec<usize> = (0..n).map(|_| rng.below(ROWS)).collect();
+    let ids = vec_i32(device, &of.iter().map(|id| *id as i32).collect::<Vec<_>>())?;
+    let gate = Case::new(KERNEL.name)
+        .with("table", tensor(rng, dtype, &[3, hidden], Fill::Normal))
+        .with("ids", vector(&[2, 0, 3]));
+    let input = table.clone();
+    Ok(Spec {
+        kernel: KERNEL.name,
+        stage: Stage::Prefill,
+        case: String::new(),
+        shape: sizes([("n", n), ("hidden", hidden)]),
+        dtype: dtype.to_string(),
+        flop: 0 as u64,
+        bytes: (2 * n * hidden * dtype.size()) as u64,
+        gate,
+        work: Box::new(move || Ok(one("out", embedding::embedding(&table, &ids)?))),
+        timed: Timed {
+            rows: n,
+            heads: 1,
+            cost: hidden,
+            cut: Box::new(move |at, out| {
+                let named = at.rows.iter().map(|row| of[*row]).collect();
+                let table = Drawn { device: at.device, rows: named, heads: 0..1 }.rows(&input)?;
+                let ids: Vec<i32> = (0..at.rows.len() as i32).collect();
+                let case = Case::new(KERNEL.name).with("table", table).with("ids", vector(&ids));
+                Ok((case, at.outputs(out)?))
+            }),
+        },
+    })
 }

@@ -19,7 +19,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     paths: Paths { all: |_| paths::joined(&[NORMS, GROUPS]), of: runs, first: "logits" },
     production,
     sample,
-    bench: &[],
+    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
 };
 
 const NORMS: &[&str] = &["normalised", "as they are"];
@@ -182,4 +182,44 @@ fn production() -> Vec<Case> {
 
 fn sample() -> Case {
     case(floats(1, &[3, 12]), floats(2, &[12]), [4, 2, 5]).set("norm_topk_prob", true)
+}
+
+fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (n, experts) = (axes.s_q, v32::EXPERTS);
+    let logits = random(device, DType::F32, &[n, experts], seed)?;
+    let bias = random(device, DType::F32, &[experts], seed + 1)?;
+    let sizes_of = [8, 4, v32::EXPERTS_PER_TOKEN];
+    let config = RouterConfig {
+        num_experts_per_tok: sizes_of[2],
+        n_group: sizes_of[0],
+        topk_group: sizes_of[1],
+        norm_topk_prob: true,
+        routed_scaling_factor: 2.5,
+    };
+    let gate = case(floats(seed, &[3, experts]), floats(seed + 1, &[experts]), sizes_of);
+    let inputs = [logits.clone(), bias.clone()];
+    Ok(Spec {
+        kernel: KERNEL.name,
+        stage: Stage::Prefill,
+        case: String::new(),
+        shape: sizes([("n", n), ("experts", experts)]),
+        dtype: DType::F32.to_string(),
+        flop: (n * experts * (experts + 50)) as u64,
+        bytes: (n * (4 * experts + 8 * v32::EXPERTS_PER_TOKEN)) as u64,
+        gate,
+        work: Box::new(move || {
+            let routing = router::router(&logits, &bias, &config)?;
+            Ok(vec![("indices", routing.indices), ("weights", routing.weights)])
+        }),
+        timed: Timed {
+            rows: n,
+            heads: 1,
+            cost: 16 * experts,
+            cut: Box::new(move |at, out| {
+                let [logits, bias] = &inputs;
+                let case = case(at.rows(logits)?, at.whole(bias)?, sizes_of);
+                Ok((case, at.outputs(out)?))
+            }),
+        },
+    })
 }

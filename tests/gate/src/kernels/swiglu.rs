@@ -23,7 +23,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     },
     production,
     sample,
-    bench: &[],
+    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
 };
 
 fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
@@ -87,4 +87,36 @@ fn production() -> Vec<Case> {
 
 fn sample() -> Case {
     Case::new(KERNEL.name).with("gate", floats(1, &[3, 20])).with("up", floats(2, &[3, 20]))
+}
+
+fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (n, dim, dtype) = (axes.s_q, v32::INTERMEDIATE, axes.dtype);
+    let rng = &mut Rng::new(seed);
+    let gates = random(device, dtype, &[n, dim], seed)?;
+    let up = random(device, dtype, &[n, dim], seed + 1)?;
+    let gate = Case::new(KERNEL.name)
+        .with("gate", tensor(rng, dtype, &[3, dim], Fill::Normal))
+        .with("up", tensor(rng, dtype, &[3, dim], Fill::Normal));
+    let inputs = [gates.clone(), up.clone()];
+    Ok(Spec {
+        kernel: KERNEL.name,
+        stage: Stage::Prefill,
+        case: String::new(),
+        shape: sizes([("n", n), ("dim", dim)]),
+        dtype: dtype.to_string(),
+        flop: (20 * n * dim) as u64,
+        bytes: (3 * n * dim * dtype.size()) as u64,
+        gate,
+        work: Box::new(move || Ok(one("out", swiglu::swiglu(&gates, &up)?))),
+        timed: Timed {
+            rows: n,
+            heads: 1,
+            cost: dim,
+            cut: Box::new(move |at, out| {
+                let [gate, up] = &inputs;
+                let case = Case::new(KERNEL.name).with("gate", at.rows(gate)?);
+                Ok((case.with("up", at.rows(up)?), at.outputs(out)?))
+            }),
+        },
+    })
 }
