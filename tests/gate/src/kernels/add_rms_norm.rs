@@ -132,7 +132,7 @@ fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Resul
         shape: sizes([("n", n), ("d", d)]),
         dtype: dtype.to_string(),
         flop: (6 * n * d) as u64,
-        bytes: (4 * n * d * dtype.size()) as u64,
+        bytes: (4 * n * d * dtype.size() + 4 * d) as u64,
         gate,
         work: Box::new(move || {
             let (y, new_residual) = add_norm::add_rms_norm(&x, &residual, &weight, EPS)?;

@@ -194,7 +194,7 @@ fn sample() -> Case {
 
 fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
     let (n, top_k, experts) = (axes.s_q, v32::EXPERTS_PER_TOKEN, v32::EXPERTS);
-    let (d, dtype, rng) = (24 * axes.index_heads, axes.dtype, &mut Rng::new(seed));
+    let (d, dtype, rng) = (56 * axes.heads, axes.dtype, &mut Rng::new(seed));
     let y = random(device, dtype, &[n * top_k, d], seed)?;
     let shared = random(device, dtype, &[n, d], seed + 1)?;
     // Positive, so that few sums cancel.
@@ -220,7 +220,7 @@ fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Resul
         shape: sizes([("n", n), ("top_k", top_k), ("d", d)]),
         dtype: dtype.to_string(),
         flop: (2 * n * top_k * d) as u64,
-        bytes: ((n * top_k + 2 * n) * d * dtype.size()) as u64,
+        bytes: ((n * top_k + 2 * n) * d * dtype.size() + 12 * n * top_k) as u64,
         gate,
         work: Box::new(move || {
             let out = combine::combine(&y, &dispatch, &routing, Some(&shared), dtype)?;

@@ -95,7 +95,7 @@ fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Resul
         case: String::new(),
         shape: sizes([("n", n), ("top_k", top_k), ("experts", experts)]),
         dtype: DType::I32.to_string(),
-        flop: 0 as u64,
+        flop: 0,
         bytes: (8 * n * top_k + 4 * experts) as u64,
         gate,
         work: Box::new(move || {

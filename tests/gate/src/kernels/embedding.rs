@@ -2,6 +2,7 @@
 
 use super::*;
 use dsa_kernels::embedding::{self, EMBEDDING};
+use std::collections::BTreeSet;
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: EMBEDDING.name,
@@ -88,6 +89,7 @@ fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Resul
     let rng = &mut Rng::new(seed);
     let table = random(device, dtype, &[ROWS, hidden], seed)?;
     let of: Vec<usize> = (0..n).map(|_| rng.below(ROWS)).collect();
+    let distinct = of.iter().collect::<BTreeSet<_>>().len();
     let ids = vec_i32(device, &of.iter().map(|id| *id as i32).collect::<Vec<_>>())?;
     let gate = Case::new(KERNEL.name)
         .with("table", tensor(rng, dtype, &[3, hidden], Fill::Normal))
@@ -99,8 +101,9 @@ fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Resul
         case: String::new(),
         shape: sizes([("n", n), ("hidden", hidden)]),
         dtype: dtype.to_string(),
-        flop: 0 as u64,
-        bytes: (2 * n * hidden * dtype.size()) as u64,
+        flop: 0,
+        // A row that several tokens name is read once.
+        bytes: ((distinct + n) * hidden * dtype.size() + 4 * n) as u64,
         gate,
         work: Box::new(move || Ok(one("out", embedding::embedding(&table, &ids)?))),
         timed: Timed {
