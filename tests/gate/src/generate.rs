@@ -12,6 +12,19 @@ mod form;
 pub(crate) use form::Exactly;
 pub use form::{Form, Forms, Model};
 
+/// Columns of a result that are so few that all of a row may cancel: what is left of it would be held against itself.
+pub(crate) const FEW_COLUMNS: usize = 64;
+
+/// Makes the first `cols` elements of each row positive, so that sums of them do not cancel.
+pub(crate) fn make_positive(tensor: &mut HostTensor, cols: usize) {
+    let row = tensor.shape.last().copied().unwrap_or(1).max(1);
+    let mut values = tensor.to_f32();
+    for row in values.chunks_mut(row) {
+        row.iter_mut().take(cols).for_each(|value| *value = value.abs());
+    }
+    *tensor = HostTensor::new(tensor.dtype, &tensor.shape.clone(), &values);
+}
+
 /// What values a tensor holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {

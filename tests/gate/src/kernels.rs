@@ -25,8 +25,8 @@ use crate::bench::*;
 use crate::case::{Case, CaseError, Cuboid, HostTensor, Matrix, Outputs, Vector};
 use crate::contract;
 use crate::generate::{
-    ALL_FILLS, Exactly, Fill, Form, Forms, Model, float, gap, index_lists, poison_unused, ranges,
-    slots, tensor,
+    ALL_FILLS, Exactly, FEW_COLUMNS, Fill, Form, Forms, Model, float, gap, index_lists,
+    make_positive, poison_unused, ranges, slots, tensor,
 };
 use crate::paths::{self, Paths};
 use crate::production as v32;

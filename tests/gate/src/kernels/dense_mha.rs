@@ -121,6 +121,9 @@ fn forms() -> Forms {
             k = extreme::keys(rng, form.dtype, &[s_kv, heads, d_qk], keys);
             v = extreme::keys(rng, form.dtype, &[s_kv, heads, form.d_v], values);
         }
+        if form.d_v < FEW_COLUMNS {
+            make_positive(&mut v, form.d_v);
+        }
         Case::new(KERNEL.name)
             .with("q", q)
             .with("k", k)

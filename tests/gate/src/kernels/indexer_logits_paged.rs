@@ -152,8 +152,15 @@ fn paged_case(form: &Paged, rng: &mut Rng) -> Case {
     let n_pages = b * max_pages + 1;
     let n = n_pages * page_size;
     let fill = rng.choose(&[Fill::Normal, Fill::Normal, Fill::Extreme]);
-    let keys = tensor(rng, DType::F32, &[n, dim], fill).to_f32();
-    let keys = Array2::from_shape_vec((n, dim), keys).unwrap_or_default();
+    let mut keys = tensor(rng, DType::F32, &[n, dim], fill);
+    // Of few keys all scores may cancel.
+    let longest = max_pages * page_size;
+    let max_context = 1 + rng.below(longest);
+    let few = max_context < FEW_COLUMNS;
+    if few {
+        make_positive(&mut keys, dim);
+    }
+    let keys = Array2::from_shape_vec((n, dim), keys.to_f32()).unwrap_or_default();
     let Ok(q8) = act_quant(keys.view(), dim, ScaleFmt::Ue8m0) else {
         return Case::new(KERNEL.name);
     };
@@ -171,15 +178,20 @@ fn paged_case(form: &Paged, rng: &mut Rng) -> Case {
             *page = rng.choose(&[-1, i32::MIN, n_pages as i32, i32::MAX]);
         }
     }
-    let longest = max_pages * page_size;
-    let max_context = 1 + rng.below(longest);
     let lens: Vec<i32> =
         (0..b).map(|_| [0, 1, rng.below(longest + 1), longest][rng.below(4)] as i32).collect();
     // Codes of keys are hundreds. A sigmoid of products of thousands is a step, whose place the matrix unit's fp8
     // products, which keep some 13 bits of the largest term, cannot tell: its queries are that much smaller.
     let size = if form.score_fn == "sigmoid" { 1.0 / 512.0 } else { 1.0 };
-    let q = tensor(rng, DType::F32, &[b, next_n, heads, dim], Fill::Normal).to_f32();
-    let q: Vec<f32> = q.into_iter().map(|q| q * size).collect();
+    let mut q = tensor(rng, DType::F32, &[b, next_n, heads, dim], Fill::Normal);
+    if few {
+        make_positive(&mut q, dim);
+    }
+    let q: Vec<f32> = q.to_f32().into_iter().map(|q| q * size).collect();
+    let mut weights = tensor(rng, DType::F32, &[b * next_n, heads], Fill::Normal);
+    if few {
+        make_positive(&mut weights, heads);
+    }
     let case = match form.by_range {
         false => Case::new(KERNEL.name).with("context_lens", HostTensor::i32(&[b], &lens)),
         true => {
@@ -189,7 +201,7 @@ fn paged_case(form: &Paged, rng: &mut Rng) -> Case {
     };
     case.with("q", HostTensor::new(DType::E4m3, &[b, next_n, heads, dim], &q))
         .with("cache", HostTensor::u8(&[n_pages, page_bytes], cache))
-        .with("weights", tensor(rng, DType::F32, &[b * next_n, heads], Fill::Normal))
+        .with("weights", weights)
         .with("block_table", HostTensor::i32(&[b, max_pages], &order))
         .set("page_size", page_size)
         .set("max_context", max_context)

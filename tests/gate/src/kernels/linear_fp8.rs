@@ -131,7 +131,7 @@ pub(super) fn scales(rng: &mut Rng, shape: &[usize], out: DType) -> HostTensor {
 /// Makes one product of every element outweigh the others, where there are few: what is left of a row when they cancel
 /// would be held against itself.
 pub(super) fn outweigh(x: &mut HostTensor, w: &mut HostTensor, cols: usize) {
-    if cols > 8 {
+    if cols > FEW_COLUMNS {
         return;
     }
     for tensor in [x, w] {

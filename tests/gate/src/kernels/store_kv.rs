@@ -3,6 +3,7 @@
 use super::*;
 use dsa_kernels::cache_write::{self, KvRecord, store_kv};
 use dsa_reference::cache_write as expected;
+use half::bf16;
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: cache_write::STORE_KV.name,
@@ -35,7 +36,24 @@ fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
     let slots = case.upload(device, "slots")?;
     let cache = case.upload(device, "cache")?;
     store_kv(&c, &k_pe, &slots, &cache, case.scalar("page_size")?)?;
-    only("cache", &cache)
+    let record = KvRecord { kv_lora_rank: c.shape()[1], rope_dim: k_pe.shape()[1] };
+    let mut out = HostTensor::download(&cache)?;
+    one_nan(&mut out, &case.vec_i32("slots")?, record);
+    Ok(outputs([("cache", out)]))
+}
+
+/// Makes one of bf16's NaNs of each in the records written to `slots`: which it is, is the device's own.
+fn one_nan(cache: &mut HostTensor, slots: &[i32], record: KvRecord) {
+    for slot in slots {
+        let Ok(slot) = usize::try_from(*slot) else { continue };
+        let end = (slot + 1) * record.bytes();
+        let Some(rope) = cache.bytes.get_mut(end - 2 * record.rope_dim..end) else { continue };
+        for value in rope.as_chunks_mut::<2>().0 {
+            if bf16::from_le_bytes(*value).is_nan() {
+                *value = bf16::NAN.to_le_bytes();
+            }
+        }
+    }
 }
 
 fn reference(case: &Case) -> Result<Outputs, CaseError> {
@@ -52,6 +70,8 @@ fn reference(case: &Case) -> Result<Outputs, CaseError> {
             }
         }
     }
+    let written = KvRecord { kv_lora_rank: record.kv_lora_rank, rope_dim: record.rope_dim };
+    one_nan(&mut cache, &case.vec_i32("slots")?, written);
     Ok(outputs([("cache", cache)]))
 }
 

@@ -114,6 +114,9 @@ fn case_of_rows(kernel: &str, of: Of, form: &OfRows, rng: &mut Rng) -> Case {
         q = extreme::queries(rng, form.dtype, &[s, form.heads, d_qk], 1.0);
         kv = extreme::keys(rng, form.dtype, &[s_kv, d_qk], ANY_ROWS);
     }
+    if form.d_v < FEW_COLUMNS {
+        make_positive(&mut kv, form.d_v);
+    }
     poison_unused(&mut kv, d_qk, &used);
     if form.pages && s_kv.is_multiple_of(3) {
         kv.shape = vec![s_kv / 3, 3, d_qk];
@@ -199,6 +202,9 @@ fn case_of_records(kernel: &str, of: Of, form: &OfRecords, rng: &mut Rng) -> Cas
         let kv = extreme::keys(rng, form.dtype, &[n, d_qk], ANY_ROWS).to_f32();
         c = Array2::from_shape_fn((n, rank), |(row, i)| kv[row * d_qk + i]);
         k_pe = Array2::from_shape_fn((n, rope_dim), |(row, i)| kv[row * d_qk + rank + i]);
+    }
+    if form.d_v.unwrap_or(rank).min(d_qk) < FEW_COLUMNS {
+        c.mapv_inplace(f32::abs);
     }
     let records = record.quantise_kv(c.view(), k_pe.view());
     let (case, used) = keys(Case::new(kernel), of, rng, [s, topk, n]);
