@@ -271,6 +271,10 @@ fn the_gate_knows_a_kernel_in_its_own_file_alone() {
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap();
+        // A size may bear a kernel's name: `top_k` experts of a token.
+        let code = &ALL.iter().fold(code.to_owned(), |code, kernel| {
+            code.replace(&format!("(\"{0}\", {0})", kernel.name), "")
+        });
         let file = path.file_stem().unwrap().to_str().unwrap();
         let is_layer = path.to_str().unwrap().contains(layer.to_str().unwrap());
         for kernel in ALL.iter().filter(|kernel| kernel.name != file && !is_layer) {

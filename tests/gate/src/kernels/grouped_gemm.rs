@@ -3,6 +3,7 @@
 use super::gemm::out_dtype;
 use super::linear_fp8::{
     activations, all_of_product, codes, of_product, outweigh, scales, scales_of, some_rows,
+    without_outliers,
 };
 use super::*;
 use dsa_kernels::dispatch::Dispatch;
@@ -146,7 +147,12 @@ pub(super) fn forms(kernel: &'static str, scaled: bool) -> Forms {
                 HostTensor::new(form.dtype, &[experts, m, k], &w)
             }
         };
-        outweigh(&mut x, &mut w, m);
+        let mut w_scale =
+            scaled.then(|| scales(rng, &[experts, m.div_ceil(BLOCK), k.div_ceil(BLOCK)], form.out));
+        if scaled {
+            x = without_outliers(x, form.out);
+        }
+        outweigh(&mut x, &mut w, w_scale.as_mut(), m);
         let case = Case::new(kernel)
             .with("x", x)
             .with("w", w)
@@ -158,11 +164,10 @@ pub(super) fn forms(kernel: &'static str, scaled: bool) -> Forms {
             Some(top_k) => case.set("rows", "tokens").set("num_experts_per_tok", top_k),
             None => case.set("rows", "pairs"),
         };
-        if !scaled {
-            return case;
+        match w_scale {
+            Some(w_scale) => case.with("w_scale", w_scale).set("fmt", form.fmt),
+            None => case,
         }
-        let scales = scales(rng, &[experts, m.div_ceil(BLOCK), k.div_ceil(BLOCK)], form.out);
-        case.with("w_scale", scales).set("fmt", form.fmt)
     })
 }
 
