@@ -1,6 +1,7 @@
 //! Picture: US$ per million tokens against the context, dense and sparse, prefill and decode.
 //!
-//! Upper row: what was measured, on its own axis. Lower row: the paper's figure, and projections.
+//! First row: what was measured, on its own axis. Second: the paper's figure, and a projection. Third: what sparse
+//! attention saves, measured and published on one axis.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,7 +11,7 @@ use plotters::style::RGBColor;
 
 use super::panel::{Flag, HEAD, Panel, Swatch, TITLE, colors, footer, footer_height, legend};
 use super::scene::{Align, Marker, Scene, Stroke};
-use super::{Options, Picture, check_price, mixture, provenance, spoken};
+use super::{Options, Picture, check_price, mixture, provenance, ratio, spoken};
 use crate::cost::{Batch, Peaks, project, usd_per_mtok};
 use crate::curve::Curve;
 use crate::findings::{Findings, advantage};
@@ -125,7 +126,7 @@ pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture
     foot.insert(
         0,
         format!(
-            "Upper row at {price} US$ per hour of the measured device; lines are \
+            "First row at {price} US$ per hour of the measured device; lines are \
         medians, bands run from the fastest to the slowest sample."
         ),
     );
@@ -135,13 +136,13 @@ pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture
     }
     foot.push(format!(
         "Official: DeepSeek-V3.2-Exp paper, its cost figure, H800 at \
-        {PRICE_PER_HOUR} US$ per GPU-hour. Projections: rates fitted to that figure, scaled by \
-        data-sheet peaks at the same price, large batches; nobody measured them."
+        {PRICE_PER_HOUR} US$ per GPU-hour. Projection: rates fitted to that figure, scaled by \
+        data-sheet peaks at the same price, large batches; not measured."
     ));
     foot.extend(figure.noise(rows).map(|noise| noise.to_string()));
 
     let width = 1600.0;
-    let height = 1290.0 + footer_height(width, &foot);
+    let height = 1950.0 + footer_height(width, &foot);
     let mut scene = Scene::new(width as u32, height as u32);
     let title = "Cost of a token against its position in the context";
     scene.text((30.0, 38.0), TITLE, colors::BLACK, Align::Left, title);
@@ -151,9 +152,12 @@ pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture
     let head = format!("Measured: this layer on this device ({})", printable(device, 70));
     scene.text((30.0, 96.0), HEAD, colors::BLACK, Align::Left, &head);
     legend(&mut scene, (30.0, 132.0), 1570.0, &measured_legend());
-    let head = "For comparison: the whole model as published, and projections";
+    let head = "For comparison: the whole model as published, and a projection";
     scene.text((30.0, 710.0), HEAD, colors::BLACK, Align::Left, head);
     legend(&mut scene, (30.0, 746.0), 1570.0, &official_legend());
+    let head = "What sparse attention saves: the cost of V3.1-Terminus over that of V3.2-Exp";
+    scene.text((30.0, 1330.0), HEAD, colors::BLACK, Align::Left, head);
+    legend(&mut scene, (30.0, 1366.0), 1570.0, &ratio::legend_entries());
     for (column, stage) in Stage::ALL.into_iter().enumerate() {
         let panel = Panel {
             left: 135.0 + 795.0 * column as f64,
@@ -163,16 +167,35 @@ pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture
             x_max: 1.0,
             y_max: 1.0,
         };
-        draw_measured(&mut scene, panel, &figure, stage, &mut csv);
+        let head = per_call(&used, stage);
+        draw_measured(&mut scene, panel, &figure, stage, &head, &mut csv);
         let panel = Panel { top: 850.0, height: 360.0, ..panel };
         draw_official(&mut scene, panel, &official, stage, &mut csv)?;
+        let panel = Panel { top: 1450.0, height: 330.0, ..panel };
+        let of = |figure: &dyn Fn(Variant) -> Option<Curve>| {
+            figure(Variant::V31Terminus).zip(figure(Variant::V32Exp))
+        };
+        let measured = of(&|variant| figure.curve(stage, variant).cloned());
+        let published = of(&|variant| official.curve(stage, variant).cloned());
+        ratio::draw(&mut scene, panel, stage, [measured, published], &mut csv);
     }
-    footer(&mut scene, 1300.0, &foot);
+    footer(&mut scene, 1960.0, &foot);
     scene.finish(NAME, csv)
 }
 
 fn counts_operations(row: &Row) -> bool {
     row.stages_s().into_iter().flatten().any(|(name, _)| name.ends_with(OP_COUNT_SUFFIX))
+}
+
+/// "prefill, chunks of 1024 tokens" and the like: without it a curve means nothing.
+fn per_call(rows: &[&Row], stage: Stage) -> String {
+    let of_stage = rows.iter().filter(|row| row.what().stage == stage);
+    let tokens = of_stage.filter_map(|row| row.what().shape.get("tokens")).max();
+    match (stage, tokens) {
+        (_, None) => stage.name().to_string(),
+        (Stage::Prefill, Some(tokens)) => format!("prefill, chunks of {tokens} tokens"),
+        (Stage::Decode, Some(tokens)) => format!("decode, {tokens} requests"),
+    }
 }
 
 fn color(variant: Variant) -> RGBColor {
@@ -189,16 +212,10 @@ fn official_stroke(variant: Variant) -> Stroke {
     Stroke { color: color(variant), width: 3, dash: Some((18.0, 9.0)), marker: None }
 }
 
-/// Projections are dotted; the marker tells the device, the colour the model. A device with the
-/// arithmetic of the H800 lies on the official curve, where dots would fill the gaps of the dashes.
-fn projected_stroke(device: &Peaks, variant: Variant) -> Stroke {
-    let marker = match device.name {
-        "H800" => Marker::Cross,
-        "H200" => Marker::Ring,
-        _ => Marker::Triangle,
-    };
-    let width = if device.bf16_flops == Peaks::H800.bf16_flops { 0 } else { 2 };
-    Stroke { color: color(variant), width, dash: Some((3.0, 7.0)), marker: Some(marker) }
+/// A projection is dotted; its colour tells the model.
+fn projected_stroke(variant: Variant) -> Stroke {
+    let (dash, marker) = (Some((3.0, 7.0)), Some(Marker::Triangle));
+    Stroke { color: color(variant), width: 2, dash, marker }
 }
 
 fn measured_legend() -> Vec<(Swatch, String)> {
@@ -210,15 +227,8 @@ fn official_legend() -> Vec<(Swatch, String)> {
     let mut entries: Vec<_> = Variant::MODELS
         .map(|v| (Swatch::Line(official_stroke(v)), format!("{}, official", v.name())))
         .into();
-    for (device, words) in [
-        (Peaks::H800, "H800: fit to the official curve (projection)"),
-        (Peaks::H200, "H200 (projection: arithmetic peaks as H800, so the same line)"),
-        (Peaks::MI355X, "MI355X (projection)"),
-    ] {
-        let stroke = projected_stroke(&device, Variant::Neither);
-        let grey = Stroke { color: colors::GREY, ..stroke };
-        entries.push((Swatch::Line(grey), words.into()));
-    }
+    let grey = Stroke { color: colors::GREY, ..projected_stroke(Variant::Neither) };
+    entries.push((Swatch::Line(grey), "MI355X (projection)".into()));
     entries
 }
 
@@ -227,6 +237,7 @@ fn draw_measured(
     panel: Panel,
     figure: &CostFigure,
     stage: Stage,
+    head: &str,
     csv: &mut String,
 ) {
     let of_stage = |variant| figure.measured.get(&(stage, variant));
@@ -242,7 +253,7 @@ fn draw_measured(
     let panel = Panel { x_max, y_max, ..panel };
     let findings = figure.findings(stage);
     let y_label = "US$ per million tokens, this layer";
-    panel.axes(scene, stage.name(), &findings.summary(), y_label);
+    panel.axes(scene, head, &findings.summary(), y_label);
     for (variant, measured) in &curves {
         let points = measured.median.points();
         let edge = |ys: &[f64]| -> Vec<(f64, f64)> {
@@ -279,22 +290,21 @@ fn draw_official(
         for point in curve.points() {
             csv_line(csv, stage, &format!("{} official", variant.name()), *point, None);
         }
-        // The devices take turns along the axis, so that markers on one line stay apart.
-        for (turn, device) in [Peaks::MI355X, Peaks::H800, Peaks::H200].iter().enumerate() {
-            let mut points = Vec::new();
-            for context in (0..=131_072).step_by(2048) {
-                let cost = project(device, variant, stage, context, Batch::Production)?;
-                points.push((context as f64, cost.usd_per_mtok(PRICE_PER_HOUR)));
-            }
-            let stroke = projected_stroke(device, variant);
-            let points_px = panel.all(&points);
-            scene.curve(&points_px, Stroke { marker: None, ..stroke });
-            let marked: Vec<_> = points_px.into_iter().skip(3 * turn).step_by(9).collect();
-            scene.curve(&marked, Stroke { width: 0, ..stroke });
-            for point in points {
-                let curve = format!("{} projection {}", variant.name(), device.name);
-                csv_line(csv, stage, &curve, point, None);
-            }
+        // A device with the arithmetic of the H800, as the H200, would lie on the official curve.
+        let device = Peaks::MI355X;
+        let mut points = Vec::new();
+        for context in (0..=131_072).step_by(2048) {
+            let cost = project(&device, variant, stage, context, Batch::Production)?;
+            points.push((context as f64, cost.usd_per_mtok(PRICE_PER_HOUR)));
+        }
+        let stroke = projected_stroke(variant);
+        let points_px = panel.all(&points);
+        scene.curve(&points_px, Stroke { marker: None, ..stroke });
+        let marked: Vec<_> = points_px.into_iter().step_by(9).collect();
+        scene.curve(&marked, Stroke { width: 0, ..stroke });
+        for point in points {
+            let curve = format!("{} projection {}", variant.name(), device.name);
+            csv_line(csv, stage, &curve, point, None);
         }
     }
     flags(scene, &panel, &findings, "official", csv);
@@ -318,7 +328,13 @@ fn flags(scene: &mut Scene, panel: &Panel, findings: &Findings, of: &str, csv: &
     panel.flags(scene, flags);
 }
 
-fn csv_line(csv: &mut String, stage: Stage, curve: &str, at: (f64, f64), band: Option<(f64, f64)>) {
+pub(super) fn csv_line(
+    csv: &mut String,
+    stage: Stage,
+    curve: &str,
+    at: (f64, f64),
+    band: Option<(f64, f64)>,
+) {
     let (x, y) = at;
     let band = band.map_or(",".into(), |(low, high)| format!("{low},{high}"));
     // Writing to a String cannot fail.

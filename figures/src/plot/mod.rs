@@ -3,6 +3,7 @@
 mod cost_vs_context;
 mod files;
 mod panel;
+mod ratio;
 mod roofline;
 mod scene;
 mod time_stack;

@@ -9,12 +9,15 @@ use dsa_files::printable;
 use plotters::coord::Shift;
 use plotters::element::{Circle, PathElement, Polygon, Text};
 use plotters::prelude::{
-    BitMapBackend, DrawingArea, DrawingBackend, IntoDrawingArea, RGBAColor, RGBColor, SVGBackend,
+    DrawingArea, DrawingBackend, IntoDrawingArea, RGBAColor, RGBColor, SVGBackend,
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{
     Color, FontStyle, FontTransform, IntoFont, ShapeStyle, TextStyle, register_font,
 };
+
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{Options, Tree};
 
 use super::Picture;
 use crate::Error;
@@ -43,8 +46,6 @@ pub(crate) struct Stroke {
 pub(crate) enum Marker {
     Disc,
     Square,
-    Cross,
-    Ring,
     Triangle,
 }
 
@@ -137,11 +138,6 @@ impl Scene {
                 self.shapes.push(Shape::Circle(pixel((x, y)), 6, color.to_rgba(), 0));
             }
             Marker::Square => self.rectangle((x - r, y - r), (x + r, y + r), color, 1.0),
-            Marker::Ring => self.ring((x, y), 7, color),
-            Marker::Cross => {
-                self.line(&[(x - r, y - r), (x + r, y + r)], color, 2);
-                self.line(&[(x - r, y + r), (x + r, y - r)], color, 2);
-            }
             Marker::Triangle => {
                 self.polygon(&[(x - 7.0, y + r), (x, y - 7.0), (x + 7.0, y + r)], color, 1.0);
             }
@@ -152,19 +148,12 @@ impl Scene {
     pub fn finish(&self, stem: &'static str, csv: String) -> Result<Picture, Error> {
         let size = (self.width, self.height);
         let mut svg = String::new();
-        self.paint(&SVGBackend::with_string(&mut svg, size).into_drawing_area(), 0.0)?;
-        let mut pixels = vec![0; 3 * self.width as usize * self.height as usize];
-        self.paint(&BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area(), 0.2)?;
-        Ok(Picture { stem, svg, png: png(&pixels, size)?, csv })
+        self.paint(&SVGBackend::with_string(&mut svg, size).into_drawing_area())?;
+        let png = png(&svg)?;
+        Ok(Picture { stem, svg, png, csv })
     }
 
-    /// `drop` moves text down by that share of its size: plotters 0.3.7 centres the text of its
-    /// bitmaps too high, that of its SVGs well.
-    fn paint<DB: DrawingBackend>(
-        &self,
-        area: &DrawingArea<DB, Shift>,
-        drop: f64,
-    ) -> Result<(), Error> {
+    fn paint<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>) -> Result<(), Error> {
         register()?;
         area.fill(&plotters::style::WHITE)?;
         for shape in &self.shapes {
@@ -182,10 +171,7 @@ impl Scene {
                     area.draw(&Circle::new(*at, *radius, style))?;
                 }
                 Shape::Text(at, text, look) => {
-                    let drop = (drop * f64::from(look.size)).round() as i32;
-                    let (right, down) = if look.turned { (drop, 0) } else { (0, drop) };
-                    let at = (at.0 + right, at.1 + down);
-                    area.draw(&Text::new(text.clone(), at, look.style()))?;
+                    area.draw(&Text::new(text.clone(), *at, look.style()))?;
                 }
             }
         }
@@ -229,17 +215,21 @@ fn shown(text: &str) -> String {
     printable(text, 300).replace(['\u{fffe}', '\u{ffff}'], "?")
 }
 
-/// RGB pixels as a PNG file.
-fn png(pixels: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>, Error> {
-    let failed = |error: png::EncodingError| Error::Draw(error.to_string());
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header().map_err(failed)?;
-    writer.write_image_data(pixels).map_err(failed)?;
-    writer.finish().map_err(failed)?;
-    Ok(bytes)
+/// An SVG as a PNG, its text in the font that ships with the program.
+fn png(svg: &str) -> Result<Vec<u8>, Error> {
+    let failed = |error: String| Error::Draw(error);
+    let mut options = Options::default();
+    let fonts = options.fontdb_mut();
+    fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
+    let family = fonts.faces().next().and_then(|face| face.families.first()).cloned();
+    let (family, _) = family.ok_or_else(|| failed("the font has no name".into()))?;
+    fonts.set_sans_serif_family(family);
+    let tree = Tree::from_str(svg, &options).map_err(|error| failed(error.to_string()))?;
+    let size = tree.size().to_int_size();
+    let mut pixels = Pixmap::new(size.width(), size.height())
+        .ok_or_else(|| failed(format!("a picture of {size:?}, expected pixels")))?;
+    resvg::render(&tree, Transform::identity(), &mut pixels.as_mut());
+    pixels.encode_png().map_err(|error| failed(error.to_string()))
 }
 
 /// The nearest pixel. Pictures are a few thousand pixels large; a place far outside is held near them,

@@ -125,12 +125,17 @@ fn all_pictures_are_written() {
         "crossover at 4871; sparse 1.35x dearer at 0",
         "0123abcdef+dirty",
         "2026-01-31",
+        "decode, 4 requests",
+        "prefill, chunks of 256 tokens",
+        "What sparse attention saves",
     ] {
         assert!(svg.contains(words), "{words}");
     }
     let csv = fs::read_to_string(out.join("cost_vs_context.csv")).unwrap();
     assert!(csv.contains("decode,V3.2-Exp measured,2048,"));
     assert!(csv.contains("decode,crossover official,487"));
+    assert!(csv.contains("decode,dense over sparse measured,65536,"));
+    assert!(csv.contains("decode,dense over sparse official,131071,8.65"), "{csv}");
 }
 
 #[test]
