@@ -15,6 +15,7 @@ use dsa_reference::linear::linear;
 use dsa_reference::model::{LayerWeights, Mlp, forward};
 use dsa_reference::quant::{bf16_round, e4m3_encode};
 use dsa_reference::router::{Routing, router};
+use dsa_reference::watch::Watch;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, concatenate};
 
 /// The prompt is as long; the first decoded token stands behind it.
@@ -288,7 +289,7 @@ fn the_feed_forward_networks_and_the_gate() {
         // f32 sums of bf16 values.
         stage.bf16("moe.routed", &routed_experts(x.view(), &routing, &w.experts, &a).unwrap());
         stage.bf16("moe.shared", &feed_forward(x.view(), &w.shared, &a).unwrap());
-        let whole = experts(x.view(), w, &golden.config.router, &a).unwrap();
+        let whole = experts(x.view(), w, &golden.config.router, &a, &mut Watch::none()).unwrap();
         stage.bf16("block.ffn_out", &whole);
         stage.equal("block.ffn_out", &a.rounded(one("moe.routed") + one("moe.shared")));
     });
