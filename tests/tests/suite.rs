@@ -39,5 +39,6 @@ mod refusals_of_strides;
 mod replay;
 mod samples;
 mod sparse_memory;
+mod stages;
 mod support;
 mod wide;

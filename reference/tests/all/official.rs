@@ -153,10 +153,13 @@ fn norms_and_residuals() {
         let norm = w.input_layernorm.view();
         let (x, residual) = add_rms_norm(x.view(), residual.view(), norm, eps, &a).unwrap();
         stage.bf16("mla.x", &x);
+        let before = residual.clone();
         let (out, norm) = (stage.matrix("mla.out"), w.post_attention_layernorm.view());
         let (x, residual) = add_rms_norm(out.view(), residual.view(), norm, eps, &a).unwrap();
         stage.bf16("block.ffn_in", &x);
         stage.equal("block.residual", &residual);
+        let (unequal, _) = stage.compare("block.residual", &(&out + &before));
+        assert!(unequal > 0.3, "the residual is rounded: {unequal}");
     });
 }
 
