@@ -253,6 +253,30 @@ fn by_the_reference_the_logits_are_what_transformers_computes_and_the_keys_are_t
 }
 
 #[test]
+fn in_f32_every_stage_of_the_kernels_is_the_references_sparse_and_dense() {
+    // GLM-5.2: layers 2 and 3 share the keys of layer 1.
+    let folder = tempfile::tempdir().unwrap();
+    let both = ["--dtype", "f32", "--attention", "both", "--stages"];
+    let found = logits(folder.path(), "glm", &both).unwrap();
+    let expected = logits(folder.path(), "glm", &[&both[..], &["--reference"]].concat()).unwrap();
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(found.contains_key("dense.decode.layer4.mla.o"));
+    assert!(!found.keys().any(|name| name.contains("dense") && name.contains("index")));
+    for (name, expected) in &expected {
+        let found = &found[name];
+        assert_eq!((found.dtype, &found.shape), (expected.dtype, &expected.shape), "{name}");
+        if found.dtype == Dtype::I32 {
+            assert!(found == expected, "{name}");
+            continue;
+        }
+        // What no token sees is -inf on both sides, and no number.
+        let finite = |x: f32| if x == f32::NEG_INFINITY { 0.0 } else { x };
+        let values = |of: &Stored| of.values().into_iter().map(finite).collect::<Vec<_>>();
+        rms(name, &values(found), &values(expected), 1e-4);
+    }
+}
+
+#[test]
 fn a_file_that_does_not_hold_the_stages_is_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stages");

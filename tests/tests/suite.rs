@@ -41,4 +41,5 @@ mod samples;
 mod sparse_memory;
 mod stages;
 mod support;
+mod watch;
 mod wide;
