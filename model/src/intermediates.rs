@@ -76,7 +76,8 @@ impl Intermediates {
     /// - `given`: a file of intermediates; each stage's result is kept, and the file's goes on in its place.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for what is not as it should be in `given`.
+    /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for what is not as it should be in `given`;
+    /// [`Error::Argument`] for a prompt longer than the text.
     pub fn new(
         config: &Config,
         dtype: DType,
@@ -85,6 +86,8 @@ impl Intermediates {
         (prompt, tokens): (usize, usize),
         given: Option<Checkpoint>,
     ) -> Result<Self> {
+        let right = prompt <= tokens;
+        Error::check(right, "prompt", prompt, format!("at most the {tokens} tokens"))?;
         let kept = BTreeMap::new();
         let config = config.clone();
         let new = Self { config, dtype, mode, prefix, prompt, tokens, given, kept };
