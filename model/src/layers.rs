@@ -14,7 +14,7 @@ mod router;
 mod tests;
 
 pub use attention::{Attention, Trace};
-pub use block::{Block, Output};
+pub(crate) use block::{Block, Output};
 pub use linear::Precision;
 pub(crate) use linear::{Linear, Loader, check_dtype};
 pub(crate) use norm::Norm;

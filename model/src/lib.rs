@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod error;
+pub mod intermediates;
 mod json;
 pub mod layers;
 mod model;

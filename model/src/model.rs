@@ -100,26 +100,11 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] if there are not n ids, for an id outside the vocabulary, and if the cache is another
     /// model's; [`Error::NotFinite`] if a part of the model puts out a NaN or an infinity; [`Error::Kernel`] if a
-    /// kernel refuses or fails. The cache then holds what it held before.
+    /// kernel refuses or fails; that of who [watches](Batch::watched). The cache then holds what it held before.
     pub fn forward(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
-        self.watched(ids, batch, cache, |_, _| Ok(()))
-    }
-
-    /// [`Model::forward`] that shows each layer's number and output to `watch`, which may keep them: nothing of the
-    /// result depends on it. An error of `watch` ends the step.
-    ///
-    /// # Errors
-    /// As [`Model::forward`], and those of `watch`.
-    pub fn watched(
-        &self,
-        ids: &[u32],
-        batch: &Batch,
-        cache: &mut Cache,
-        watch: impl FnMut(usize, &Output) -> Result<()>,
-    ) -> Result<Tensor> {
         self.check(ids, batch, cache)?;
         let x = self.embed(ids)?; // [n, hidden]
-        let x = self.run(&x, batch, cache, watch)?; // [n, hidden]
+        let x = self.run(&x, batch, cache, |_, _| Ok(()))?; // [n, hidden]
         // A row that went wrong anywhere is still wrong here: the residual keeps a NaN, and the norm makes one of an
         // infinity. Where it went wrong is looked for only then.
         if let Some(row) = self.not_finite(&x)? {
@@ -166,18 +151,19 @@ impl Model {
         embedding(&self.embed_tokens, &ids)
     }
 
-    /// The layers and the norm behind them: `[n, hidden]` to the same.
+    /// The layers and the norm behind them: `[n, hidden]` to the same. `after` each layer its output is looked at.
     fn run(
         &self,
         x: &Tensor,
         batch: &Batch,
         cache: &mut Cache,
-        mut watch: impl FnMut(usize, &Output) -> Result<()>,
+        mut after: impl FnMut(usize, &Output) -> Result<()>,
     ) -> Result<Tensor> {
         let (mut x, mut residual) = (x.clone(), None);
         for (number, layer) in self.layers.iter().enumerate() {
+            batch.watch().enter(number);
             let out = layer.forward(&x, residual.as_ref(), batch, cache.layer(number)?)?;
-            watch(number, &out)?;
+            after(number, &out)?;
             (x, residual) = (out.x, Some(out.residual));
         }
         let (x, _) = self.norm.forward(&x, residual.as_ref())?;
@@ -192,13 +178,13 @@ impl Model {
         };
         let x = self.embed(ids)?; // [n, hidden]
         check("model.embed_tokens", &x)?;
-        let watch = |layer: usize, out: &Output| {
+        let after = |layer: usize, out: &Output| {
             let at = format!("model.layers.{layer}");
             check(&format!("{at}.self_attn"), &out.attention)?;
             check(&format!("the residual before {at}.mlp"), &out.residual)?;
             check(&format!("{at}.mlp"), &out.x)
         };
-        self.run(&x, batch, cache, watch).map(|_| ())
+        self.run(&x, batch, cache, after).map(|_| ())
     }
 
     /// The first row of `x` `[n, hidden]` that holds a NaN or an infinity.

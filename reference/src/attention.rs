@@ -25,6 +25,7 @@ use crate::linear::BLOCK;
 use crate::norm::rms_norm;
 use crate::quant::act_quant;
 use crate::rope::{Pairing, rope};
+use crate::watch::Watch;
 use crate::weight::Weight;
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis, Slice};
 use std::ops::Range;
@@ -91,7 +92,7 @@ pub fn queries(
     let q = weights.q_b_proj.linear("q_b_proj", qr, heads.saturating_mul(head_dim), arithmetic)?; // [s, h · (nope + rope)]
     let q = split_heads(q, heads, head_dim); // [s, h, nope + rope]
     let turned = config.qk_nope_head_dim..head_dim;
-    Ok(arithmetic.rounded(rope_at(q, turned, start, config, Pairing::Interleaved)))
+    Ok(arithmetic.rounded(rope_at(q, turned, start, config, arithmetic.dsa.pairing)))
 }
 
 /// `c` `[s, kv_lora_rank]`, before it is stored, and `k_pe` `[s, qk_rope]` of `x`
@@ -113,7 +114,7 @@ pub fn latents(
     let c = rms_norm(c, weights.kv_a_layernorm.view(), config.rms_norm_eps)?; // [s, rank]
     let k_pe = kv_a.slice_axis(Axis(1), Slice::from(rank..)); // [s, rope]
     let k_pe = k_pe.insert_axis(Axis(1)).to_owned(); // [s, 1, rope]
-    let k_pe = rope_at(k_pe, 0..rope_dim, start, config, Pairing::Interleaved); // [s, 1, rope]
+    let k_pe = rope_at(k_pe, 0..rope_dim, start, config, arithmetic.dsa.pairing); // [s, 1, rope]
     Ok((arithmetic.rounded(c), arithmetic.rounded(k_pe.remove_axis(Axis(1)))))
 }
 
@@ -156,19 +157,24 @@ pub fn index(
     config: &AttentionConfig,
     weights: &IndexerWeights,
     arithmetic: &Arithmetic,
+    watch: &mut Watch,
 ) -> Result<Array2<i32>> {
     let (s, heads, d) = (x.nrows(), config.index_n_heads, config.index_head_dim);
     check_shape("qr", qr.shape(), &[s, config.q_lora_rank])?;
-    let q = index_queries(qr, 0, config, weights, arithmetic)?; // [s, H, D]
-    let k = index_keys(x, 0, config, weights, arithmetic)?; // [s, D]
+    let q = watch.floats("index.q", index_queries(qr, 0, config, weights, arithmetic)?)?; // [s, H, D]
+    let k = watch.floats("index.k", index_keys(x, 0, config, weights, arithmetic)?)?; // [s, D]
     let q = join_rows(q); // [s · H, D]
     let (q, q_scale) = index_quantise(q.view(), arithmetic)?; // [s · H, D], [s · H]
     let (k, k_scale) = index_quantise(k.view(), arithmetic)?; // [s, D], [s]
     let q = Array3::from_shape_fn((s, heads, d), |(t, head, i)| q[(t * heads + head, i)]); // [s, H, D]
     let q_scale = Array2::from_shape_fn((s, heads), |(t, head)| q_scale[t * heads + head]); // [s, H]
+    let (q, q_scale) = (watch.floats("index.q_codes", q)?, watch.floats("index.q_scale", q_scale)?);
+    let (k, k_scale) = (watch.floats("index.k_codes", k)?, watch.floats("index.k_scale", k_scale)?);
     let w = index_weights(x, q_scale.view(), config, weights)?; // [s, H]
+    let w = watch.floats("index.weights", w)?; // [s, H]
     let scores = index_scores(q.view(), k.view(), k_scale.view(), w.view(), 0)?; // [s, s]
-    Ok(index_topk(scores.view(), 0, config.index_topk))
+    let scores = watch.floats("index.scores", scores)?; // [s, s]
+    watch.integers("index.topk", index_topk(scores.view(), 0, config.index_topk)) // [s, index_topk]
 }
 
 /// `[s, h, d]` as `[s · h, d]`.

@@ -14,6 +14,7 @@ use crate::feed_forward::{FeedForwardWeights, feed_forward};
 use crate::linear::linear;
 use crate::math::key;
 use crate::router::{RouterConfig, Routing, router};
+use crate::watch::Watch;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 /// Weights of a layer with experts, `mlp.*`.
@@ -75,11 +76,18 @@ pub fn experts(
     weights: &ExpertsWeights,
     config: &RouterConfig,
     arithmetic: &Arithmetic,
+    watch: &mut Watch,
 ) -> Result<Array2<f32>> {
     let count = weights.experts.len();
     check_shape("gate.weight", weights.gate.shape(), &[count, x.ncols()])?;
-    let routing = router(linear(x, weights.gate.view()).view(), weights.bias.view(), config)?;
+    let gate_x = watch.floats("gate.x", x.to_owned())?; // [n, hidden_size]
+    let logits = linear(gate_x.view(), weights.gate.view()); // [n, experts]
+    let Routing { indices, weights: w } = router(logits.view(), weights.bias.view(), config)?;
+    let w = watch.floats("gate.weights", w)?; // [n, top_k]
+    let routing = Routing { weights: w, indices: watch.integers("gate.indices", indices)? };
     let routed = routed_experts(x, &routing, &weights.experts, arithmetic)?; // [n, hidden_size]
+    let routed = watch.floats("moe.routed", routed)?; // [n, hidden_size]
     let shared = feed_forward(x, &weights.shared, arithmetic)?; // [n, hidden_size]
+    let shared = watch.floats("moe.shared", shared)?; // [n, hidden_size]
     Ok(arithmetic.rounded(routed + shared))
 }

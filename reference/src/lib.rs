@@ -21,6 +21,7 @@
 //! | the same stage by stage, weights as stored | [`attention`], [`weight`], [`arithmetic`] | |
 //! | the other half | [`add_norm`], [`router`], [`experts`], [`dispatch`], [`grouped_gemm`], [`combine`], [`feed_forward`], [`swiglu`] | |
 //! | every layer, from ids to logits | [`embedding`], [`model`] | logits `[s, vocab_size]` |
+//! | what the stages return, seen and replaced | [`watch`] | |
 //!
 //! # Conventions
 //! * Arrays are f32 views. Who simulates a bf16 or fp8 input hands in values that are exactly
@@ -63,6 +64,7 @@ pub mod router;
 pub mod sparse_attention;
 pub mod swiglu;
 pub mod top_k;
+pub mod watch;
 pub mod weight;
 
 pub use error::{Error, Result};

@@ -19,6 +19,7 @@ use crate::embedding::embedding;
 use crate::error::{Result, check_shape, check_value};
 use crate::linear::linear;
 use crate::router::RouterConfig;
+use crate::watch::Watch;
 use block::{attention, mlp};
 use ndarray::{Array1, Array2};
 
@@ -79,6 +80,22 @@ pub fn forward(
     arithmetic: &Arithmetic,
     mode: Mode,
 ) -> Result<Forward> {
+    watched(ids, decode_from, config, weights, arithmetic, mode, &mut Watch::none())
+}
+
+/// [`forward`] that shows what each stage returns to `watch`, which may give something in its place.
+///
+/// # Errors
+/// As [`forward`], and if what is given has another shape.
+pub fn watched(
+    ids: &[i32],
+    decode_from: usize,
+    config: &ModelConfig,
+    weights: &ModelWeights,
+    arithmetic: &Arithmetic,
+    mode: Mode,
+    watch: &mut Watch,
+) -> Result<Forward> {
     let hidden_size = config.attention.hidden_size;
     let vocab_size = weights.embed_tokens.nrows();
     check_shape("embed_tokens", weights.embed_tokens.shape(), &[vocab_size, hidden_size])?;
@@ -90,9 +107,11 @@ pub fn forward(
     let mut residual = Array2::zeros(x.dim()); // [s, hidden_size]
     let mut hidden = vec![]; // [layers][s, hidden_size]
     let mut keys: Vec<Array2<i32>> = vec![]; // [layers][s, k]
-    for layer in &weights.layers {
+    for (number, layer) in weights.layers.iter().enumerate() {
+        watch.enter(number);
         let (norm, source) = (layer.input_layernorm.view(), keys.last()); // [hidden_size], [s, k]
         (x, residual) = add_rms_norm(x.view(), residual.view(), norm, eps, arithmetic)?;
+        x = watch.floats("mla.x", x)?; // [s, hidden_size]
         let (out, attended) = attention(
             x.view(),
             decode_from,
@@ -101,10 +120,13 @@ pub fn forward(
             &layer.self_attn,
             arithmetic,
             mode,
+            watch,
         )?;
         let norm = layer.post_attention_layernorm.view(); // [hidden_size]
         (x, residual) = add_rms_norm(out.view(), residual.view(), norm, eps, arithmetic)?;
-        x = mlp(x.view(), &layer.mlp, &config.router, arithmetic)?; // [s, hidden_size]
+        residual = watch.floats("block.residual", residual)?; // [s, hidden_size]
+        x = watch.floats("block.ffn_in", x)?; // [s, hidden_size]
+        x = mlp(x.view(), &layer.mlp, &config.router, arithmetic, watch)?; // [s, hidden_size]
         hidden.push(&x + &residual);
         keys.push(attended);
     }

@@ -57,6 +57,7 @@ const DENSE: &str = "kernels/src/dense_attention.rs";
 const DISPATCH: &str = "kernels/src/dispatch.rs";
 const EMBEDDING: &str = "kernels/src/embedding.rs";
 const EXPERTS: &str = "model/src/layers/experts.rs";
+const CONFIG: &str = "model/src/config.rs";
 const FOLD: &str = "kernels/src/fold_scales.rs";
 const GEMM: &str = "kernels/src/gemm.rs";
 const GROUPED: &str = "kernels/src/grouped_gemm.rs";
@@ -248,7 +249,15 @@ pub const BUGS: &[Bug] = &[
         "begin(row) + p + 1", "begin(row) + p"),
     bug("index keys without position", "layer", LAYER_INDEXER,
         "self.turn(&k, 1, batch)", "Ok(k.clone())"),
+    bug("the indexer's pairs are the other ones", "model", LAYER_INDEXER,
+        "pairing(c.indexer_rope_interleaved)", "pairing(!c.indexer_rope_interleaved)"),
+    bug("the scale is without mscale", "layer", CONFIG,
+        "self.rope_scaling.map_or(1.0, |yarn| temperature(&yarn, yarn.mscale_all_dim))", "1.0"),
+    bug("the latent is not rounded", "layer", ATTENTION,
+        "round_trip(&latent, &latent, c.scale_fmt())?;", ""),
     // The whole model.
+    bug("the index keys' norm is an RMSNorm", "model", LAYER_INDEXER,
+        "layer_norm(&k, weight, bias, K_NORM_EPS)?", "dsa_kernels::norm::rms_norm(&k, weight, K_NORM_EPS)?"),
     bug("a layer that shares its keys runs dense", "model", ATTENTION,
         "self.attend(&q, indices.as_ref(), batch, cache)",
         "self.attend(&q, indices.as_ref().filter(|_| self.indexer.is_some()), batch, cache)"),

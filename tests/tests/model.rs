@@ -5,7 +5,7 @@ use crate::support::device;
 use dsa_kernels::DType;
 use dsa_model::config::{Config, Overrides};
 use dsa_model::layers::Precision;
-use dsa_model::run::{Batch, Cache, Mode};
+use dsa_model::run::{Batch, Cache, Mode, Shown};
 use dsa_model::weights::Checkpoint;
 use dsa_model::{Error, Model};
 use std::collections::BTreeSet;
@@ -84,17 +84,31 @@ impl Pass {
         self.hidden.resize(layers, vec![]);
         self.keys.resize(layers, vec![]);
         for ids in ids.chunks(chunk) {
+            let (to, seen) = std::sync::mpsc::channel();
             let batch = Batch::chunk(cache, 0, cache.length(0), ids.len(), mode).unwrap();
-            let logits = model.watched(ids, &batch, cache, |layer, out| {
-                let (x, residual) = (out.x.download_f32()?, out.residual.download_f32()?);
-                self.hidden[layer].extend(x.iter().zip(residual).map(|(x, r)| x + r));
-                if let Some(keys) = &out.keys {
-                    let rows = keys.download_i32()?;
-                    let set = |row: &[i32]| row.iter().copied().filter(|key| *key >= 0).collect();
-                    self.keys[layer].extend(rows.chunks(keys.shape()[1]).map(set));
+            let batch = batch.watched(move |Shown { layer, name, tensor }| {
+                if ["block.residual", "block.ffn_out", "index.topk"].contains(&name) {
+                    to.send((layer, name, tensor.clone())).unwrap();
                 }
-                Ok(())
+                Ok(None)
             });
+            let logits = model.forward(ids, &batch, cache);
+            let mut residual = vec![];
+            for (layer, name, tensor) in seen.try_iter() {
+                match name {
+                    "index.topk" => {
+                        let rows = tensor.download_i32().unwrap();
+                        let set =
+                            |row: &[i32]| row.iter().copied().filter(|key| *key >= 0).collect();
+                        self.keys[layer].extend(rows.chunks(tensor.shape()[1]).map(set));
+                    }
+                    "block.residual" => residual = tensor.download_f32().unwrap(),
+                    _ => {
+                        let x = tensor.download_f32().unwrap();
+                        self.hidden[layer].extend(x.iter().zip(&residual).map(|(x, r)| x + r));
+                    }
+                }
+            }
             self.logits.extend(logits.unwrap().download_f32().unwrap());
         }
     }

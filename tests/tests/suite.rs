@@ -40,5 +40,7 @@ mod refusals_of_strides;
 mod replay;
 mod samples;
 mod sparse_memory;
+mod stages;
 mod support;
+mod watch;
 mod wide;

@@ -17,6 +17,7 @@ mod check;
 mod compiled;
 mod failure;
 mod logits;
+mod pass;
 mod run;
 
 pub use failure::{Usage, report};
@@ -141,6 +142,9 @@ pub fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Logits(logits) => {
+            if logits.reference && written("device") {
+                return Err(Usage::error("--device with --reference: it runs on no device"));
+            }
             logits::logits(out, &logits)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -1,18 +1,21 @@
 //! `dsa logits`: the whole model on given token ids.
 
+use super::pass::{Runner, Text};
 use super::run::expect_place;
 use super::{Usage, device_name, open};
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use dsa_files::same_file;
-use dsa_kernels::{DType, Tensor};
+use dsa_gate::model::Reference;
+use dsa_kernels::DType;
 use dsa_model::config::{Config, Overrides};
+use dsa_model::intermediates::{Intermediates, Stored};
 use dsa_model::layers::Precision;
 use dsa_model::run::Mode;
 use dsa_model::weights::{Checkpoint, Dtype};
 use dsa_model::{Error, Model};
 use safetensors::tensor::TensorView;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +31,8 @@ pub(super) struct Logits {
     /// The token ids: `input_ids` [n], I32 or I64, of a safetensors file. Nothing else in it is read.
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
-    /// Where input_ids [n] and logits [n, vocab_size] go, f32: a safetensors file that is made or replaced whole.
+    /// Where input_ids [n] and logits [n, vocab_size] go, f32, and the stages if they are asked for: a safetensors file
+    /// that is made or replaced whole.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// The first token that is run by itself, as in decoding; those before it run in chunks. All run in chunks if it
@@ -43,6 +47,17 @@ pub(super) struct Logits {
     /// stay so.
     #[arg(long, value_enum)]
     dtype: Option<Type>,
+    /// Writes what each stage of every layer made too: layer0.mla.x, layer0.index.scores, …, of the tokens from
+    /// --decode-from on decode.layer0.mla.x, ….
+    #[arg(long)]
+    stages: bool,
+    /// Feeds each stage with what this file holds of the stages before it, in place of what they made, so that errors
+    /// do not add up. A file that --stages wrote, or another implementation.
+    #[arg(long, value_name = "FILE", requires = "stages")]
+    from: Option<PathBuf>,
+    /// Runs the ndarray reference instead, with the same roundings and with sums in f64: all tokens at once, slowly.
+    #[arg(long, conflicts_with = "prefill_chunk")]
+    pub reference: bool,
     /// Tokens of a chunk.
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -71,12 +86,12 @@ enum Attention {
 }
 
 impl Attention {
-    /// The modes to run, and the names of their logits.
+    /// The modes to run, and what stands before the names of their results.
     fn modes(self) -> &'static [(Mode, &'static str)] {
         match self {
-            Self::Sparse => &[(Mode::Sparse, "logits")],
-            Self::Dense => &[(Mode::Dense, "logits")],
-            Self::Both => &[(Mode::Sparse, "logits"), (Mode::Dense, "dense.logits")],
+            Self::Sparse => &[(Mode::Sparse, "")],
+            Self::Dense => &[(Mode::Dense, "")],
+            Self::Both => &[(Mode::Sparse, ""), (Mode::Dense, "dense.")],
         }
     }
 }
@@ -99,8 +114,10 @@ impl Type {
 
 /// Runs the model, and writes what it puts out.
 pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
-    if same_file(&args.inputs, &args.out) {
-        bail!("--out {}: is the file of --inputs, which would be lost", args.out.display());
+    for (name, path) in [("--inputs", Some(&args.inputs)), ("--from", args.from.as_ref())] {
+        if path.is_some_and(|path| same_file(path, &args.out)) {
+            bail!("--out {}: is the file of {name}, which would be lost", args.out.display());
+        }
     }
     expect_place(&args.out)?;
     let overrides =
@@ -113,57 +130,60 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
         return Err(Usage::error(format!("--decode-from {from}: there are {n} tokens")));
     }
     let checkpoint = Checkpoint::open(&args.ckpt)?;
-    let device = open(args.device.as_deref())?;
+    let precision = args.dtype.map_or(Precision::STORED, Type::precision);
+    let text = Text { ids: &ids, from, chunk: args.prefill_chunk as usize };
+    let stages = |(mode, prefix): &(Mode, &'static str)| {
+        let given = args.from.as_ref().map(|path| Checkpoint::open_files(vec![path.clone()]));
+        let halves = (from, ids.len());
+        Intermediates::new(&config, precision.dtype, *mode, prefix, halves, given.transpose()?)
+    };
+    let modes = args.attention.modes();
+    let stages = args.stages.then(|| modes.iter().map(stages).collect()).transpose()?;
+    let mut stages: Vec<Intermediates> = stages.unwrap_or_default();
     for warning in warnings {
         writeln!(out, "warning: {warning}")?;
     }
-    let precision = args.dtype.map_or(Precision::STORED, Type::precision);
-    let model = Model::new(&device, &config, checkpoint.root(), precision)?;
-    let kept = config.quantization.is_some() && precision.fp8;
-    let dtype = if kept { "fp8 and bf16" } else { precision.dtype.name() };
-    let mut results = Vec::new();
-    for (mode, name) in args.attention.modes() {
-        let logits = run(&model, &ids, from, args.prefill_chunk as usize, *mode)?;
-        results.push((*name, logits));
+    let runner = match args.reference {
+        true => Runner::Reference(Box::new(Reference::new(&config, checkpoint.root(), precision)?)),
+        false => {
+            let device = open(args.device.as_deref())?;
+            let model = Model::new(&device, &config, checkpoint.root(), precision)?;
+            Runner::Device(device, Box::new(model))
+        }
+    };
+    let in_fp8 = config.quantization.is_some() && precision.fp8;
+    let dtype = if in_fp8 { "fp8 and bf16" } else { precision.dtype.name() };
+    let mut results = BTreeMap::new();
+    for (mode, prefix) in modes {
+        let stages = (!stages.is_empty()).then(|| stages.remove(0));
+        let (bytes, stages) = runner.run(&text, *mode, stages)?;
+        let shape = vec![ids.len(), config.vocab_size];
+        results.insert(format!("{prefix}logits"), Stored { dtype: Dtype::F32, shape, bytes });
+        results.extend(stages);
     }
     let mut settings: HashMap<String, String> = config.deciding().into_iter().collect();
     let mut say = |name: &str, value: String| settings.insert(name.to_string(), value);
     say("dtype", dtype.to_string());
     say("attention", format!("{:?}", args.attention).to_lowercase());
-    say("prefill chunk", args.prefill_chunk.to_string());
+    say("prefill chunk", runner.chunk(&text).to_string());
     say("decode from", from.to_string());
-    say("device", device.name().to_string());
-    save(&args.out, &ids, &results, config.vocab_size, settings)?;
+    say("device", runner.name().to_string());
+    if let Some(path) = &args.from {
+        say("stages fed from", path.display().to_string());
+    }
+    save(&args.out, &ids, &results, settings)?;
     for overridden in &config.overrides {
         writeln!(out, "{overridden}")?;
     }
     let (n, vocab, to) = (ids.len(), config.vocab_size, args.out.display());
-    let names: Vec<_> = results.iter().map(|(name, _)| *name).collect();
-    let (what, kind) = (names.join(", "), device.kind());
-    writeln!(out, "{what}: f32[{n}, {vocab}] in {dtype} on {kind} ({}) -> {to}", device.name())?;
+    let names: Vec<_> = modes.iter().map(|(_, prefix)| format!("{prefix}logits")).collect();
+    let stages = match results.len() - modes.len() {
+        0 => String::new(),
+        stages => format!(", {stages} stages"),
+    };
+    let what = names.join(", ");
+    writeln!(out, "{what}: f32[{n}, {vocab}]{stages} in {dtype} {} -> {to}", runner.who())?;
     Ok(())
-}
-
-/// The logits of all ids, `[n, vocab_size]` f32 as little-endian bytes.
-fn run(
-    model: &Model,
-    ids: &[u32],
-    from: usize,
-    chunk: usize,
-    mode: Mode,
-) -> Result<Vec<u8>, Error> {
-    let mut cache = model.cache(1, ids.len())?;
-    let mut all = Vec::new();
-    for (ids, chunk) in [(&ids[..from], chunk), (&ids[from..], 1)] {
-        let take = |logits: Tensor| {
-            all.extend(logits.download()?);
-            Ok(())
-        };
-        if !ids.is_empty() {
-            model.prefill(ids, 0, chunk, mode, &mut cache, take)?;
-        }
-    }
-    Ok(all)
 }
 
 /// The token ids in the file, each in the vocabulary, and no more of them than the model has positions.
@@ -199,19 +219,18 @@ fn token_ids(path: &Path, config: &Config) -> anyhow::Result<Vec<u32>> {
     Ok(ids.iter().map(id).collect::<Result<_, _>>()?)
 }
 
-/// Writes ids and logits, and in the metadata how they were made.
+/// Writes ids and results, and in the metadata how they were made.
 fn save(
     path: &Path,
     ids: &[u32],
-    logits: &[(&str, Vec<u8>)],
-    vocab: usize,
+    results: &BTreeMap<String, Stored>,
     settings: HashMap<String, String>,
 ) -> anyhow::Result<()> {
     let n = ids.len();
     let ids: Vec<u8> = ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect();
     let mut views = vec![(IDS, TensorView::new(Dtype::I32, vec![n], &ids)?)];
-    for (name, logits) in logits {
-        views.push((name, TensorView::new(Dtype::F32, vec![n, vocab], logits)?));
+    for (name, Stored { dtype, shape, bytes }) in results {
+        views.push((name, TensorView::new(*dtype, shape.clone(), bytes)?));
     }
     let bytes = safetensors::serialize(views, Some(settings))?;
     dsa_files::replace(path, |file| file.write_all(&bytes))?;

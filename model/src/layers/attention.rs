@@ -224,7 +224,7 @@ impl Attention {
         let expanded = batch.phase() == Phase::Prefill && (!sparse || all_kept);
         self.check(x, batch, cache, expanded)?;
 
-        let stages = batch.stages();
+        let (stages, watch) = (batch.stages(), batch.watch());
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
         let mut indices = None;
         if let (true, Some(indexer)) = (sparse, &self.indexer) {
@@ -232,7 +232,7 @@ impl Attention {
                 let k = indexer.keys(x, batch)?; // [n, D]
                 cache.store_index_keys(&k, batch)?;
                 if expanded {
-                    return Ok(None);
+                    return Ok::<_, Error>(None);
                 }
                 indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
             })?;
@@ -240,6 +240,7 @@ impl Attention {
                 let select = || indexer.select(&logits, batch, cache, topk, self.policy);
                 let selected = stages.run(Stage::TopK, select)?; // [n, topk]
                 let selected = keys.cloned().unwrap_or(selected);
+                let selected = watch.show("index.topk", selected)?; // [n, topk]
                 batch.select(&selected);
                 indices = Some(selected);
             }
@@ -247,6 +248,7 @@ impl Attention {
             indices = keys.cloned().or_else(|| batch.selected());
             let none = "none: no layer before it selected any in this step";
             Error::check(indices.is_some(), "the keys of a shared layer", none, "selected ones")?;
+            indices = indices.map(|keys| watch.show("index.topk", keys)).transpose()?; // [n, topk]
         }
         let (q, o, expanded, attention) = if expanded {
             let (k, v) = stages
@@ -260,10 +262,13 @@ impl Attention {
             let o = stages.run(Stage::Projections, || self.kv_b_proj.values(&attention.out))?; // [n, h, v]
             (q, o, None, attention)
         };
+        watch.show("mla.lse", attention.lse.clone())?; // [n, h]
+        let o = watch.show("mla.o", o)?; // [n, h, v]
         let hidden = stages.run(Stage::Projections, || {
             let o = o.reshape(&[batch.tokens(), o.shape()[1] * o.shape()[2]])?; // [n, h · v]
             self.o_proj.forward(&o) // [n, hidden]
         })?;
+        let hidden = watch.show("mla.out", hidden)?; // [n, hidden]
         Ok(Trace { hidden, q, expanded, indices, attention })
     }
 
@@ -275,8 +280,9 @@ impl Attention {
         expanded: bool,
         batch: &Batch,
         cache: &mut LayerCache,
-    ) -> dsa_kernels::Result<(Tensor, Tensor)> {
+    ) -> Result<(Tensor, Tensor)> {
         let (device, c, n) = (&self.device, &self.config, batch.tokens());
+        let watch = batch.watch();
         let (rank, rope_dim, nope) = (c.kv_lora_rank, c.qk_rope_head_dim, c.qk_nope_head_dim);
         let (rotary, eps) = (batch.rotary(), c.latent_norm_eps as f32);
         let turn = |from: &Tensor, to: &Tensor| {
@@ -286,23 +292,30 @@ impl Attention {
 
         let qr = self.q_a_proj.forward(x)?; // [n, q_lora_rank]
         let qr = rms_norm(&qr, &self.q_a_layernorm, eps)?; // [n, q_lora_rank]
+        let qr = watch.show("mla.qr", qr)?; // [n, q_lora_rank]
         let q = self.q_b_proj.forward(&qr)?; // [n, h · (nope + rope)]
         let q = q.reshape(&[n, c.num_attention_heads, nope + rope_dim])?;
+        watch.show_part("mla.q_nope", &q.narrow(2, 0, nope)?)?; // [n, h, nope]
         let q_pe = q.narrow(2, nope, rope_dim)?; // [n, h, rope]
         let q = if expanded { q } else { self.kv_b_proj.absorb(&q)? };
-        turn(&q_pe, &q.narrow(2, q.shape()[2] - rope_dim, rope_dim)?)?;
+        let turned = q.narrow(2, q.shape()[2] - rope_dim, rope_dim)?; // [n, h, rope]
+        turn(&q_pe, &turned)?;
+        watch.show_part("mla.q_pe", &turned)?;
 
         let kv_a = self.kv_a_proj_with_mqa.forward(x)?; // [n, rank + rope]
         let kv = device.empty(&[n, rank + rope_dim], self.dtype)?; // [n, rank + rope]
         let latent = kv.narrow(1, 0, rank)?; // [n, rank]
         rms_norm_into(&kv_a.narrow(1, 0, rank)?, &self.kv_a_layernorm, &latent, eps)?;
+        watch.show_part("mla.c_before", &latent)?;
         if c.attention_options.kv_fp8 {
             round_trip(&latent, &latent, c.scale_fmt())?;
         }
+        watch.show_part("mla.c", &latent)?;
         let k_pe = |row: &Tensor| {
             row.reshape(&[n, 1, rank + rope_dim])?.narrow(2, rank, rope_dim) // [n, 1, rope]
         };
         turn(&k_pe(&kv_a)?, &k_pe(&kv)?)?;
+        watch.show_part("mla.k_pe", &k_pe(&kv)?)?;
         cache.store_latents(&kv, batch)?;
         Ok((qr, q))
     }

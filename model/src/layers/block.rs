@@ -6,7 +6,7 @@
 //! ```
 //! Source: `Block` of the DeepSeek-V3.2-Exp inference demo (November 2025).
 
-use super::attention::{Attention, Trace};
+use super::attention::Attention;
 use super::experts::Experts;
 use super::feed_forward::FeedForward;
 use super::linear::Loader;
@@ -19,7 +19,7 @@ use dsa_kernels::Tensor;
 
 /// The weights `model.layers.N.*`.
 #[derive(Clone)]
-pub struct Block {
+pub(crate) struct Block {
     input_layernorm: Norm,
     self_attn: Attention,
     post_attention_layernorm: Norm,
@@ -37,11 +37,9 @@ enum Mlp {
 
 /// What a layer makes of the residual stream, whose value is `x + residual`.
 #[derive(Clone, Debug)]
-pub struct Output {
+pub(crate) struct Output {
     /// What the attention added, `[n, hidden]`.
     pub attention: Tensor,
-    /// The keys that it attended to: rows of the step's table, `[n, index_topk]` i32. `None` if it was all of them.
-    pub keys: Option<Tensor>,
     /// What the feed-forward network or the experts put out, which is yet to be added, `[n, hidden]`.
     pub x: Tensor,
     /// All before it, `[n, hidden]`.
@@ -50,7 +48,7 @@ pub struct Output {
 
 impl Block {
     /// Layer `layer` of the model of `config`; `to` is at `model.layers.N`.
-    pub(crate) fn new<W: Weights>(to: &Loader<W>, config: &Config, layer: usize) -> Result<Self> {
+    pub fn new<W: Weights>(to: &Loader<W>, config: &Config, layer: usize) -> Result<Self> {
         let (c, hidden, eps) = (config, config.hidden_size, config.rms_norm_eps);
         let full = c.indexer_of(layer) == Indexer::Full;
         let mlp = to.at("mlp");
@@ -76,14 +74,18 @@ impl Block {
         batch: &Batch,
         cache: &mut LayerCache,
     ) -> Result<Output> {
+        let watch = batch.watch();
         let (x, residual) = self.input_layernorm.forward(x, residual)?; // [n, hidden]
-        let Trace { hidden: attention, indices: keys, .. } =
-            self.self_attn.trace(&x, batch, cache)?; // [n, hidden], [n, topk]
+        let x = watch.show("mla.x", x)?; // [n, hidden]
+        let attention = self.self_attn.forward(&x, batch, cache)?; // [n, hidden]
         let (x, residual) = self.post_attention_layernorm.forward(&attention, Some(&residual))?; // [n, hidden]
+        let residual = watch.show("block.residual", residual)?; // [n, hidden]
+        let x = watch.show("block.ffn_in", x)?; // [n, hidden]
         let x = match &self.mlp {
             Mlp::Dense(mlp) => mlp.forward(&x)?,
-            Mlp::Experts(mlp) => mlp.forward(&x)?,
+            Mlp::Experts(mlp) => mlp.forward(&x, watch)?,
         }; // [n, hidden]
-        Ok(Output { attention, keys, x, residual })
+        let x = watch.show("block.ffn_out", x)?; // [n, hidden]
+        Ok(Output { attention, x, residual })
     }
 }

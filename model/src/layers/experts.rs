@@ -12,11 +12,13 @@ use super::linear::Loader;
 use super::router::Router;
 use crate::config::Config;
 use crate::error::Result;
+use crate::run::Watch;
 use crate::weights::Weights;
 use dsa_kernels::combine::combine;
 use dsa_kernels::dispatch::dispatch;
 use dsa_kernels::grouped_gemm::{Rows, grouped_gemm};
 use dsa_kernels::quant::ScaleFmt;
+use dsa_kernels::router::Routing;
 use dsa_kernels::swiglu::swiglu;
 use dsa_kernels::weight::Weight;
 use dsa_kernels::{DType, Tensor};
@@ -59,9 +61,13 @@ impl Experts {
     }
 
     /// `x` `[n, hidden]` to the same.
-    pub fn forward(&self, x: &Tensor) -> dsa_kernels::Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, watch: &Watch) -> Result<Tensor> {
         let (dtype, w) = (x.dtype(), &self.experts);
-        let routing = self.gate.forward(x)?; // [n, top_k] each
+        let routing = self.gate.forward(&watch.show("gate.x", x.clone())?)?; // [n, top_k] each
+        let routing = Routing {
+            weights: watch.show("gate.weights", routing.weights)?,
+            indices: watch.show("gate.indices", routing.indices)?,
+        };
         let pairs = dispatch(&routing.indices, w.gate_proj.shape()[0])?; // [n · top_k]
         let product = |x: &Tensor, w: &Weight, rows: Rows, dtype: DType| {
             grouped_gemm(x, w, &pairs, rows, self.scale_fmt, dtype)
@@ -71,6 +77,12 @@ impl Experts {
         let up = product(x, &w.up_proj, tokens, dtype)?; // [n · top_k, inner]
         let y = product(&swiglu(&gate, &up)?, &w.down_proj, Rows::Pairs, dtype)?; // [n · top_k, hidden]
         let shared = self.shared_experts.forward(x)?; // [n, hidden]
-        combine(&y, &pairs, &routing, Some(&shared), dtype) // [n, hidden]
+        if watch.is_there() {
+            // Sum and rounding are one kernel: the sum before it is computed for who watches, and nothing takes its place.
+            let routed = combine(&y, &pairs, &routing, None, DType::F32)?; // [n, hidden]
+            watch.show("moe.routed", routed)?;
+        }
+        let shared = watch.show("moe.shared", shared)?; // [n, hidden]
+        Ok(combine(&y, &pairs, &routing, Some(&shared), dtype)?) // [n, hidden]
     }
 }

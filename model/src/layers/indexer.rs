@@ -64,11 +64,11 @@ impl Indexer {
     }
 
     /// The new tokens' keys, for the cache: `x` `[n, hidden]` to `[n, D]`.
-    pub fn keys(&self, x: &Tensor, batch: &Batch) -> dsa_kernels::Result<Tensor> {
+    pub fn keys(&self, x: &Tensor, batch: &Batch) -> Result<Tensor> {
         let k = self.wk.forward(x)?; // [n, D]
         let (weight, bias) = (&self.k_norm_weight, &self.k_norm_bias);
         let k = layer_norm(&k, weight, bias, K_NORM_EPS)?; // [n, D]
-        self.turn(&k, 1, batch) // [n, D]
+        batch.watch().show("index.k", self.turn(&k, 1, batch)?) // [n, D]
     }
 
     /// Logits of the new tokens: `x` `[n, hidden]`, `qr` `[n, q_lora_rank]`.
@@ -82,21 +82,24 @@ impl Indexer {
         batch: &Batch,
         cache: &LayerCache,
         score_fn: ScoreFn,
-    ) -> dsa_kernels::Result<Tensor> {
-        let (n, Heads { n: heads, dim }) = (batch.tokens(), self.heads);
+    ) -> Result<Tensor> {
+        let (n, Heads { n: heads, dim }, watch) = (batch.tokens(), self.heads, batch.watch());
         let q = self.wq_b.forward(qr)?; // [n, H · D]
-        let q = self.turn(&q, heads, batch)?; // [n, H · D]
+        let q = self.turn(&q, heads, batch)?.reshape(&[n, heads, dim])?; // [n, H, D]
+        let q = watch.show("index.q", q)?; // [n, H, D]
         // The demo computes these in f32, and so does the product, rounding only its inputs.
         let w = self.weights_proj.forward_f32(x)?; // [n, H]
-        match cache.index_keys()? {
+        let logits = match cache.index_keys()? {
             IndexCache::Paged(pages) => {
                 let q = q.reshape(&[n * heads, dim])?;
                 let q8 = act_quant(&q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
-                let q_scale = q8.scale.reshape(&[n, heads])?;
+                let codes = watch.show("index.q_codes", q8.codes)?; // [n · H, D]
+                let q_scale = watch.show("index.q_scale", q8.scale.reshape(&[n, heads])?)?; // [n, H]
                 let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
+                let w = watch.show("index.weights", w)?; // [n, H]
                 // A chunk is one request with n new tokens, a batch n requests with one each.
                 let next_n = n / batch.requests();
-                let q = q8.codes.reshape(&[batch.requests(), next_n, heads, dim])?;
+                let q = codes.reshape(&[batch.requests(), next_n, heads, dim])?;
                 let keys = IndexKeys::Paged {
                     cache: pages,
                     page_size: cache.page_size(),
@@ -104,19 +107,20 @@ impl Indexer {
                     max_context: batch.longest(),
                 };
                 let seen = Seen::Context(batch.contexts());
-                logits(&q, &w, &keys, &seen, score_fn) // [n, longest]
+                logits(&q, &w, &keys, &seen, score_fn)? // [n, longest]
             }
             IndexCache::Rows { keys, ones } => {
                 let q_scale = ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?;
                 let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
-                let q = q.reshape(&[n, heads, dim])?;
+                let w = watch.show("index.weights", w)?; // [n, H]
                 let (start, rows) = batch.context();
                 let k = keys.narrow(0, start, rows)?; // [rows, D]
                 let scale = ones.narrow(0, 0, rows)?; // [rows]
                 let keys = IndexKeys::Rows { k: &k, k_scale: &scale };
-                logits(&q, &w, &keys, &Seen::Range(batch.seen_rows()), score_fn) // [n, rows]
+                logits(&q, &w, &keys, &Seen::Range(batch.seen_rows()), score_fn)? // [n, rows]
             }
-        }
+        };
+        watch.show("index.scores", logits)
     }
 
     /// The keys that each token attends to: the `topk` best columns of the logits, as rows of the step's table
@@ -128,16 +132,18 @@ impl Indexer {
         cache: &LayerCache,
         topk: usize,
         policy: Policy,
-    ) -> dsa_kernels::Result<Tensor> {
+    ) -> Result<Tensor> {
         let rows = matches!(cache.index_keys()?, IndexCache::Rows { .. });
         let seen = if rows { batch.seen_rows() } else { batch.seen_positions() };
         let chosen = top_k(logits, &seen, topk, policy)?; // [n, topk]
         // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of
         // several they are to be moved to where their request begins.
-        if rows || batch.requests() == 1 {
-            return Ok(chosen);
-        }
-        shift_indices(&chosen, batch.seen_rows().ks)
+        let chosen = if rows || batch.requests() == 1 {
+            chosen
+        } else {
+            shift_indices(&chosen, batch.seen_rows().ks)?
+        };
+        Ok(chosen)
     }
 
     /// Gives position to the first dimensions of every head (in the main attention it is the last),

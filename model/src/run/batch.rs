@@ -1,6 +1,6 @@
 //! The new tokens of a step: where they stand, on the host and on the device.
 
-use super::{Cache, Rotary, Stages};
+use super::{Cache, Rotary, Shown, Stages, Watch};
 use crate::error::{Error, Result};
 use dsa_kernels::seen::KeyRange;
 use dsa_kernels::{Device, Tensor};
@@ -41,6 +41,7 @@ pub struct Batch {
     phase: Phase,
     mode: Mode,
     stages: Stages,
+    watch: Watch,
     /// The first request that takes part.
     request: usize,
     /// How many take part. If it is more than one, row i belongs to request `request + i`.
@@ -151,6 +152,7 @@ impl Batch {
             phase,
             mode,
             stages: Stages::new(),
+            watch: Watch::default(),
             request,
             requests,
             positions,
@@ -166,6 +168,22 @@ impl Batch {
     pub fn measured(mut self) -> Self {
         self.stages = Stages::measuring(&self.device);
         self
+    }
+
+    /// The same batch, of which `take` sees the tensors that the layers make, in their order. What it returns takes the
+    /// place of the tensor that it was shown; if that is `None`, nothing of the result depends on its watching. Its
+    /// error ends the step.
+    pub fn watched(
+        mut self,
+        take: impl FnMut(Shown) -> Result<Option<Tensor>> + Send + 'static,
+    ) -> Self {
+        self.watch = Watch::new(take);
+        self
+    }
+
+    /// Who watches the step.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Where the step's time goes.

@@ -309,18 +309,18 @@ impl LayerCache {
     }
 
     /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged, where the layer keeps any.
-    pub(crate) fn store_index_keys(
-        &mut self,
-        k: &Tensor,
-        batch: &Batch,
-    ) -> dsa_kernels::Result<()> {
+    pub(crate) fn store_index_keys(&mut self, k: &Tensor, batch: &Batch) -> Result<()> {
         match &self.index_keys {
             None => Ok(()),
             Some(IndexCache::Paged(pages)) => {
-                let k8: Quantised = act_quant(k, self.scale_fmt)?; // [n, D], [n, 1]
-                store_index_keys(&k8, batch.slots(), pages, self.page_size)
+                let (k8, watch) = (act_quant(k, self.scale_fmt)?, batch.watch()); // [n, D], [n, 1]
+                let k8 = Quantised {
+                    codes: watch.show("index.k_codes", k8.codes)?,
+                    scale: watch.show("index.k_scale", k8.scale)?,
+                };
+                Ok(store_index_keys(&k8, batch.slots(), pages, self.page_size)?)
             }
-            Some(IndexCache::Rows { keys, .. }) => self.store_rows(k, keys, batch),
+            Some(IndexCache::Rows { keys, .. }) => Ok(self.store_rows(k, keys, batch)?),
         }
     }
 

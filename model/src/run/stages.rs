@@ -1,6 +1,6 @@
 //! The stages that a step's time is divided into.
 
-use dsa_kernels::{Device, KernelError, Result};
+use dsa_kernels::{Device, KernelError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A part of a step. What both modes do is in [`Projections`](Stage::Projections), so that their
@@ -76,23 +76,23 @@ impl Stages {
     }
 
     /// Runs `work` as a part of `stage`.
-    pub(crate) fn run<T: Send>(
+    pub(crate) fn run<T: Send, E: From<KernelError> + Send>(
         &self,
         stage: Stage,
-        work: impl FnOnce() -> Result<T> + Send,
-    ) -> Result<T> {
+        work: impl FnOnce() -> Result<T, E> + Send,
+    ) -> Result<T, E> {
         let Some(device) = &self.device else {
             return work();
         };
         let mut made = None;
         let time = device.time(|| {
-            made = Some(work()?);
+            made = Some(work());
             Ok(())
         })?;
         self.held()[stage as usize] += time.as_secs_f64();
-        made.ok_or_else(|| KernelError::Launch {
-            device: device.name().to_string(),
-            reason: format!("the profiler did not run the stage {stage}"),
+        made.unwrap_or_else(|| {
+            let reason = format!("the profiler did not run the stage {stage}");
+            Err(KernelError::Launch { device: device.name().to_string(), reason }.into())
         })
     }
 

@@ -3,11 +3,13 @@ use crate::arithmetic::Arithmetic;
 use crate::attention::{
     AttentionWeights, Form, attend, index, latents, output, queries, query_latent, store_latent,
 };
+use crate::attention_layer::heads::join;
 use crate::attention_layer::{AttentionConfig, Mode};
 use crate::error::{Error, Result, check_shape};
 use crate::experts::{ExpertsWeights, experts};
 use crate::feed_forward::{FeedForwardWeights, feed_forward};
 use crate::router::RouterConfig;
+use crate::watch::Watch;
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis};
 
 /// Weights of one layer, `model.layers.N.*`.
@@ -45,16 +47,25 @@ pub(super) fn attention(
     weights: &AttentionWeights,
     arithmetic: &Arithmetic,
     mode: Mode,
+    watch: &mut Watch,
 ) -> Result<(Array2<f32>, Array2<i32>)> {
     let s = x.nrows();
-    let qr = query_latent(x, config, weights, arithmetic)?; // [s, q_lora_rank]
+    let qr = watch.floats("mla.qr", query_latent(x, config, weights, arithmetic)?)?; // [s, q_lora_rank]
     let q = queries(qr.view(), 0, config, weights, arithmetic)?; // [s, h, nope + rope]
+    let (q_nope, q_pe) = q.view().split_at(Axis(2), config.qk_nope_head_dim);
+    let q_nope = watch.floats("mla.q_nope", q_nope.to_owned())?; // [s, h, nope]
+    let q_pe = watch.floats("mla.q_pe", q_pe.to_owned())?; // [s, h, rope]
+    let q = join(q_nope.view(), q_pe.view()); // [s, h, nope + rope]
     let (c, k_pe) = latents(x, 0, config, weights, arithmetic)?; // [s, rank], [s, rope]
-    let c = store_latent(c.view(), arithmetic)?; // [s, rank]
+    let c = watch.floats("mla.c_before", c)?; // [s, rank]
+    let c = watch.floats("mla.c", store_latent(c.view(), arithmetic)?)?; // [s, rank]
+    let k_pe = watch.floats("mla.k_pe", k_pe)?; // [s, rope]
     let keys = match (mode, &weights.indexer, source) {
         (Mode::Dense, _, _) => causal_keys(s), // [s, s]
-        (Mode::Sparse, Some(indexer), _) => index(x, qr.view(), config, indexer, arithmetic)?, // [s, index_topk]
-        (Mode::Sparse, None, Some(source)) => source.clone(), // [s, index_topk]
+        (Mode::Sparse, Some(indexer), _) => {
+            index(x, qr.view(), config, indexer, arithmetic, watch)? // [s, index_topk]
+        }
+        (Mode::Sparse, None, Some(source)) => watch.integers("index.topk", source.clone())?, // [s, index_topk]
         (Mode::Sparse, None, None) => return Err(no_source()),
     };
     check_shape("keys", keys.shape(), &[s, keys.ncols()])?;
@@ -68,7 +79,9 @@ pub(super) fn attention(
     let mut o = Array3::zeros((s, config.num_attention_heads, config.v_head_dim)); // [s, h, v]
     o.slice_axis_mut(Axis(0), (..split).into()).assign(&prompt);
     o.slice_axis_mut(Axis(0), (split..).into()).assign(&after);
-    Ok((output(o.view(), config, weights, arithmetic)?, keys))
+    let o = watch.floats("mla.o", o)?; // [s, h, v]
+    let out = output(o.view(), config, weights, arithmetic)?; // [s, hidden_size]
+    Ok((watch.floats("mla.out", out)?, keys))
 }
 
 /// The second half of `x` `[n, hidden_size]`; the result is as large.
@@ -77,11 +90,13 @@ pub(super) fn mlp(
     weights: &Mlp,
     router: &RouterConfig,
     arithmetic: &Arithmetic,
+    watch: &mut Watch,
 ) -> Result<Array2<f32>> {
-    match weights {
+    let y = match weights {
         Mlp::Dense(weights) => feed_forward(x, weights, arithmetic),
-        Mlp::Experts(weights) => experts(x, weights, router, arithmetic),
-    }
+        Mlp::Experts(weights) => experts(x, weights, router, arithmetic, watch),
+    }?; // [n, hidden_size]
+    watch.floats("block.ffn_out", y)
 }
 
 /// The first layer has nobody to share with.

@@ -13,6 +13,7 @@ use dsa_reference::quant::{ScaleFmt, act_quant, bf16_round, e4m3_decode, e4m3_en
 use dsa_reference::rope::Pairing;
 use dsa_reference::router::{RouterConfig, Routing};
 use dsa_reference::swiglu::swiglu;
+use dsa_reference::watch::Watch;
 use dsa_reference::weight::Weight;
 use ndarray::{Array1, Array2, Axis, array};
 
@@ -110,10 +111,12 @@ fn experts_are_summed_by_ascending_number_in_f32_and_the_shared_one_comes_last()
         norm_topk_prob: true,
         routed_scaling_factor: 1.0,
     };
-    let y = experts(x.view(), &weights, &config, &exact()).unwrap();
+    let y = experts(x.view(), &weights, &config, &exact(), &mut Watch::none()).unwrap();
     assert!(worst(&y, &array![[1.0]]) < 1e-6);
     let wide = array![[1.0f32, 2.0]];
-    let error = experts(wide.view(), &weights, &config, &exact()).unwrap_err().to_string();
+    let error = experts(wide.view(), &weights, &config, &exact(), &mut Watch::none())
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, "gate.weight has shape [2, 1], expected [2, 2]");
 }
 

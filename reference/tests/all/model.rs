@@ -7,6 +7,7 @@ use dsa_reference::attention::*;
 use dsa_reference::attention_layer::{self, Mode, Options};
 use dsa_reference::model::{Forward, forward, greedy};
 use dsa_reference::rope::Pairing;
+use dsa_reference::watch::Watch;
 use dsa_reference::weight::Weight;
 use ndarray::{Array1, Array2, ArrayView1, Axis};
 
@@ -180,7 +181,7 @@ fn the_models_attention_is_that_of_attention_layer() {
         let q = queries(qr.view(), 0, c, w, &a).unwrap();
         let (latent, k_pe) = latents(x.view(), 0, c, w, &a).unwrap();
         let latent = store_latent(latent.view(), &a).unwrap();
-        let keys = index(x.view(), qr.view(), c, i, &a).unwrap();
+        let keys = index(x.view(), qr.view(), c, i, &a, &mut Watch::none()).unwrap();
         assert_eq!(keys, attention_layer::indexer_topk(x.view(), c, &plain, &dsa).unwrap());
         let whole = attention_layer::attention(x.view(), c, &plain, &dsa, Mode::Sparse).unwrap();
         for form in [Form::Prefill, Form::Decode] {

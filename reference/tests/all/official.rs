@@ -15,6 +15,7 @@ use dsa_reference::linear::linear;
 use dsa_reference::model::{LayerWeights, Mlp, forward};
 use dsa_reference::quant::{bf16_round, e4m3_encode};
 use dsa_reference::router::{Routing, router};
+use dsa_reference::watch::Watch;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, concatenate};
 
 /// The prompt is as long; the first decoded token stands behind it.
@@ -152,10 +153,13 @@ fn norms_and_residuals() {
         let norm = w.input_layernorm.view();
         let (x, residual) = add_rms_norm(x.view(), residual.view(), norm, eps, &a).unwrap();
         stage.bf16("mla.x", &x);
+        let before = residual.clone();
         let (out, norm) = (stage.matrix("mla.out"), w.post_attention_layernorm.view());
         let (x, residual) = add_rms_norm(out.view(), residual.view(), norm, eps, &a).unwrap();
         stage.bf16("block.ffn_in", &x);
         stage.equal("block.residual", &residual);
+        let (unequal, _) = stage.compare("block.residual", &(&out + &before));
+        assert!(unequal > 0.3, "the residual is rounded: {unequal}");
     });
 }
 
@@ -288,7 +292,7 @@ fn the_feed_forward_networks_and_the_gate() {
         // f32 sums of bf16 values.
         stage.bf16("moe.routed", &routed_experts(x.view(), &routing, &w.experts, &a).unwrap());
         stage.bf16("moe.shared", &feed_forward(x.view(), &w.shared, &a).unwrap());
-        let whole = experts(x.view(), w, &golden.config.router, &a).unwrap();
+        let whole = experts(x.view(), w, &golden.config.router, &a, &mut Watch::none()).unwrap();
         stage.bf16("block.ffn_out", &whole);
         stage.equal("block.ffn_out", &a.rounded(one("moe.routed") + one("moe.shared")));
     });

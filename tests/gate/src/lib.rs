@@ -2,8 +2,8 @@
 //! reference under one name ([`kernels`]), generators of hard inputs ([`generate`]), the table of tolerances
 //! ([`tolerance`]), the comparison ([`compare`]), the code that a case runs ([`paths`]) and the gate that puts them
 //! together ([`gate`]); the code they compile to for devices that are not here ([`offline`], [`production`]); what is
-//! measured of them ([`bench`]); and the layer and the model around the kernels against the reference's ([`layer`]).
-//! The tests, `dsa check`, `dsa run` and the benches all pass through here.
+//! measured of them ([`bench`]); the layer around the kernels against the reference's ([`layer`]); and the whole model
+//! by the reference ([`model`]). The tests, `dsa check`, `dsa run` and the benches all pass through here.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -15,6 +15,7 @@ pub mod gate;
 pub mod generate;
 pub mod kernels;
 pub mod layer;
+pub mod model;
 pub mod offline;
 pub mod paths;
 pub mod production;

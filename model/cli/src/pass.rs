@@ -1,0 +1,89 @@
+//! One pass of the model over a text, on a device or by the reference, with or without its stages.
+
+use dsa_gate::model::Reference;
+use dsa_kernels::Device;
+use dsa_model::Model;
+use dsa_model::intermediates::{Intermediates, Stored};
+use dsa_model::run::{Batch, Mode};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Token ids, and how they are run.
+pub(super) struct Text<'a> {
+    pub ids: &'a [u32],
+    /// The first that is run by itself.
+    pub from: usize,
+    /// Tokens of a chunk, before that.
+    pub chunk: usize,
+}
+
+/// Who runs the model.
+pub(super) enum Runner {
+    Device(Device, Box<Model>),
+    Reference(Box<Reference>),
+}
+
+/// The logits `[n, vocab_size]`, f32 as little-endian bytes, and the stages that were kept.
+type Results = (Vec<u8>, BTreeMap<String, Stored>);
+
+impl Runner {
+    /// Where it runs: a device's name, or the reference.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Device(device, _) => device.name(),
+            Self::Reference(_) => "the reference",
+        }
+    }
+
+    /// The name as the end of a sentence.
+    pub fn who(&self) -> String {
+        match self {
+            Self::Device(device, _) => format!("on {} ({})", device.kind(), device.name()),
+            Self::Reference(_) => format!("by {}", self.name()),
+        }
+    }
+
+    /// Tokens of a chunk: the reference computes all at once.
+    pub fn chunk(&self, text: &Text) -> usize {
+        match self {
+            Self::Device(..) => text.chunk,
+            Self::Reference(_) => text.ids.len(),
+        }
+    }
+
+    /// Runs the text, and keeps `stages` if they are given.
+    pub fn run(
+        &self,
+        text: &Text,
+        mode: Mode,
+        stages: Option<Intermediates>,
+    ) -> anyhow::Result<Results> {
+        let model = match self {
+            Self::Device(_, model) => model,
+            Self::Reference(reference) => {
+                let mut stages = stages;
+                let logits = reference.run(text.ids, text.from, mode, stages.as_mut())?;
+                let kept = stages.as_mut().map(Intermediates::take);
+                return Ok((logits, kept.unwrap_or_default()));
+            }
+        };
+        let stages = stages.map(|stages| Arc::new(Mutex::new(stages)));
+        let mut cache = model.cache(1, text.ids.len())?;
+        let mut logits = Vec::new();
+        for (ids, chunk) in [(&text.ids[..text.from], text.chunk), (&text.ids[text.from..], 1)] {
+            for ids in ids.chunks(chunk) {
+                let (start, n) = (cache.length(0), ids.len());
+                let mut batch = Batch::chunk(&cache, 0, start, n, mode)?;
+                if let Some(stages) = &stages {
+                    batch = batch.watched(Intermediates::watch(stages, (start, n)));
+                }
+                logits.extend(model.forward(ids, &batch, &mut cache)?.download()?);
+            }
+        }
+        let kept = stages.map(|stages| {
+            let mut stages = stages.lock().unwrap_or_else(PoisonError::into_inner);
+            stages.take()
+        });
+        Ok((logits, kept.unwrap_or_default()))
+    }
+}
