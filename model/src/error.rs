@@ -173,6 +173,10 @@ pub enum Error {
         expected: String,
     },
 
+    /// A conversation that cannot become a prompt, or an answer that breaks its format.
+    #[error(transparent)]
+    Chat(#[from] crate::chat::ChatError),
+
     /// A kernel refused its arguments, or failed.
     #[error(transparent)]
     Kernel(#[from] dsa_kernels::KernelError),

@@ -2,6 +2,7 @@
 //! logits.
 #![forbid(unsafe_code)]
 
+pub mod chat;
 pub mod config;
 pub mod error;
 mod json;
