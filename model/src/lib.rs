@@ -10,6 +10,7 @@ pub mod layers;
 mod model;
 mod names;
 pub mod run;
+pub mod sample;
 pub mod weights;
 
 pub use config::Config;
