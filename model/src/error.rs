@@ -177,6 +177,10 @@ pub enum Error {
     #[error(transparent)]
     Chat(#[from] crate::chat::ChatError),
 
+    /// A tokenizer that cannot be used, or a text that it cannot encode.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+
     /// A kernel refused its arguments, or failed.
     #[error(transparent)]
     Kernel(#[from] dsa_kernels::KernelError),

@@ -11,6 +11,7 @@ mod model;
 mod names;
 pub mod run;
 pub mod sample;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::Config;
