@@ -27,7 +27,7 @@ mod error;
 mod file;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use decode::Decoder;
 pub use error::TokenizerError;
@@ -48,7 +48,7 @@ pub struct Tokenizer {
     /// The control tokens.
     controls: BTreeMap<String, u32>,
     /// The same by their first letter, the longest first.
-    by_letter: HashMap<char, Vec<(String, u32)>>,
+    by_letter: HashMap<char, Vec<String>>,
     /// Their names.
     names: HashMap<u32, String>,
     settings: Settings,
@@ -83,15 +83,15 @@ impl Tokenizer {
         let file = file::File::parse(what, text)?;
         let wrong =
             |error: tokenizers::Error| Error::Json { what: what.into(), detail: error.to_string() };
-        let mut by_letter: HashMap<char, Vec<(String, u32)>> = HashMap::new();
-        for (name, id) in &file.controls {
+        let mut by_letter: HashMap<char, Vec<String>> = HashMap::new();
+        for name in file.controls.keys() {
             by_letter
                 .entry(name.chars().next().unwrap_or_default())
                 .or_default()
-                .push((name.clone(), *id));
+                .push(name.clone());
         }
         for names in by_letter.values_mut() {
-            names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+            names.sort_by_key(|name| std::cmp::Reverse(name.len()));
         }
         Ok(Self {
             by_letter,
@@ -174,12 +174,16 @@ impl Tokenizer {
 
     /// The first control token in `text`, the longest of those at one place.
     fn first_control(&self, text: &str) -> Option<(usize, &str, u32)> {
-        text.char_indices().find_map(|(at, letter)| {
-            let named = self.by_letter.get(&letter)?;
-            let (name, id) =
-                named.iter().find(|(name, _)| text[at..].starts_with(name.as_str()))?;
-            Some((at, name.as_str(), *id))
+        text.char_indices().find_map(|(at, _)| {
+            let name = self.control_at(&text[at..])?;
+            Some((at, name, self.controls[name]))
         })
+    }
+
+    /// The longest control token that `text` begins with.
+    pub(crate) fn control_at(&self, text: &str) -> Option<&str> {
+        let named = self.by_letter.get(&text.chars().next()?)?;
+        named.iter().map(String::as_str).find(|name| text.starts_with(name))
     }
 
     fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {

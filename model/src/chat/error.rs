@@ -39,6 +39,25 @@ pub enum ChatError {
         /// What would have been accepted.
         expected: String,
     },
+
+    /// No way of making prompts was chosen, and the checkpoint names none.
+    #[error(
+        "no chat template, neither chat_template.jinja nor in tokenizer_config.json; expected --chat jinja with one of \
+         them, --chat dsv32 (DeepSeek-V3.2's format) or --chat raw (the text alone)"
+    )]
+    NoTemplate,
+
+    /// The checkpoint's chat template is no Jinja, or cannot make a prompt of this conversation.
+    #[error(
+        "chat template, line {line}: {}, expected a prompt of this conversation",
+        printable(detail, 400)
+    )]
+    Template {
+        /// The line, from 1; 0 if none is to blame.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
 }
 
 impl ChatError {

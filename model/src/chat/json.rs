@@ -64,6 +64,28 @@ impl Json {
     pub fn get(&self, key: &str) -> Option<&Json> {
         self.as_object()?.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
+
+    /// The value over several lines, as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it.
+    pub fn indented(&self, indent: usize) -> String {
+        self.lines(indent, 0)
+    }
+
+    fn lines(&self, indent: usize, depth: usize) -> String {
+        let deeper = |value: &Json| value.lines(indent, depth + indent);
+        let (entries, [open, close]) = match self {
+            Self::Array(values) if !values.is_empty() => {
+                (values.iter().map(deeper).collect::<Vec<_>>(), ['[', ']'])
+            }
+            Self::Object(entries) if !entries.is_empty() => {
+                let entry = |(key, value)| format!("{}: {}", quoted(key), deeper(value));
+                (entries.iter().map(|(key, value)| entry((key, value))).collect(), ['{', '}'])
+            }
+            other => return other.to_string(),
+        };
+        let line = format!("\n{}", " ".repeat(depth));
+        let inner = format!("{line}{}", " ".repeat(indent));
+        format!("{open}{inner}{}{line}{close}", entries.join(&format!(",{inner}")))
+    }
 }
 
 impl From<&str> for Json {
@@ -214,6 +236,13 @@ mod tests {
         let written = Json::parse("text", text).unwrap().to_string();
         assert_eq!(written.replace('\u{7f}', ""), expected);
         assert_eq!(Json::parse("text", &written).unwrap().to_string(), written);
+    }
+
+    #[test]
+    fn a_value_over_several_lines_is_written_as_python_writes_it() {
+        let value = Json::parse("text", r#"{"a": [1, {"b": 2}], "e": {}, "f": []}"#).unwrap();
+        let expected = "{\n  \"a\": [\n    1,\n    {\n      \"b\": 2\n    }\n  ],\n  \"e\": {},\n  \"f\": []\n}";
+        assert_eq!(value.indented(2), expected);
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn file(merges: &[(&str, &str)], controls: &[&str]) -> Value {
     })
 }
 
-fn bytes() -> Tokenizer {
+pub(crate) fn bytes() -> Tokenizer {
     Tokenizer::from_json(&file(&[], &dsv32::CONTROLS).to_string()).unwrap()
 }
 
