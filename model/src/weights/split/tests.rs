@@ -59,6 +59,25 @@ fn what_was_begun_is_gone_on_with_and_what_is_there_stays() {
 }
 
 #[test]
+fn a_disk_without_room_for_what_is_missing_is_refused_before_anything_is_written() {
+    let (config, checkpoint) = opened();
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path();
+    let split = Split::plan(&checkpoint, &config, 2, false).unwrap();
+    let all = split.bytes();
+    let error = split.begin(demo(), to, all - 1).unwrap_err().to_string();
+    let said = format!("{all} bytes to write, and the disk has room for {}", all - 1);
+    assert!(error.ends_with(&said) && bytes_below(to).is_empty(), "{error}");
+    split.begin(demo(), to, all).unwrap();
+    // What is there takes no more room.
+    write(&split, to).unwrap();
+    fs::remove_file(to.join("model1-mp2.safetensors")).unwrap();
+    let second = split.files[1].bytes();
+    assert!(split.begin(demo(), to, second - 1).is_err());
+    split.begin(demo(), to, second).unwrap();
+}
+
+#[test]
 fn another_target_is_refused_and_stays_as_it_is() {
     let (config, checkpoint) = opened();
     let folder = tempfile::tempdir().unwrap();

@@ -19,7 +19,8 @@ const SAMPLE: u64 = 1 << 12;
 const MAX_BESIDE: u64 = 1 << 26;
 
 /// How far a file is.
-enum State {
+#[derive(Debug)]
+pub(super) enum State {
     /// Whole, from an earlier run.
     Done,
     /// So many of its tensors are there, from an earlier run.
@@ -43,17 +44,8 @@ impl Split<'_> {
             return Err(FileError::refused(to, reason).into());
         }
         let made = make(to)?;
-        let begun = self.look(to).and_then(|states| {
-            let there: u64 =
-                self.files.iter().zip(&states).map(|(file, state)| file.there(state)).sum();
-            let (missing, free) = (self.bytes() - there, free_bytes(to)?);
-            if missing > free {
-                let reason = format!("{missing} bytes to write, and the disk has room for {free}");
-                return Err(FileError::refused(to, reason).into());
-            }
-            copy_beside(from, to)?;
-            Ok((states, there))
-        });
+        let free = free_bytes(to).map_err(Error::from);
+        let begun = free.and_then(|free| self.begin(from, to, free));
         let (states, mut there) = match begun {
             Ok(begun) => begun,
             Err(error) => {
@@ -73,6 +65,20 @@ impl Split<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// Refuses what cannot be written to a disk with `free` bytes, and copies what goes with the weights: how far each
+    /// file is, and how many bytes are there.
+    pub(super) fn begin(&self, from: &Path, to: &Path, free: u64) -> Result<(Vec<State>, u64)> {
+        let states = self.look(to)?;
+        let there = self.files.iter().zip(&states).map(|(file, state)| file.there(state)).sum();
+        let missing = self.bytes() - there;
+        if missing > free {
+            let reason = format!("{missing} bytes to write, and the disk has room for {free}");
+            return Err(FileError::refused(to, reason).into());
+        }
+        copy_beside(from, to)?;
+        Ok((states, there))
     }
 
     /// How far each file is, and that there are no others.
