@@ -90,9 +90,22 @@ impl Sampling {
         }
         let kept = self.kept(logits);
         let mut noise = Noise::new(self.seed, request, position);
-        let race = kept.iter().map(|kept| f64::from(kept.p) / noise.exponential(kept.id));
-        let winner = largest(race) as usize;
-        Ok(kept[winner].id)
+        // Plain loops here and in `kept`: they run over the whole vocabulary for each token, and this crate is built without
+        // optimisation.
+        let (mut winner, mut best, mut n) = (kept[0].id, 0.0, 0);
+        while n < kept.len() {
+            let Candidate { id, p } = kept[n];
+            let (p, uniform) = (f64::from(p), noise.uniform(id));
+            // E = −ln(1 − u) is at least u: most ids have lost before the logarithm is taken.
+            if p > best * uniform {
+                let score = p / exponential(uniform);
+                if score > best {
+                    (winner, best) = (id, score);
+                }
+            }
+            n += 1;
+        }
+        Ok(winner)
     }
 
     /// The ids that may be drawn, ascending, each with its probability.
@@ -114,17 +127,16 @@ impl Sampling {
     fn kept(&self, logits: &[f32]) -> Vec<Candidate> {
         let temperature = self.temperature.max(LEAST_TEMPERATURE);
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let candidate = |(id, logit): (usize, &f32)| {
+        let mut kept = Vec::with_capacity(logits.len());
+        let mut id = 0;
+        while id < logits.len() {
             // Not normalised: a common factor changes no share and no race.
-            let p = ((logit - max) / temperature).exp();
-            Candidate { id: id as u32, p }
-        };
-        let mut kept: Vec<_> = logits
-            .iter()
-            .enumerate()
-            .map(candidate)
-            .filter(|candidate| candidate.p > 0.0)
-            .collect();
+            let p = ((logits[id] - max) / temperature).exp();
+            if p > 0.0 {
+                kept.push(Candidate { id: id as u32, p });
+            }
+            id += 1;
+        }
         if self.top_k > 0 && self.top_k < kept.len() {
             kept.select_nth_unstable_by(self.top_k - 1, Candidate::more_probable);
             kept.truncate(self.top_k);
@@ -218,14 +230,21 @@ impl Noise {
         Self { rng: ChaCha8Rng::from_seed(key), next: 0 }
     }
 
-    /// A draw of Exp(1) for `id`, above 0. Ids that ascend come fastest.
-    fn exponential(&mut self, id: u32) -> f64 {
+    /// A number between 0 and 1 for `id`, and never one of them. Ids that ascend come fastest.
+    fn uniform(&mut self, id: u32) -> f64 {
         if id != self.next {
             self.rng.set_word_pos(u128::from(id) * WORDS);
         }
         self.next = id.wrapping_add(1);
-        // The 53 bits of an f64, at the middle of their step: in (0, 1).
-        let uniform = ((self.rng.next_u64() >> 11) as f64 + 0.5) * 2f64.powi(-53);
-        -(-uniform).ln_1p()
+        // The 53 bits of an f64, at the middle of their step.
+        ((self.rng.next_u64() >> 11) as f64 + 0.5) * STEP
     }
+}
+
+/// 2^-53.
+const STEP: f64 = f64::EPSILON / 2.0;
+
+/// A draw of Exp(1), above 0, from one that is uniform between 0 and 1.
+fn exponential(uniform: f64) -> f64 {
+    -(-uniform).ln_1p()
 }
