@@ -173,6 +173,14 @@ pub enum Error {
         expected: String,
     },
 
+    /// A conversation that cannot become a prompt, or an answer that breaks its format.
+    #[error(transparent)]
+    Chat(#[from] crate::chat::ChatError),
+
+    /// A tokenizer that cannot be used, or a text that it cannot encode.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+
     /// A kernel refused its arguments, or failed.
     #[error(transparent)]
     Kernel(#[from] dsa_kernels::KernelError),

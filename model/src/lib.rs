@@ -2,6 +2,7 @@
 //! logits.
 #![forbid(unsafe_code)]
 
+pub mod chat;
 pub mod config;
 pub mod error;
 pub mod intermediates;
@@ -10,6 +11,8 @@ pub mod layers;
 mod model;
 mod names;
 pub mod run;
+pub mod sample;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::Config;

@@ -12,32 +12,39 @@
 //! Nothing is read or converted before it is asked for, and pickle formats are never read.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use manifest::manifest;
 pub use path::WeightPath;
 pub use safetensors::Dtype;
 pub use source::{Random, Weights};
+pub use split::Split;
+
+use bytes::Bytes;
 
 use crate::config::QUANT_BLOCK;
 use crate::error::{Error, Result};
 use crate::names::nearest;
 
+mod bytes;
 mod convert;
+mod demo_names;
 mod file;
 mod index;
 mod manifest;
 mod path;
+mod ranks;
 mod source;
+mod split;
 #[cfg(test)]
 mod tests;
 
 /// An open checkpoint. A file that is cut while it is open gives an error when a tensor is read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<(PathBuf, File)>,
+    files: Vec<(PathBuf, Bytes)>,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -63,7 +70,8 @@ pub struct Tensor<'a> {
 
 impl Checkpoint {
     /// Opens a folder with `model.safetensors`, or else with `model.safetensors.index.json` and
-    /// the shards it names. Every header is read and checked; no weight is.
+    /// the shards it names, or else with `model0-mp4.safetensors` and its like, which [`Split`] makes: what
+    /// the ranks hold is joined. Every header is read and checked; no weight is.
     ///
     /// # Errors
     /// [`Error::NoWeights`], [`Error::Pickle`], [`Error::Index`], [`Error::Truncated`],
@@ -75,6 +83,8 @@ impl Checkpoint {
             Self::open_files(vec![single])
         } else if is_there(&index)? {
             Self::open_index(folder, &index)
+        } else if let Some(ranks) = ranks::ranks_in(folder)? {
+            Self::open_ranks(folder, ranks)
         } else {
             Err(index::no_weights(folder)?)
         }
@@ -90,7 +100,7 @@ impl Checkpoint {
 
     /// Opens files, and takes of each the tensors that belong to it by name and number of the file.
     fn open_where(paths: Vec<PathBuf>, belongs: impl Fn(&str, usize) -> bool) -> Result<Self> {
-        let mut files: Vec<(PathBuf, File)> = Vec::with_capacity(paths.len());
+        let mut files: Vec<(PathBuf, Bytes)> = Vec::with_capacity(paths.len());
         let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
         for path in paths {
             let (file, size) = file::open(&path)?;
@@ -106,7 +116,7 @@ impl Checkpoint {
                 }
                 tensors.insert(name, entry);
             }
-            files.push((path, file));
+            files.push((path, Bytes::File(Arc::new(file))));
         }
         Ok(Self { files, tensors })
     }
@@ -118,7 +128,8 @@ impl Checkpoint {
 
     /// The files, in the order opened.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|(path, _)| path.as_path())
+        let files = self.files.iter().filter(|(_, bytes)| matches!(bytes, Bytes::File(_)));
+        files.map(|(path, _)| path.as_path())
     }
 
     /// Bytes of all tensors together.
@@ -147,8 +158,16 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
         let entry = self.entry(name)?;
         let (path, file) = &self.files[entry.file];
-        let bytes = file::read(path, file, entry.bytes.clone())?;
+        let bytes = file.read(path, entry.bytes.clone())?;
         Ok(Tensor { dtype: entry.dtype, shape: &entry.shape, bytes })
+    }
+
+    /// The bytes at `range` of a tensor as stored.
+    fn part(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        let entry = self.entry(name)?;
+        let (path, file) = &self.files[entry.file];
+        let start = entry.bytes.start;
+        file.read(path, start + range.start..start + range.end)
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {

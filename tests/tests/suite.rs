@@ -3,6 +3,7 @@
 mod big;
 mod cheats;
 mod cli;
+mod cli_of_convert;
 mod cli_of_files;
 mod cli_of_logits;
 mod contracts;

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 mod check;
 mod compiled;
+mod convert;
 mod failure;
 mod logits;
 mod pass;
@@ -57,6 +58,10 @@ enum Command {
     Emit(compiled::Emit),
     /// Runs a whole model on token ids read from a safetensors file and writes its logits.
     Logits(logits::Logits),
+    /// Makes of a checkpoint in Hugging Face's layout one in that of DeepSeek's inference demo: a file for each rank.
+    ///
+    /// Reads and writes piece by piece. Run again, it goes on where it stopped.
+    Convert(convert::Convert),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -146,6 +151,10 @@ pub fn run(
                 return Err(Usage::error("--device with --reference: it runs on no device"));
             }
             logits::logits(out, &logits)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Convert(convert) => {
+            convert::convert(out, &convert)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify { checkpoint, config, tokens, device, seed } => {

@@ -6,10 +6,12 @@
 mod printable;
 mod read;
 mod replace;
+mod space;
 
 pub use printable::printable;
 pub use read::{read, read_text};
 pub use replace::{replace, same_file};
+pub use space::free_bytes;
 
 use std::path::{Path, PathBuf};
 
