@@ -17,6 +17,7 @@ pub mod combine;
 pub mod contract;
 pub mod copy;
 pub mod dense_attention;
+pub mod dequantise;
 pub mod device;
 pub mod dispatch;
 mod dtype;
@@ -46,6 +47,7 @@ pub mod swiglu;
 pub mod tensor;
 pub mod tile;
 pub mod top_k;
+pub mod upload;
 pub mod weight;
 
 pub use device::{Device, DeviceKind};

@@ -44,6 +44,7 @@ pub mod attention_layer;
 pub mod cache_write;
 pub mod combine;
 pub mod dense_attention;
+pub mod dequantise;
 pub mod dispatch;
 pub mod embedding;
 mod error;

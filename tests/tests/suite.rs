@@ -40,4 +40,5 @@ mod replay;
 mod samples;
 mod sparse_memory;
 mod support;
+mod weights_memory;
 mod wide;

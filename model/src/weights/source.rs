@@ -1,11 +1,13 @@
 //! Where a layer's weights come from.
 
-use super::{Dtype, WeightPath};
+use super::WeightPath;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use dsa_kernels::DType;
 use dsa_kernels::random::Rng;
+use dsa_kernels::upload::Upload;
 use std::fmt::Display;
+use std::ops::Range;
 
 /// Weights by their names in a checkpoint: those of a file, or made up.
 pub trait Weights: Sized {
@@ -18,18 +20,29 @@ pub trait Weights: Sized {
     /// If there is no such tensor, or it is not of `shape`.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
 
-    /// The tensor's own bytes, if it is stored as little-endian elements of `dtype`: they go to a device as they
-    /// are.
+    /// The type in which the tensor is stored: f32, bf16, f16, or e4m3, which has scales.
     ///
     /// # Errors
     /// As [`Weights::values`].
-    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>>;
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<DType>;
 
-    /// The e4m3 codes of a matrix `[out, in]` and its scales `[⌈out/128⌉, ⌈in/128⌉]`, if it is stored so.
+    /// Writes the elements `rows` of the tensor's first axis to a device, as they are stored.
     ///
     /// # Errors
-    /// As [`Weights::values`].
-    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>>;
+    /// As [`Weights::values`]; [`Error::Kernel`] if the device does not take them.
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()>;
+
+    /// Writes the scales `[⌈out/128⌉, ⌈in/128⌉]` of a matrix `[out, in]` that is stored in e4m3 to a device, in f32.
+    ///
+    /// # Errors
+    /// As [`Weights::elements`]; [`Error::Element`] for one that is negative, infinite or NaN.
+    fn scales(&self, name: &str, shape: [usize; 2], to: &mut Upload) -> Result<()>;
 
     /// Refuses weights that are not those of the whole model of `config`, whose root this is, before any is read.
     ///
@@ -57,17 +70,23 @@ impl Weights for WeightPath<'_> {
         self.checkpoint().values(&self.name(name), shape)
     }
 
-    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>> {
-        let (stored, found) = self.form(name)?;
-        let same = matches!(
-            (stored, dtype),
-            (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) | (Dtype::F16, DType::F16)
-        );
-        if same && found == shape { Ok(Some(self.tensor(name)?.bytes)) } else { Ok(None) }
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<DType> {
+        self.checkpoint().stored(&self.name(name), shape)
     }
 
-    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        self.checkpoint().quantised(&self.name(name), shape)
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()> {
+        self.checkpoint().elements(&self.name(name), shape, rows, to)
+    }
+
+    fn scales(&self, name: &str, shape: [usize; 2], to: &mut Upload) -> Result<()> {
+        let scales = self.checkpoint().scales(&self.name(name), shape)?;
+        Ok(to.write(DType::F32.encode(&scales))?)
     }
 
     fn expect(&self, config: &Config) -> Result<()> {
@@ -75,9 +94,10 @@ impl Weights for WeightPath<'_> {
     }
 
     fn refuse_others(&self, read: &[&str]) -> Result<()> {
+        let before = self.name("");
         let scales = |name: &str| {
-            let weight = name.strip_suffix("_scale_inv").filter(|weight| read.contains(weight));
-            weight.is_some_and(|w| self.form(w).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3))
+            let weight = self.checkpoint().scaled_by(&self.name(name)).map(str::to_string);
+            weight.and_then(|w| w.strip_prefix(&before).map(|w| read.contains(&w))) == Some(true)
         };
         let known = |name: &&str| read.contains(name) || FREE.contains(name) || scales(name);
         match self.names().find(|name| !known(name)) {
@@ -120,12 +140,24 @@ impl Weights for Random {
         Ok((0..shape.iter().product()).map(|_| mean + deviation * rng.normal()).collect())
     }
 
-    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    fn stored(&self, _: &str, _: &[usize]) -> Result<DType> {
+        Ok(DType::F32)
     }
 
-    fn quantised(&self, _: &str, _: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        Ok(None)
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()> {
+        let each = shape[1..].iter().product::<usize>();
+        let values = self.values(name, shape)?;
+        Ok(to.write(DType::F32.encode(&values[rows.start * each..rows.end * each]))?)
+    }
+
+    fn scales(&self, _: &str, _: [usize; 2], _: &mut Upload) -> Result<()> {
+        Ok(())
     }
 
     fn expect(&self, _: &Config) -> Result<()> {

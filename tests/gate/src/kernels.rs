@@ -48,6 +48,7 @@ mod combine;
 mod dense_mha;
 mod dense_mla;
 mod dense_mla_paged;
+mod dequantise;
 mod dispatch;
 mod embedding;
 mod fold_scales;
@@ -97,6 +98,7 @@ pub const ALL: &[Kernel] = &[
     dense_mha::KERNEL,
     dense_mla::KERNEL,
     dense_mla_paged::KERNEL,
+    dequantise::KERNEL,
     embedding::KERNEL,
     add_rms_norm::KERNEL,
     router::KERNEL,
