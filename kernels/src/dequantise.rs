@@ -13,8 +13,8 @@
 //!
 //! Cost: one FLOP an element; every element is read and written once. It runs while weights are loaded, never in a step.
 //!
-//! Budget (sm_90a): at most 40 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 24 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 24 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 16 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::Contract;

@@ -37,6 +37,7 @@ pub mod peak;
 mod product;
 pub mod quant;
 pub mod random;
+pub mod random_weights;
 pub mod rope;
 pub mod router;
 pub mod seen;

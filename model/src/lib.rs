@@ -6,6 +6,7 @@ pub mod config;
 pub mod error;
 mod json;
 pub mod layers;
+pub mod make_tiny;
 mod model;
 mod names;
 pub mod run;

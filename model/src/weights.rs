@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 
 pub use manifest::manifest;
 pub use path::WeightPath;
+pub use random::{Random, Stored};
 pub use safetensors::Dtype;
-pub use source::{Random, Weights};
+pub use source::Weights;
 
 use crate::config::QUANT_BLOCK;
 use crate::error::{Error, Result};
@@ -33,6 +34,7 @@ mod file;
 mod index;
 mod manifest;
 mod path;
+mod random;
 mod source;
 #[cfg(test)]
 mod tests;

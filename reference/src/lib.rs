@@ -59,6 +59,7 @@ mod math;
 pub mod model;
 pub mod norm;
 pub mod quant;
+pub mod random_weights;
 pub mod rope;
 pub mod router;
 pub mod sparse_attention;

@@ -26,6 +26,7 @@ mod harness;
 mod house;
 mod kept_cases;
 mod licences;
+mod make_tiny;
 mod metadata;
 mod model;
 mod mutants;

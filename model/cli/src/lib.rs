@@ -17,6 +17,7 @@ mod check;
 mod compiled;
 mod failure;
 mod logits;
+mod make_tiny;
 mod run;
 
 pub use failure::{Usage, report};
@@ -51,6 +52,8 @@ enum Command {
     Emit(compiled::Emit),
     /// Runs a whole model on token ids read from a safetensors file and writes its logits.
     Logits(logits::Logits),
+    /// Makes a checkpoint of made-up weights in Hugging Face's layout, small unless true dimensions are asked for.
+    MakeTiny(make_tiny::MakeTinyArgs),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -126,6 +129,10 @@ pub fn run(
         }
         Command::Emit(emit) => {
             compiled::emit(out, &emit)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::MakeTiny(args) => {
+            make_tiny::make_tiny(out, &args)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Logits(logits) => {

@@ -4,7 +4,6 @@ use super::WeightPath;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use dsa_kernels::DType;
-use dsa_kernels::random::Rng;
 use dsa_kernels::upload::Upload;
 use std::fmt::Display;
 use std::ops::Range;
@@ -104,67 +103,5 @@ impl Weights for WeightPath<'_> {
             Some(name) => Err(Error::Unread(self.name(name))),
             None => Ok(()),
         }
-    }
-}
-
-/// Seeded weights: matrices normal of variance 1 / in, so that activations keep their size; norms near 1, biases
-/// near 0. A tensor depends on the seed and its name alone, and is the same on every machine.
-#[derive(Clone, Debug)]
-pub struct Random {
-    seed: u64,
-    path: String,
-}
-
-impl Random {
-    /// The weights of `seed`.
-    pub fn new(seed: u64) -> Self {
-        Self { seed, path: String::new() }
-    }
-}
-
-impl Weights for Random {
-    fn at(&self, part: impl Display) -> Self {
-        Self { seed: self.seed, path: format!("{}{part}.", self.path) }
-    }
-
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let full = format!("{}{name}", self.path);
-        let seed =
-            full.bytes().fold(self.seed, |seed, byte| Rng::new(seed ^ u64::from(byte)).bits());
-        let mut rng = Rng::new(seed);
-        let (mean, deviation) = match *shape {
-            [_, into] => (0.0, (into.max(1) as f32).sqrt().recip()),
-            _ if name.ends_with("bias") => (0.0, 0.1),
-            _ => (1.0, 0.1),
-        };
-        Ok((0..shape.iter().product()).map(|_| mean + deviation * rng.normal()).collect())
-    }
-
-    fn stored(&self, _: &str, _: &[usize]) -> Result<DType> {
-        Ok(DType::F32)
-    }
-
-    fn elements(
-        &self,
-        name: &str,
-        shape: &[usize],
-        rows: Range<usize>,
-        to: &mut Upload,
-    ) -> Result<()> {
-        let each = shape[1..].iter().product::<usize>();
-        let values = self.values(name, shape)?;
-        Ok(to.write(DType::F32.encode(&values[rows.start * each..rows.end * each]))?)
-    }
-
-    fn scales(&self, _: &str, _: [usize; 2], _: &mut Upload) -> Result<()> {
-        Ok(())
-    }
-
-    fn expect(&self, _: &Config) -> Result<()> {
-        Ok(())
-    }
-
-    fn refuse_others(&self, _: &[&str]) -> Result<()> {
-        Ok(())
     }
 }

@@ -61,6 +61,7 @@ mod indexer_logits_paged;
 mod layer_norm;
 mod linear_fp8;
 mod place_rows;
+mod random_weights;
 mod rms_norm;
 mod rope;
 mod round_trip;
@@ -99,6 +100,7 @@ pub const ALL: &[Kernel] = &[
     dense_mla::KERNEL,
     dense_mla_paged::KERNEL,
     dequantise::KERNEL,
+    random_weights::KERNEL,
     embedding::KERNEL,
     add_rms_norm::KERNEL,
     router::KERNEL,
