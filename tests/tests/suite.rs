@@ -1,6 +1,7 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
 mod big;
+mod big_experts;
 mod cheats;
 mod cli;
 mod cli_of_files;

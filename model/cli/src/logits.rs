@@ -24,17 +24,22 @@ const IDS: &str = "input_ids";
 #[derive(Args, Debug)]
 pub(super) struct Logits {
     /// The checkpoint: a folder with config.json and safetensors files, in Hugging Face's layout.
-    #[arg(long, value_name = "DIR", required_unless_present = "random_weights")]
+    #[arg(long, value_name = "DIR", required_unless_present = "weights_seed")]
     ckpt: Option<PathBuf>,
     /// Weights made up on the device from this seed instead of a checkpoint: those of `dsa make-tiny`.
-    #[arg(long, value_name = "SEED", conflicts_with = "ckpt", requires = "config")]
-    random_weights: Option<u64>,
+    #[arg(
+        long = "random-weights",
+        value_name = "SEED",
+        conflicts_with = "ckpt",
+        requires = "config"
+    )]
+    weights_seed: Option<u64>,
     /// With --random-weights: the model, a config.json or a folder with one.
-    #[arg(long, value_name = "FILE", requires = "random_weights")]
+    #[arg(long, value_name = "FILE", requires = "weights_seed")]
     config: Option<PathBuf>,
     /// With --random-weights: what the weights are stored in, as of `dsa make-tiny`. If it is not given, what the
     /// configuration says, fp8 or bf16.
-    #[arg(long, value_enum, requires = "random_weights")]
+    #[arg(long, value_enum, requires = "weights_seed")]
     random_dtype: Option<StoredType>,
     /// The token ids: `input_ids` [n], I32 or I64, of a safetensors file. Nothing else in it is read.
     #[arg(long, value_name = "FILE")]
@@ -137,7 +142,7 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     let quantised = config.quantization.is_some();
     let usual = if quantised { StoredType::Fp8 } else { StoredType::Bf16 };
     let stored = args.random_dtype.unwrap_or(usual);
-    let seed = args.random_weights.unwrap_or_default();
+    let seed = args.weights_seed.unwrap_or_default();
     let model = match &checkpoint {
         Some(checkpoint) => Model::new(&device, &config, checkpoint.root(), precision)?,
         None => {
