@@ -8,6 +8,7 @@ mod feed_forward;
 mod indexer;
 mod kv_b;
 mod linear;
+mod load;
 mod norm;
 mod router;
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod error;
 pub mod intermediates;
 mod json;
 pub mod layers;
+pub mod make_tiny;
 mod model;
 mod names;
 pub mod run;

@@ -6,9 +6,10 @@
 //! let q_a = attention.values("q_a_proj.weight", &[q_lora_rank, hidden_size])?;
 //! ```
 //!
-//! Weights are [out, in], row-major, little-endian. f32, bf16 and f16 become f32 exactly. e4m3 is
-//! multiplied by its block's scale from `weight_scale_inv` [⌈out/128⌉, ⌈in/128⌉]: f32, bf16, f16, or
-//! e8m0 (one byte, 2^(byte − 127)).
+//! Weights are [out, in], row-major, little-endian. On the host f32, bf16 and f16 become f32 exactly, and e4m3 is
+//! multiplied by its block's scale from `weight_scale_inv` (or, where there is none, `weight_scale`)
+//! [⌈out/128⌉, ⌈in/128⌉]: f32, bf16, f16, or e8m0 (one byte, 2^(byte − 127)). To a device they go as they are stored,
+//! part by part.
 //! Nothing is read or converted before it is asked for, and pickle formats are never read.
 
 use std::collections::BTreeMap;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 
 pub use manifest::manifest;
 pub use path::WeightPath;
+pub use random::{Random, Stored};
 pub use safetensors::Dtype;
-pub use source::{Random, Weights};
+pub use source::Weights;
 pub use split::Split;
 
 use bytes::Bytes;
@@ -27,6 +29,8 @@ use bytes::Bytes;
 use crate::config::QUANT_BLOCK;
 use crate::error::{Error, Result};
 use crate::names::nearest;
+use dsa_kernels::DType;
+use dsa_kernels::upload::Upload;
 
 mod bytes;
 mod convert;
@@ -36,6 +40,7 @@ mod index;
 mod manifest;
 mod path;
 mod ranks;
+mod random;
 mod source;
 mod split;
 #[cfg(test)]
@@ -194,18 +199,39 @@ impl Checkpoint {
         }
     }
 
-    /// The e4m3 codes of a matrix `[out, in]` and its scales `[⌈out/128⌉, ⌈in/128⌉]` in f32, both row-major; `None` if
-    /// it is not stored so.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::values`].
-    pub fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        self.check(name, &shape)?;
-        if self.form(name)?.0 != Dtype::F8_E4M3 {
-            return Ok(None);
+    /// The type in which a tensor of shape `shape` is stored.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<DType> {
+        self.check(name, shape)?;
+        match self.form(name)?.0 {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::BF16 => Ok(DType::Bf16),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::F8_E4M3 => Ok(DType::E4m3),
+            other => Err(wrong_type(name, other, NUMBERS)),
         }
-        let scales = self.scales(name, shape)?;
-        Ok(Some((self.tensor(name)?.bytes, scales)))
+    }
+
+    /// Writes the elements `rows` of the first axis of a tensor of shape `shape`, as they are stored, to a device.
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()> {
+        self.check(name, shape)?;
+        let entry = self.entry(name)?;
+        let (path, file) = &self.files[entry.file];
+        // The header was checked: the elements fill the tensor's bytes, and the first axis divides them.
+        let row =
+            (entry.bytes.end - entry.bytes.start) / shape.first().map_or(1, |n| *n.max(&1) as u64);
+        let [mut at, end] = [rows.start, rows.end].map(|n| entry.bytes.start + n as u64 * row);
+        while at < end {
+            let part = at..end.min(at + PART_BYTES);
+            at = part.end;
+            to.write(file.read(path, part)?)?;
+        }
+        Ok(())
     }
 
     /// Checks that [`Checkpoint::values`] can read the tensor `name` of shape `shape`, and reads nothing.
@@ -224,9 +250,34 @@ impl Checkpoint {
         }
     }
 
+    /// The name of the scales of the e4m3 weight `name`: `…_scale_inv`, or `…_scale` where only that is there.
+    fn scale_name(&self, name: &str) -> String {
+        let usual = format!("{name}{SCALE}");
+        let other = format!("{name}{OTHER_SCALE}");
+        if !self.contains(&usual) && self.contains(&other) { other } else { usual }
+    }
+
+    /// The e4m3 weight whose scales are the tensor `name`, if it is that.
+    fn scaled_by<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let weight = name.strip_suffix(SCALE).or_else(|| name.strip_suffix(OTHER_SCALE))?;
+        let (dtype, _) = self.form(weight).ok()?;
+        (dtype == Dtype::F8_E4M3 && self.scale_name(weight) == name).then_some(weight)
+    }
+
+    /// What was understood otherwise than it is usually written, for whoever runs the model to see.
+    pub fn notes(&self) -> Vec<String> {
+        let other = |name: &&str| name.ends_with(OTHER_SCALE) && self.scaled_by(name).is_some();
+        match self.names().filter(other).count() {
+            0 => vec![],
+            n => vec![format!(
+                "{n} weights have their scales in weight_scale, which is read as weight_scale_inv: both multiply"
+            )],
+        }
+    }
+
     /// Checks the form of the scales of the e4m3 weight `name` [rows, columns].
     fn check_scales(&self, name: &str, weight: [usize; 2]) -> Result<()> {
-        let name = format!("{name}_scale_inv");
+        let name = self.scale_name(name);
         let blocks = weight.map(|n| n.div_ceil(QUANT_BLOCK));
         let (dtype, found) = self.form(&name)?;
         if found != blocks {
@@ -241,7 +292,7 @@ impl Checkpoint {
     /// The scales [⌈rows/128⌉, ⌈columns/128⌉] of the e4m3 weight `name` [rows, columns].
     fn scales(&self, name: &str, weight: [usize; 2]) -> Result<Vec<f32>> {
         self.check_scales(name, weight)?;
-        let name = format!("{name}_scale_inv");
+        let name = self.scale_name(name);
         let Tensor { dtype, bytes, .. } = self.tensor(&name)?;
         let values = match dtype {
             Dtype::F8_E8M0 => Some(convert::e8m0(&bytes)),
@@ -261,6 +312,13 @@ impl Checkpoint {
         Error::Shape { name: name.into(), found, expected: expected.into() }
     }
 }
+
+/// What stands behind the name of an e4m3 weight in that of its scales, and what some writers put there.
+const SCALE: &str = "_scale_inv";
+const OTHER_SCALE: &str = "_scale";
+
+/// Bytes that are read at a time on their way to a device.
+const PART_BYTES: u64 = 1 << 26;
 
 /// The types of a weight, and of the scales of one.
 const NUMBERS: &str = "F32, BF16, F16, or F8_E4M3 with two axes";

@@ -55,6 +55,7 @@ const COLUMNS: &str = "kernels/src/top_k/columns.rs";
 const COMBINE: &str = "kernels/src/combine.rs";
 const DENSE: &str = "kernels/src/dense_attention.rs";
 const DISPATCH: &str = "kernels/src/dispatch.rs";
+const DEQUANTISE: &str = "kernels/src/dequantise.rs";
 const EMBEDDING: &str = "kernels/src/embedding.rs";
 const EXPERTS: &str = "model/src/layers/experts.rs";
 const CONFIG: &str = "model/src/config.rs";
@@ -77,6 +78,7 @@ const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
 const POLICY: &str = "kernels/src/top_k/policy.rs";
 const QUANT: &str = "kernels/src/quant.rs";
 const RECORD: &str = "kernels/src/keys/record.rs";
+const RANDOM_WEIGHTS: &str = "kernels/src/random_weights.rs";
 const ROPE: &str = "kernels/src/rope.rs";
 const ROUTER: &str = "kernels/src/router.rs";
 const SLOTS: &str = "kernels/src/slots.rs";
@@ -206,6 +208,10 @@ pub const BUGS: &[Bug] = &[
         "n0 < seen.last_start || n0 + (keys as i32) > seen.first_end",
         "n0 + (keys as i32) > seen.first_end"),
     // The half of a layer that attends to nothing.
+    bug("a partial block of columns has no scale of its own", "dequantise", DEQUANTISE,
+        "row / BLOCK * cols.div_ceil(BLOCK)", "row / BLOCK * (cols / BLOCK)"),
+    bug("half of the key decides nothing", "random_weights", RANDOM_WEIGHTS,
+        "mix(i + low) ^ high", "mix(i + low)"),
     bug("the first row of the table is taken for none", "embedding", EMBEDDING,
         "id >= 0 && id < table.shape(0) as i32", "id > 0 && id < table.shape(0) as i32"),
     bug("the norm of the rounded sum", "add_rms_norm", ADD_NORM,

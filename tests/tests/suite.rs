@@ -1,6 +1,7 @@
 //! The one integration-test binary (every binary links LLVM, so there is only one).
 
 mod big;
+mod big_experts;
 mod cheats;
 mod cli;
 mod cli_of_convert;
@@ -28,6 +29,7 @@ mod harness;
 mod house;
 mod kept_cases;
 mod licences;
+mod make_tiny;
 mod metadata;
 mod model;
 mod mutants;
@@ -44,4 +46,5 @@ mod sparse_memory;
 mod stages;
 mod support;
 mod watch;
+mod weights_memory;
 mod wide;

@@ -19,6 +19,7 @@ mod convert;
 mod failure;
 mod logits;
 mod pass;
+mod make_tiny;
 mod run;
 
 pub use failure::{Usage, report};
@@ -62,6 +63,8 @@ enum Command {
     ///
     /// Reads and writes piece by piece. Run again, it goes on where it stopped.
     Convert(convert::Convert),
+    /// Makes a checkpoint of made-up weights in Hugging Face's layout, small unless true dimensions are asked for.
+    MakeTiny(make_tiny::MakeTinyArgs),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -144,6 +147,10 @@ pub fn run(
         }
         Command::Emit(emit) => {
             compiled::emit(out, &emit)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::MakeTiny(args) => {
+            make_tiny::make_tiny(out, &args)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Logits(logits) => {

@@ -1,19 +1,19 @@
 //! `dsa logits`: the whole model on given token ids.
 
 use super::pass::{Runner, Text};
+use super::make_tiny::StoredType;
 use super::run::expect_place;
-use super::{Usage, device_name, open};
+use super::{Usage, device_name};
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use dsa_files::same_file;
-use dsa_gate::model::Reference;
 use dsa_kernels::DType;
 use dsa_model::config::{Config, Overrides};
 use dsa_model::intermediates::{Intermediates, Stored};
 use dsa_model::layers::Precision;
 use dsa_model::run::Mode;
-use dsa_model::weights::{Checkpoint, Dtype};
-use dsa_model::{Error, Model};
+use dsa_model::weights::{Checkpoint, Dtype, Random};
+use dsa_model::Error;
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -26,8 +26,23 @@ const IDS: &str = "input_ids";
 #[derive(Args, Debug)]
 pub(super) struct Logits {
     /// The checkpoint: a folder with config.json and safetensors files, in Hugging Face's layout.
-    #[arg(long, value_name = "DIR")]
-    ckpt: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "weights_seed")]
+    ckpt: Option<PathBuf>,
+    /// Weights made up on the device from this seed instead of a checkpoint: those of `dsa make-tiny`.
+    #[arg(
+        long = "random-weights",
+        value_name = "SEED",
+        conflicts_with = "ckpt",
+        requires = "config"
+    )]
+    weights_seed: Option<u64>,
+    /// With --random-weights: the model, a config.json or a folder with one.
+    #[arg(long, value_name = "FILE", requires = "weights_seed")]
+    config: Option<PathBuf>,
+    /// With --random-weights: what the weights are stored in, as of `dsa make-tiny`. If it is not given, what the
+    /// configuration says, fp8 or bf16.
+    #[arg(long, value_enum, requires = "weights_seed")]
+    random_dtype: Option<StoredType>,
     /// The token ids: `input_ids` [n], I32 or I64, of a safetensors file. Nothing else in it is read.
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
@@ -122,14 +137,16 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     expect_place(&args.out)?;
     let overrides =
         Overrides { topk: args.topk, share_index: args.share_index.clone(), max_seq: args.max_seq };
-    let (config, warnings) = overrides.apply(Config::read(&args.ckpt)?)?;
+    // The command line has one of the two.
+    let of_model = args.ckpt.as_deref().or(args.config.as_deref()).unwrap_or(Path::new("."));
+    let (config, warnings) = overrides.apply(Config::read(of_model)?)?;
     let ids = token_ids(&args.inputs, &config)?;
     let from = args.decode_from.unwrap_or(ids.len());
     if from > ids.len() {
         let n = ids.len();
         return Err(Usage::error(format!("--decode-from {from}: there are {n} tokens")));
     }
-    let checkpoint = Checkpoint::open(&args.ckpt)?;
+    let checkpoint = args.ckpt.as_deref().map(Checkpoint::open).transpose()?;
     let precision = args.dtype.map_or(Precision::STORED, Type::precision);
     let text = Text { ids: &ids, from, chunk: args.prefill_chunk as usize };
     let stages = |(mode, prefix): &(Mode, &'static str)| {
@@ -143,16 +160,26 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     for warning in warnings {
         writeln!(out, "warning: {warning}")?;
     }
-    let runner = match args.reference {
-        true => Runner::Reference(Box::new(Reference::new(&config, checkpoint.root(), precision)?)),
-        false => {
-            let device = open(args.device.as_deref())?;
-            let model = Model::new(&device, &config, checkpoint.root(), precision)?;
-            Runner::Device(device, Box::new(model))
+    for note in checkpoint.iter().flat_map(Checkpoint::notes) {
+        writeln!(out, "note: {note}")?;
+    }
+    let quantised = config.quantization.is_some();
+    let usual = if quantised { StoredType::Fp8 } else { StoredType::Bf16 };
+    let stored = args.random_dtype.unwrap_or(usual);
+    let seed = args.weights_seed.unwrap_or_default();
+    let (device, reference) = (args.device.as_deref(), args.reference);
+    let runner = match &checkpoint {
+        Some(checkpoint) => {
+            Runner::new(&config, checkpoint.root(), precision, device, reference)?
+        }
+        None => {
+            let random = Random::stored_as(seed, stored.stored());
+            Runner::new(&config, random, precision, device, reference)?
         }
     };
-    let in_fp8 = config.quantization.is_some() && precision.fp8;
-    let dtype = if in_fp8 { "fp8 and bf16" } else { precision.dtype.name() };
+    let in_fp8 = if checkpoint.is_some() { quantised } else { stored == StoredType::Fp8 };
+    let kept = in_fp8 && precision.fp8;
+    let dtype = if kept { "fp8 and bf16" } else { precision.dtype.name() };
     let mut results = BTreeMap::new();
     for (mode, prefix) in modes {
         let stages = (!stages.is_empty()).then(|| stages.remove(0));
@@ -164,6 +191,9 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     let mut settings: HashMap<String, String> = config.deciding().into_iter().collect();
     let mut say = |name: &str, value: String| settings.insert(name.to_string(), value);
     say("dtype", dtype.to_string());
+    if checkpoint.is_none() {
+        say("random weights", format!("seed {seed}, {:?}", stored.stored()));
+    }
     say("attention", format!("{:?}", args.attention).to_lowercase());
     say("prefill chunk", runner.chunk(&text).to_string());
     say("decode from", from.to_string());

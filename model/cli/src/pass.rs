@@ -1,10 +1,13 @@
 //! One pass of the model over a text, on a device or by the reference, with or without its stages.
 
+use super::open;
 use dsa_gate::model::Reference;
 use dsa_kernels::Device;
-use dsa_model::Model;
 use dsa_model::intermediates::{Intermediates, Stored};
+use dsa_model::layers::Precision;
 use dsa_model::run::{Batch, Mode};
+use dsa_model::weights::Weights;
+use dsa_model::{Config, Model};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,6 +30,23 @@ pub(super) enum Runner {
 type Results = (Vec<u8>, BTreeMap<String, Stored>);
 
 impl Runner {
+    /// The model of `config` with `weights`: by the reference, or on the device named, or the best there is.
+    pub fn new<W: Weights>(
+        config: &Config,
+        weights: W,
+        precision: Precision,
+        device: Option<&str>,
+        by_reference: bool,
+    ) -> anyhow::Result<Self> {
+        if by_reference {
+            let reference = Reference::new(config, weights, precision)?;
+            return Ok(Self::Reference(Box::new(reference)));
+        }
+        let device = open(device)?;
+        let model = Model::new(&device, config, weights, precision)?;
+        Ok(Self::Device(device, Box::new(model)))
+    }
+
     /// Where it runs: a device's name, or the reference.
     pub fn name(&self) -> &str {
         match self {

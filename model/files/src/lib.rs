@@ -1,13 +1,15 @@
 //! What every reader and every writer of files shares, whatever the file holds: nothing is read without a
-//! bound ([`read`]), a file is replaced whole or not at all ([`replace`]), and text that came from a
+//! bound ([`read`]), a file is replaced whole or not at all ([`replace`]) and so is a folder made ([`new_folder`]), and text that came from a
 //! file reaches a terminal only through [`printable`].
 #![forbid(unsafe_code)]
 
+mod folder;
 mod printable;
 mod read;
 mod replace;
 mod space;
 
+pub use folder::new_folder;
 pub use printable::printable;
 pub use read::{read, read_text};
 pub use replace::{replace, same_file};

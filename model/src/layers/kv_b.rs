@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::run::Batch;
 use crate::weights::Weights;
 use dsa_kernels::copy::place_rows;
-use dsa_kernels::gemm::gemm_into;
+use dsa_kernels::gemm::{gemm, gemm_into};
 use dsa_kernels::{Device, Tensor};
 
 /// `kv_b_proj`, `[h · (nope + v), rank]`, in the forms in which it is multiplied. Of each head's
@@ -25,21 +25,15 @@ pub(super) struct KvB {
 impl KvB {
     pub fn new<W: Weights>(to: &Loader<W>, c: &Config) -> Result<Self> {
         let (heads, nope, v) = (c.num_attention_heads, c.qk_nope_head_dim, c.v_head_dim);
-        let (rank, device) = (c.kv_lora_rank, to.device);
-        let w = to.weights.values("kv_b_proj.weight", &[heads * (nope + v), rank])?;
-        let mut absorb = Vec::with_capacity(heads * rank * nope);
-        for h in 0..heads {
-            for r in 0..rank {
-                absorb.extend((0..nope).map(|i| w[(h * (nope + v) + i) * rank + r]));
-            }
-        }
-        Ok(Self {
-            expand: device.upload_f32(&w, &[heads, nope + v, rank], to.precision.dtype)?,
-            absorb: device.upload_f32(&absorb, &[heads, rank, nope], to.precision.dtype)?,
-            nope,
-            rank,
-            device: device.clone(),
-        })
+        let (rank, device, dtype) = (c.kv_lora_rank, to.device, to.precision.dtype);
+        let w = to.table("kv_b_proj", [heads * (nope + v), rank])?;
+        let expand = w.reshape(&[heads, nope + v, rank])?;
+        // A product with the identity transposes, and adds nothing but zeros.
+        let one = |at: usize| if at % (rank + 1) == 0 { 1.0 } else { 0.0 };
+        let identity: Vec<f32> = (0..rank * rank).map(one).collect();
+        let identity = device.upload_f32(&identity, &[1, rank, rank], dtype)?;
+        let absorb = gemm(&identity.broadcast(0, heads)?, &expand.narrow(1, 0, nope)?, dtype)?;
+        Ok(Self { expand, absorb, nope, rank, device: device.clone() })
     }
 
     /// `q_nope·W_UK`: `[n, h, nope + rope]` to `[n, h, rank + rope]`, whose tail is yet to be

@@ -1,9 +1,8 @@
 //! Matrix products with weights, and how weights come to a device.
 
-use crate::config::{Config, QUANT_BLOCK};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::weights::Weights;
-use dsa_kernels::copy::place_rows;
 use dsa_kernels::gemm::gemm;
 use dsa_kernels::linear::linear_fp8;
 use dsa_kernels::quant::ScaleFmt;
@@ -53,45 +52,17 @@ impl<'a, W: Weights> Loader<'a, W> {
     /// The matrix `part.weight` of `[out, in]`.
     pub fn linear(&self, part: &str, shape: [usize; 2]) -> Result<Linear> {
         let name = format!("{part}.weight");
-        let weight = match self.quantised(&name, shape)? {
-            Some((codes, scales)) => self.fp8(&codes, &scales, &shape)?,
-            None => Weight::Plain(self.tensor(&name, &shape, self.precision.dtype)?),
-        };
+        let weight = self.matrices(std::slice::from_ref(&self.weights), &name, &shape)?;
         Ok(Linear { weight, scale_fmt: self.scale_fmt })
     }
 
     /// The matrices `N.part.weight` of `[out, in]`, N below `matrices`, as one tensor `[matrices, out, in]`.
-    ///
-    /// Those that are not in fp8 come one after the other, so that the host holds one at a time.
-    pub fn stack(&self, part: &str, [matrices, out, into]: [usize; 3]) -> Result<Weight> {
-        let (name, shape) = (format!("{part}.weight"), [out, into]);
-        let each = (0..matrices).map(|matrix| self.at(&matrix.to_string()));
-        let (mut codes, mut scales) = (Vec::new(), Vec::new());
-        let mut all = None;
-        for (matrix, to) in each.enumerate() {
-            if let Some((of_this, scales_of_this)) = to.quantised(&name, shape)? {
-                codes.extend(of_this);
-                scales.extend(scales_of_this);
-                continue;
-            }
-            let w = to.tensor(&name, &shape, self.precision.dtype)?;
-            let whole = match &all {
-                Some(all) => all,
-                None => all.insert(self.device.empty(&[matrices, out, into], w.dtype())?),
-            };
-            let place = self.device.upload_i32(&[matrix as i32], &[1])?;
-            place_rows(&w.unsqueeze(0), &place, whole)?;
-        }
-        let right = codes.is_empty() || all.is_none();
-        let expected = "all in fp8, or none: they are one tensor";
-        Error::check(right, "the experts' weights", "in fp8 in part", expected)?;
-        match all {
-            Some(all) => Ok(Weight::Plain(all)),
-            None => self.fp8(&codes, &scales, &[matrices, out, into]),
-        }
+    pub fn stack(&self, part: &str, shape: [usize; 3]) -> Result<Weight> {
+        let each: Vec<W> = (0..shape[0]).map(|matrix| self.weights.at(matrix)).collect();
+        self.matrices(&each, &format!("{part}.weight"), &shape)
     }
 
-    /// The matrix `part.weight` of `[rows, columns]`, whose rows are looked up.
+    /// The matrix `part.weight` of `[rows, columns]` in the layer's type, whose rows are looked up.
     pub fn table(&self, part: &str, shape: [usize; 2]) -> Result<Tensor> {
         self.tensor(&format!("{part}.weight"), &shape, self.precision.dtype)
     }
@@ -99,28 +70,6 @@ impl<'a, W: Weights> Loader<'a, W> {
     /// The vector `name` of `[n]`, in f32.
     pub fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
         self.tensor(name, &[n], DType::F32)
-    }
-
-    /// Codes and scales of a matrix that stays in fp8.
-    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        if self.precision.fp8 { self.weights.quantised(name, shape) } else { Ok(None) }
-    }
-
-    /// Codes `[.., out, in]` and scales `[.., ⌈out/128⌉, ⌈in/128⌉]` on the device.
-    fn fp8(&self, codes: &[u8], scales: &[f32], shape: &[usize]) -> Result<Weight> {
-        let mut blocks = shape.to_vec();
-        let matrix = blocks.len() - 2;
-        blocks[matrix..].iter_mut().for_each(|n| *n = n.div_ceil(QUANT_BLOCK));
-        let codes = self.device.upload(codes, shape, DType::E4m3)?;
-        let scale = self.device.upload_f32(scales, &blocks, DType::F32)?;
-        Ok(Weight::Fp8 { codes, scale })
-    }
-
-    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        if let Some(bytes) = self.weights.stored(name, shape, dtype)? {
-            return Ok(self.device.upload(&bytes, shape, dtype)?);
-        }
-        Ok(self.device.upload_f32(&self.weights.values(name, shape)?, shape, dtype)?)
     }
 }
 

@@ -6,7 +6,9 @@ use crate::config::{AttentionOptions, Config, Yarn};
 use crate::error::{Error, Result};
 use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode, Stage};
 use crate::weights::{Random, Weights};
+use dsa_kernels::upload::Upload;
 use dsa_kernels::{DType, Device, Tensor};
+use std::ops::Range;
 
 const SIZE: CacheSize = CacheSize { layers: 1, requests: 1, max_seq: 24, page_size: 5 };
 
@@ -179,12 +181,22 @@ impl Weights for Short {
         }
     }
 
-    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<DType> {
+        self.values(name, shape).map(|_| DType::F32)
     }
 
-    fn quantised(&self, _: &str, _: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        Ok(None)
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()> {
+        self.0.elements(name, shape, rows, to)
+    }
+
+    fn scales(&self, name: &str, shape: [usize; 2], to: &mut Upload) -> Result<()> {
+        self.0.scales(name, shape, to)
     }
 
     fn expect(&self, _: &Config) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Checkpoint, Dtype};
+use super::Checkpoint;
 use crate::config::{Config, Indexer};
 use crate::error::{Error, Result};
 
@@ -95,11 +95,7 @@ impl Checkpoint {
         let mut names: Vec<&String> = expected.keys().collect();
         names.sort();
         names.into_iter().try_for_each(|name| self.check(name, &expected[name]))?;
-        let scale = |name: &str| {
-            let weight =
-                name.strip_suffix("_scale_inv").filter(|name| expected.contains_key(*name));
-            weight.is_some_and(|w| self.form(w).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3))
-        };
+        let scale = |name: &str| self.scaled_by(name).is_some_and(|w| expected.contains_key(w));
         let behind = self.layers_behind(config);
         let known = |name: &&str| {
             expected.contains_key(*name) || scale(name) || free(name, config, &behind)

@@ -1,11 +1,12 @@
 //! Where a layer's weights come from.
 
-use super::{Dtype, WeightPath};
+use super::WeightPath;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use dsa_kernels::DType;
-use dsa_kernels::random::Rng;
+use dsa_kernels::upload::Upload;
 use std::fmt::Display;
+use std::ops::Range;
 
 /// Weights by their names in a checkpoint: those of a file, or made up.
 pub trait Weights: Sized {
@@ -18,18 +19,29 @@ pub trait Weights: Sized {
     /// If there is no such tensor, or it is not of `shape`.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
 
-    /// The tensor's own bytes, if it is stored as little-endian elements of `dtype`: they go to a device as they
-    /// are.
+    /// The type in which the tensor is stored: f32, bf16, f16, or e4m3, which has scales.
     ///
     /// # Errors
     /// As [`Weights::values`].
-    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>>;
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<DType>;
 
-    /// The e4m3 codes of a matrix `[out, in]` and its scales `[⌈out/128⌉, ⌈in/128⌉]`, if it is stored so.
+    /// Writes the elements `rows` of the tensor's first axis to a device, as they are stored.
     ///
     /// # Errors
-    /// As [`Weights::values`].
-    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>>;
+    /// As [`Weights::values`]; [`Error::Kernel`] if the device does not take them.
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()>;
+
+    /// Writes the scales `[⌈out/128⌉, ⌈in/128⌉]` of a matrix `[out, in]` that is stored in e4m3 to a device, in f32.
+    ///
+    /// # Errors
+    /// As [`Weights::elements`]; [`Error::Element`] for one that is negative, infinite or NaN.
+    fn scales(&self, name: &str, shape: [usize; 2], to: &mut Upload) -> Result<()>;
 
     /// Refuses weights that are not those of the whole model of `config`, whose root this is, before any is read.
     ///
@@ -57,17 +69,23 @@ impl Weights for WeightPath<'_> {
         self.checkpoint().values(&self.name(name), shape)
     }
 
-    fn stored(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Option<Vec<u8>>> {
-        let (stored, found) = self.form(name)?;
-        let same = matches!(
-            (stored, dtype),
-            (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) | (Dtype::F16, DType::F16)
-        );
-        if same && found == shape { Ok(Some(self.tensor(name)?.bytes)) } else { Ok(None) }
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<DType> {
+        self.checkpoint().stored(&self.name(name), shape)
     }
 
-    fn quantised(&self, name: &str, shape: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        self.checkpoint().quantised(&self.name(name), shape)
+    fn elements(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        to: &mut Upload,
+    ) -> Result<()> {
+        self.checkpoint().elements(&self.name(name), shape, rows, to)
+    }
+
+    fn scales(&self, name: &str, shape: [usize; 2], to: &mut Upload) -> Result<()> {
+        let scales = self.checkpoint().scales(&self.name(name), shape)?;
+        Ok(to.write(DType::F32.encode(&scales))?)
     }
 
     fn expect(&self, config: &Config) -> Result<()> {
@@ -75,64 +93,15 @@ impl Weights for WeightPath<'_> {
     }
 
     fn refuse_others(&self, read: &[&str]) -> Result<()> {
+        let before = self.name("");
         let scales = |name: &str| {
-            let weight = name.strip_suffix("_scale_inv").filter(|weight| read.contains(weight));
-            weight.is_some_and(|w| self.form(w).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3))
+            let weight = self.checkpoint().scaled_by(&self.name(name)).map(str::to_string);
+            weight.and_then(|w| w.strip_prefix(&before).map(|w| read.contains(&w))) == Some(true)
         };
         let known = |name: &&str| read.contains(name) || FREE.contains(name) || scales(name);
         match self.names().find(|name| !known(name)) {
             Some(name) => Err(Error::Unread(self.name(name))),
             None => Ok(()),
         }
-    }
-}
-
-/// Seeded weights: matrices normal of variance 1 / in, so that activations keep their size; norms near 1, biases
-/// near 0. A tensor depends on the seed and its name alone, and is the same on every machine.
-#[derive(Clone, Debug)]
-pub struct Random {
-    seed: u64,
-    path: String,
-}
-
-impl Random {
-    /// The weights of `seed`.
-    pub fn new(seed: u64) -> Self {
-        Self { seed, path: String::new() }
-    }
-}
-
-impl Weights for Random {
-    fn at(&self, part: impl Display) -> Self {
-        Self { seed: self.seed, path: format!("{}{part}.", self.path) }
-    }
-
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let full = format!("{}{name}", self.path);
-        let seed =
-            full.bytes().fold(self.seed, |seed, byte| Rng::new(seed ^ u64::from(byte)).bits());
-        let mut rng = Rng::new(seed);
-        let (mean, deviation) = match *shape {
-            [_, into] => (0.0, (into.max(1) as f32).sqrt().recip()),
-            _ if name.ends_with("bias") => (0.0, 0.1),
-            _ => (1.0, 0.1),
-        };
-        Ok((0..shape.iter().product()).map(|_| mean + deviation * rng.normal()).collect())
-    }
-
-    fn stored(&self, _: &str, _: &[usize], _: DType) -> Result<Option<Vec<u8>>> {
-        Ok(None)
-    }
-
-    fn quantised(&self, _: &str, _: [usize; 2]) -> Result<Option<(Vec<u8>, Vec<f32>)>> {
-        Ok(None)
-    }
-
-    fn expect(&self, _: &Config) -> Result<()> {
-        Ok(())
-    }
-
-    fn refuse_others(&self, _: &[&str]) -> Result<()> {
-        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::fs;
 use tempfile::{TempDir, tempdir};
 
 mod mutants;
+mod scales;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/tiny");
 

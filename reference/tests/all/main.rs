@@ -14,3 +14,4 @@ mod rope;
 mod router;
 mod splits;
 mod top_k;
+mod weights;

@@ -48,6 +48,7 @@ mod combine;
 mod dense_mha;
 mod dense_mla;
 mod dense_mla_paged;
+mod dequantise;
 mod dispatch;
 mod embedding;
 mod fold_scales;
@@ -60,6 +61,7 @@ mod indexer_logits_paged;
 mod layer_norm;
 mod linear_fp8;
 mod place_rows;
+mod random_weights;
 mod rms_norm;
 mod rope;
 mod round_trip;
@@ -97,6 +99,8 @@ pub const ALL: &[Kernel] = &[
     dense_mha::KERNEL,
     dense_mla::KERNEL,
     dense_mla_paged::KERNEL,
+    dequantise::KERNEL,
+    random_weights::KERNEL,
     embedding::KERNEL,
     add_rms_norm::KERNEL,
     router::KERNEL,

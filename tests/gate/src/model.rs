@@ -7,7 +7,8 @@
 
 use crate::layer::Result;
 use crate::layer::reference::{attention_config, attention_options};
-use dsa_kernels::DType;
+use dsa_kernels::upload::Upload;
+use dsa_kernels::{DType, Device};
 use dsa_model::config::{Config, Indexer, QUANT_BLOCK};
 use dsa_model::intermediates::Intermediates;
 use dsa_model::layers::Precision;
@@ -194,14 +195,17 @@ impl<W: Weights> Reader<W> {
     /// The same, in fp8 if it is to stay so.
     fn weight(&self, part: &str, shape: [usize; 2]) -> Result<Weight> {
         let name = format!("{part}.weight");
-        let fp8 = self.precision.fp8;
-        let Some((codes, scale)) =
-            fp8.then(|| self.weights.quantised(&name, shape)).transpose()?.flatten()
-        else {
+        if !self.precision.fp8 || self.weights.stored(&name, &shape)? != DType::E4m3 {
             return Ok(Weight::F32(self.matrix(part, shape)?));
-        };
-        let blocks = shape.map(|n| n.div_ceil(QUANT_BLOCK));
-        Ok(Weight::Fp8 { codes: array(&name, shape, codes)?, scale: array(&name, blocks, scale)? })
+        }
+        // Codes and scales come as to any device.
+        let (device, blocks) = (Device::named("cpu")?, shape.map(|n| n.div_ceil(QUANT_BLOCK)));
+        let mut codes = Upload::new(&device, &shape, DType::E4m3)?;
+        self.weights.elements(&name, &shape, 0..shape[0], &mut codes)?;
+        let mut scales = Upload::new(&device, &blocks, DType::F32)?;
+        self.weights.scales(&name, shape, &mut scales)?;
+        let (codes, scales) = (codes.finish()?.download()?, scales.finish()?.download_f32()?);
+        Ok(Weight::Fp8 { codes: array(&name, shape, codes)?, scale: array(&name, blocks, scales)? })
     }
 
     fn feed_forward(&self, hidden: usize, inner: usize) -> Result<FeedForwardWeights> {

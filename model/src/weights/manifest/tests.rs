@@ -130,7 +130,17 @@ fn a_tensor_that_is_missing_or_of_another_form_is_refused_by_name() {
         }
     };
     let expected = "expected F32, BF16, F16, or F8_E4M3 with two axes";
-    assert_eq!(says(set(Dtype::I8, 1)), format!("tensor \"{UP}\" has elements I8, {expected}"));
+    for (dtype, size) in
+        [(Dtype::I8, 1), (Dtype::U8, 1), (Dtype::I32, 4), (Dtype::F8_E5M2, 1), (Dtype::F64, 8)]
+    {
+        let says = says(set(dtype, size));
+        assert_eq!(says, format!("tensor \"{UP}\" has elements {dtype}, {expected}"));
+    }
+    // Two of them in a byte.
+    let fp4 = says(|all| {
+        all.insert(UP.to_string(), (Dtype::F4, vec![4, 130], vec![0; 4 * 130 / 2]));
+    });
+    assert_eq!(fp4, format!("tensor \"{UP}\" has elements F4, {expected}"));
     let scale = format!("{UP}_scale_inv");
     let alone = says(set(Dtype::F8_E4M3, 1));
     assert!(alone.starts_with(&format!("tensor \"{scale}\" is missing; ")), "{alone}");
@@ -147,4 +157,29 @@ fn a_tensor_that_is_missing_or_of_another_form_is_refused_by_name() {
     assert_eq!(says(scaled(Dtype::F32, &[1, 1], 4)), wrong);
     let wrong = format!("tensor \"{scale}\" has elements I32, expected F32, BF16, F16 or F8_E8M0");
     assert_eq!(says(scaled(Dtype::I32, &[1, 2], 8)), wrong);
+}
+
+#[test]
+fn scales_go_by_either_name_but_not_by_both() {
+    let (usual, other) = (format!("{UP}_scale_inv"), format!("{UP}_scale"));
+    let with = |names: &[&String]| {
+        says(|all| {
+            all.insert(UP.to_string(), (Dtype::F8_E4M3, vec![4, 130], vec![0; 4 * 130]));
+            for name in names {
+                all.insert(name.to_string(), (Dtype::F32, vec![1, 2], vec![0; 8]));
+            }
+        })
+    };
+    assert_eq!((with(&[&usual]), with(&[&other])), ("all is well".into(), "all is well".into()));
+    let both = with(&[&usual, &other]);
+    assert!(both.starts_with(&format!("tensor \"{other}\" is read by nobody")), "{both}");
+    // Of a weight that has none it is nobody's.
+    let stray = says(add(&other));
+    assert!(stray.starts_with(&format!("tensor \"{other}\" is read by nobody")), "{stray}");
+}
+
+#[test]
+fn a_head_that_is_the_embedding_is_refused() {
+    let tied = says(|all| drop(all.remove("lm_head.weight")));
+    assert!(tied.starts_with("tensor \"lm_head.weight\" is missing; "), "{tied}");
 }
