@@ -17,7 +17,7 @@ use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_gate::bench::random;
 use dsa_gate::layer::timed::{Judged, Timed, judge_timed};
 use dsa_gate::layer::{Bound, Check, verify_random};
-use dsa_kernels::{DType, Device, DeviceKind};
+use dsa_kernels::{DType, Device, DeviceKind, Tensor};
 use dsa_model::Config;
 use dsa_model::layers::Attention;
 use dsa_model::run::{self, Batch, Cache, CacheSize, KvFormat, Mode};
@@ -67,6 +67,15 @@ fn run() -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let args: CostArgs = parsed();
     let common = &args.common;
+    if !common.concerns(&[COST_BENCH])? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if common.list {
+        for Point { stage, variant, .. } in points(0) {
+            say(format!("{COST_BENCH}/{}/{}: benchmark", stage.name(), variant.name()))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let device = common.open()?;
     let cpu = device.kind() == DeviceKind::Cpu;
     let scale = args.scale.unwrap_or(if cpu { 4 } else { 1 });
@@ -91,6 +100,16 @@ fn run() -> anyhow::Result<ExitCode> {
         batch: common.batch.unwrap_or(if cpu { 8 } else { 64 }),
         seed: common.seed,
     };
+    if common.once {
+        let layer = plan.layer()?;
+        for point in ladder.iter().flat_map(|n| points(*n)) {
+            let (x, mut cache) = plan.inputs(point)?;
+            plan.step(point, &layer, &x, &mut cache)?;
+            device.sync()?;
+            say(plan.what(point).place())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let command = command::<CostArgs>(COST_BENCH);
     let mut session = Session::open(COST_BENCH, command, common.clone(), device.clone())?;
     let all = || ladder.iter().flat_map(|n| points(*n));
@@ -103,10 +122,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let ceilings = Ceilings::measure(&device)?;
     note(format!("measured ceilings:{ceilings}"));
     let gate = verified(&device, plan.seed)?;
-    let mut layer = Attention::new(&device, &plan.config, Random::new(plan.seed), DType::Bf16)?;
-    // As the official service does: below topk keys, sparse prefill is dense anyway.
-    layer.expand_short_prefill = true;
-    let bench = Bench { plan, layer, gate, ceilings };
+    let bench = Bench { layer: plan.layer()?, plan, gate, ceilings };
     climb(&bench, &mut session, &ladder, start, args.budget)?;
 
     // Rows of other sizes, of an earlier run with other flags, belong into another picture.
@@ -223,6 +239,53 @@ impl Plan {
             .then(|| format!("its cache takes {} of the {} there are", gb(cache), gb(room)))
     }
 
+    /// The layer that is measured.
+    fn layer(&self) -> anyhow::Result<Attention> {
+        let weights = Random::new(self.seed);
+        let mut layer = Attention::new(&self.device, &self.config, weights, DType::Bf16)?;
+        // As the official service does: below topk keys, sparse prefill is dense anyway.
+        layer.expand_short_prefill = true;
+        Ok(layer)
+    }
+
+    /// The input `[tokens, hidden]` of a call at the end of a context that was made up, and a cache that holds it.
+    fn inputs(&self, point: Point) -> anyhow::Result<(Tensor, Cache)> {
+        let tokens = self.tokens(point);
+        let requests = if point.stage == Stage::Decode { tokens } else { 1 };
+        // One token more, for the other form that a decoded token is judged in.
+        let size = CacheSize { layers: 1, requests, max_seq: point.context + 1, page_size: PAGE };
+        let format = KvFormat::Elements;
+        let mut cache = Cache::new(&self.device, &self.config, size, DType::Bf16, format)?;
+        cache.fill_random(point.context - self.chunk(point), self.seed)?;
+        let shape = [tokens, self.config.hidden_size];
+        Ok((random(&self.device, DType::Bf16, &shape, self.seed)?, cache))
+    }
+
+    /// New tokens of each request.
+    fn chunk(&self, point: Point) -> usize {
+        if point.stage == Stage::Decode { 1 } else { self.tokens(point) }
+    }
+
+    /// One call, its stages timed. The cache then holds the new tokens too.
+    fn step(
+        &self,
+        point: Point,
+        layer: &Attention,
+        x: &Tensor,
+        cache: &mut Cache,
+    ) -> anyhow::Result<Timed> {
+        let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
+        let (tokens, start) = (self.tokens(point), point.context - self.chunk(point));
+        let batch = match point.stage {
+            Stage::Prefill => Batch::chunk(cache, 0, start, tokens, mode)?,
+            Stage::Decode => Batch::decode(cache, &vec![start; tokens], mode)?,
+        };
+        let batch = batch.measured();
+        let trace = layer.trace(x, &batch, cache.layer(0)?)?;
+        cache.advance(&batch);
+        Ok(Timed { trace, batch })
+    }
+
     /// Tokens of one call.
     fn tokens(&self, point: Point) -> usize {
         match point.stage {
@@ -257,17 +320,9 @@ impl Plan {
 impl Bench {
     /// Runs the layer at the end of a context that was made up, several times.
     fn measure(&self, point: Point, what: What, session: &Session) -> anyhow::Result<Row> {
-        let Plan { device, config, seed, .. } = &self.plan;
-        let (tokens, hidden) = (self.plan.tokens(point), config.hidden_size);
-        let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
-        let requests = if point.stage == Stage::Decode { tokens } else { 1 };
-        // One token more, for the other form that a decoded token is judged in.
-        let size = CacheSize { layers: 1, requests, max_seq: point.context + 1, page_size: PAGE };
-        let mut cache = Cache::new(device, config, size, DType::Bf16, KvFormat::Elements)?;
-        let chunk = if point.stage == Stage::Decode { 1 } else { tokens };
-        cache.fill_random(point.context - chunk, *seed)?;
-        let x = random(device, DType::Bf16, &[tokens, hidden], *seed)?;
-        let start = point.context - chunk;
+        let Plan { device, seed, .. } = &self.plan;
+        let (tokens, chunk) = (self.plan.tokens(point), self.plan.chunk(point));
+        let (x, mut cache) = self.plan.inputs(point)?;
         let origin = session.origin();
 
         let mut samples = Vec::new();
@@ -277,14 +332,8 @@ impl Bench {
         for call in 0..=SAMPLES {
             // What the call before computed goes first, so that a call needs no more memory than it does.
             drop(timed.take());
-            let batch = match point.stage {
-                Stage::Prefill => Batch::chunk(&cache, 0, start, tokens, mode)?,
-                Stage::Decode => Batch::decode(&cache, &vec![start; tokens], mode)?,
-            };
-            let batch = batch.measured();
-            let trace = self.layer.trace(&x, &batch, cache.layer(0)?)?;
-            cache.advance(&batch);
-            let Timed { batch, .. } = timed.insert(Timed { trace, batch });
+            let step = self.plan.step(point, &self.layer, &x, &mut cache)?;
+            let Timed { batch, .. } = timed.insert(step);
             if call == 0 {
                 continue;
             }

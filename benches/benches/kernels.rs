@@ -7,6 +7,7 @@ use dsa_benches::session::{Effort, Session};
 use dsa_benches::{sentence, specs};
 use dsa_figures::Noise;
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
+use dsa_gate::kernels::ALL;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -16,6 +17,14 @@ fn main() -> ExitCode {
 
 fn measure() -> anyhow::Result<ExitCode> {
     let args: KernelArgs = parsed();
+    let only = args.common.filter();
+    if !args.common.concerns(&ALL.iter().map(|kernel| kernel.name).collect::<Vec<_>>())? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.common.list {
+        specs::names(only).try_for_each(say)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let device = args.common.open()?;
     let axes = axes(&args, &device);
     note(format!("{} ({}), {axes:?}", device.kind(), device.name()));
@@ -25,12 +34,19 @@ fn measure() -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let only = args.only.as_deref().unwrap_or("");
     specs::check(&device, &axes, only)?;
+    if args.common.once {
+        for spec in specs::all(&device, &axes, args.common.seed, only)? {
+            (spec.work)()?;
+            device.sync()?;
+            say(format!("{}/{} {:?}", spec.kernel, spec.stage.name(), spec.shape))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let command = command::<KernelArgs>("kernels");
     let mut session = Session::open("kernels", command, args.common.clone(), device.clone())?;
     let chosen = specs::all(&device, &axes, args.common.seed, only)?;
-    anyhow::ensure!(!chosen.is_empty(), "--only {only:?} is in the name of no kernel");
+    anyhow::ensure!(!chosen.is_empty(), "{only} has no bench");
     session.plan(&session.whats(&chosen)?)?;
     let ceilings = Ceilings::measure(&device)?;
     note(format!("measured ceilings:{ceilings}"));

@@ -1,11 +1,14 @@
-//! The command lines of both benches: `cargo bench --bench kernels -- --contexts 4096,32768 --only indexer`.
+//! The command lines of both benches: `cargo bench -- indexer --contexts 4096,32768`.
 //!
 //! A bench has the flags that it reads and no others; a value that cannot be meant is refused before
 //! anything is opened or measured.
 
 use clap::{ArgMatches, CommandFactory, Parser};
 use dsa_figures::origin;
+use dsa_figures::row::COST_BENCH;
 use dsa_gate::bench::Axes;
+use dsa_gate::contract::nearest;
+use dsa_gate::kernels::ALL;
 use dsa_kernels::{DType, Device, DeviceKind};
 use std::path::PathBuf;
 
@@ -16,6 +19,18 @@ const READ_ELSEWHERE: [&str; 5] =
 /// What both benches take; an axis can also be set in the environment.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Common {
+    /// Only what has this in its name: a kernel's, or cost_vs_context.
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// The same as FILTER, as older rows name it.
+    #[arg(long, hide = true, conflicts_with = "filter")]
+    pub only: Option<String>,
+    /// Lists what would be measured, and ends.
+    #[arg(long)]
+    pub list: bool,
+    /// Runs each call once, for a profiler: nothing is judged, timed or kept.
+    #[arg(long, conflicts_with_all = ["list", "baseline", "fail_on_slower"])]
+    pub once: bool,
     /// cpu, cuda, hip or with an index, cuda:1.
     #[arg(long, env = "DSA_DEVICE")]
     pub device: Option<String>,
@@ -65,7 +80,10 @@ pub struct Common {
 
 /// The command line of `kernels`.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "kernels", about = "Measures kernels: gate, then time, then rows and pictures")]
+#[command(
+    name = "cargo bench --bench kernels --",
+    about = "Measures kernels: gate, then time, then rows and pictures"
+)]
 pub struct KernelArgs {
     /// What both benches take.
     #[command(flatten)]
@@ -79,9 +97,6 @@ pub struct KernelArgs {
     /// Type of activations: f32, bf16 or f16.
     #[arg(long, env = "DSA_DTYPE", default_value = "bf16", value_parser = dtype)]
     pub dtype: DType,
-    /// Only measurements whose kernel's name contains this.
-    #[arg(long)]
-    pub only: Option<String>,
     /// Seconds that criterion measures each case for.
     #[arg(long, env = "DSA_SECONDS", default_value_t = 1.0, value_parser = seconds)]
     pub seconds: f64,
@@ -96,7 +111,7 @@ pub struct KernelArgs {
 /// The command line of `cost_vs_context`.
 #[derive(Parser, Clone, Debug)]
 #[command(
-    name = "cost_vs_context",
+    name = "cargo bench --bench cost_vs_context --",
     about = "Cost against context: one attention layer, dense and sparse; then rows and pictures",
     after_help = "A curve needs two contexts: with one, its rows are kept and printed, and pictures are \
                   drawn if the file has rows of another."
@@ -147,6 +162,31 @@ fn dtype(text: &str) -> Result<DType, String> {
 }
 
 impl Common {
+    /// What the name of a measurement must contain.
+    pub fn filter(&self) -> &str {
+        self.filter.as_deref().or(self.only.as_deref()).unwrap_or("")
+    }
+
+    /// Whether any of `mine`, what this bench can measure, is asked for. `cargo bench -- FILTER` asks both benches.
+    ///
+    /// # Errors
+    /// If the filter is in the name of nothing that either bench measures.
+    pub fn concerns(&self, mine: &[&str]) -> anyhow::Result<bool> {
+        let filter = self.filter();
+        if mine.iter().any(|name| name.contains(filter)) {
+            return Ok(true);
+        }
+        let kernels = ALL.iter().map(|kernel| kernel.name);
+        let all: Vec<_> = kernels.chain([COST_BENCH]).collect();
+        if all.iter().any(|name| name.contains(filter)) {
+            return Ok(false);
+        }
+        let meant =
+            nearest(filter, &all).map_or(String::new(), |near| format!(", did you mean {near}?"));
+        let filter = dsa_files::printable(filter, 60);
+        anyhow::bail!("{filter} is in the name of nothing{meant}; there are {}", all.join(", "))
+    }
+
     /// The device to measure.
     pub fn open(&self) -> anyhow::Result<Device> {
         let device = match &self.device {
@@ -311,13 +351,27 @@ mod tests {
 
     #[test]
     fn a_flag_that_does_nothing_is_unknown() {
-        for flag in ["--heads=8", "--index-heads=8", "--dtype=f32", "--only=x", "--seconds=1"] {
+        for flag in ["--heads=8", "--index-heads=8", "--dtype=f32", "--seconds=1"] {
             assert!(refused::<CostArgs>(&[flag]).contains("unexpected argument"));
         }
         assert!(refused::<CostArgs>(&["--gate-cases=1"]).contains("unexpected argument"));
         for flag in ["--budget=1", "--scale=4"] {
             assert!(refused::<KernelArgs>(&[flag]).contains("unexpected argument"));
         }
+    }
+
+    #[test]
+    fn a_filter_is_for_the_bench_that_has_it_and_none_is_mistyped() {
+        let concerns = |arguments: &[&str]| {
+            let all = std::iter::once("bench").chain(arguments.iter().copied());
+            CostArgs::try_parse_from(all).unwrap().common.concerns(&[COST_BENCH])
+        };
+        assert!(concerns(&[]).unwrap() && concerns(&["cost"]).unwrap());
+        assert!(!concerns(&["indexer"]).unwrap() && !concerns(&["--only", "indexer"]).unwrap());
+        let error = concerns(&["topk"]).unwrap_err().to_string();
+        assert!(error.contains("did you mean top_k?") && error.contains(COST_BENCH), "{error}");
+        assert!(refused::<KernelArgs>(&["top_k", "--only", "top_k"]).contains("cannot be used"));
+        assert!(refused::<KernelArgs>(&["--once", "--list"]).contains("cannot be used"));
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Session {
         if let Some(base) = &mut self.baseline {
             let mine: BTreeSet<Place> = all.iter().map(What::place).collect();
             let other = base.first().map(|row| row.what().place());
-            // Rows of other devices and of what --only leaves out are no part of the verdict.
+            // Rows of other devices and of what the filter leaves out are no part of the verdict.
             base.retain(|row| mine.contains(&row.what().place()));
             if base.is_empty() {
                 let has = other.map_or("no rows".to_string(), |place| {
@@ -307,12 +307,12 @@ fn report(row: &Row) {
     let median = row.timing().median_s();
     let rate = |n: u64, unit: &str| format!("{:.2} G{unit}/s", n as f64 / median / 1e9);
     note(format!(
-        "    {:.3} ms, {}, {}, {:.1} % of the measured ceiling, gate {:.3} of what is allowed",
+        "    {:.3} ms, {}, {}, {:.1} % of the measured ceiling, error {:.1} % of the tolerance",
         median * 1e3,
         rate(row.work().flop, "FLOP"),
         rate(row.work().bytes, "B"),
         100.0 * row.fraction_of_peak().unwrap_or(0.0),
-        row.gate().worst_error(),
+        100.0 * row.gate().worst_error(),
     ));
 }
 

@@ -10,6 +10,12 @@ fn benches(only: &str) -> impl Iterator<Item = (&'static Kernel, &'static Bench)
     kernels.flat_map(|kernel| kernel.bench.iter().map(move |bench| (kernel, bench)))
 }
 
+/// The names of the benches of the kernels whose name contains `only`, as criterion lists them.
+pub fn names(only: &str) -> impl Iterator<Item = String> {
+    benches(only)
+        .map(|(kernel, bench)| format!("{}/{}: benchmark", kernel.name, bench.stage.name()))
+}
+
 /// Every measurement the axes ask for of the kernels whose name contains `only`; the inputs of others, which
 /// may be large, are not made.
 pub fn all(device: &Device, axes: &Axes, seed: u64, only: &str) -> Result<Vec<Spec>> {

@@ -16,7 +16,8 @@ fn golden() -> PathBuf {
 pub fn dsa(args: &[&str]) -> Result<(String, bool), String> {
     let mut out = Vec::new();
     let all = std::iter::once("dsa").chain(args.iter().copied()).map(Into::into);
-    let code = dsa_cli::run(all, &mut out).map_err(|error| dsa_cli::report(&error).0)?;
+    let code = dsa_cli::run(all, &mut anstream::StripStream::new(&mut out))
+        .map_err(|error| dsa_cli::report(&error).0)?;
     Ok((String::from_utf8(out).unwrap(), code == ExitCode::SUCCESS))
 }
 
@@ -42,13 +43,59 @@ fn doctor_names_the_devices_and_every_kernels_lowering() {
 fn check_takes_kernels_and_files_and_says_how_close_they_are() {
     let (text, ok) = dsa(&["check", "hadamard", "--cases", "3"]).unwrap();
     assert!(
-        ok && text.contains("PASS hadamard: 3 cases") && text.contains("closest call"),
+        ok && text.contains("PASS hadamard: 3 cases") && text.contains("% of the tolerance"),
         "{text}"
     );
     let error = dsa(&["check", "no_such_kernel"]).unwrap_err();
     assert!(error.contains("no_such_kernel") && error.contains("sparse_mla"), "{error}");
     let error = dsa(&["check", "hadamard", "--device", "abacus"]).unwrap_err();
     assert!(error.contains("abacus") && error.contains("cpu"), "{error}");
+}
+
+#[test]
+fn a_mistyped_name_is_answered_with_the_one_that_was_meant() {
+    for (typed, meant) in [("topk", "top_k"), ("kernels/src/indexr.rs", "indexer")] {
+        let error = dsa(&["check", typed]).unwrap_err();
+        assert!(error.contains(&format!("did you mean {meant}?")), "{error}");
+    }
+}
+
+#[test]
+fn check_judges_one_case_and_says_what_it_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("case.safetensors");
+    small_case().save(&file).unwrap();
+    let file = file.to_str().unwrap();
+    let (text, ok) = dsa(&["check", "--case", file]).unwrap();
+    assert!(ok && text.starts_with("PASS hadamard {\"x\": f32[3, 32]}"), "{text}");
+    assert!(text.contains("× the tolerance"), "{text}");
+    let (text, ok) = dsa(&["check", "--case", file, "--json"]).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(ok && line["passed"] == true && line["kernel"] == "hadamard", "{text}");
+    assert!(dsa(&["check", "--case", "/no/such/file"]).unwrap_err().contains("/no/such/file"));
+    assert!(dsa(&["check", "hadamard", "--case", file]).unwrap_err().contains("cannot be used"));
+}
+
+#[test]
+fn check_speaks_json_a_line_a_kernel() {
+    let arguments = ["check", "hadamard", "swiglu", "--cases", "2", "--seed", "5", "--json"];
+    let (text, ok) = dsa(&arguments).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(ok && lines.len() == 2, "{text}");
+    for (line, kernel) in lines.iter().zip(["hadamard", "swiglu"]) {
+        assert_eq!((&line["kernel"], &line["passed"]), (&kernel.into(), &true.into()));
+        assert_eq!((&line["cases"], &line["seed"]), (&2.into(), &5.into()));
+        let error = line["outputs"][0]["error_of_tolerance"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&error), "{line}");
+        assert!(line["compiled"].as_array().unwrap().len() > 1, "{line}");
+    }
+}
+
+#[test]
+fn a_shell_is_told_what_the_command_line_takes() {
+    let (script, ok) = dsa(&["completions", "bash"]).unwrap();
+    assert!(ok && script.contains("complete -F") && script.contains("verify"), "{script}");
 }
 
 #[test]

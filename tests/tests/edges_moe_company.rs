@@ -1,7 +1,8 @@
 //! What a row, or a token, gets from the kernels of the other half of a layer is the same bits alone, among others, and
 //! in every run.
 
-use crate::edges_moe::{indices, router};
+use crate::edges_moe::indices;
+use crate::edges_router::router;
 use crate::support::*;
 use dsa_gate::{Case, HostTensor};
 use dsa_kernels::DType;

@@ -18,6 +18,7 @@ mod edges_moe;
 mod edges_moe_company;
 mod edges_numbers;
 mod edges_quant;
+mod edges_router;
 mod edges_top_k;
 mod emit;
 mod equivalence;

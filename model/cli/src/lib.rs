@@ -45,6 +45,11 @@ enum Command {
     /// Runs one kernel on tensors read from a safetensors file and writes its outputs.
     #[command(after_long_help = kernels_help())]
     Run(run::Run),
+    /// Writes the script that completes this command line in a shell, to be read by it at its start.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Writes the code that a kernel compiles to for a device that need not be here.
     ///
     /// The code is that of DeepSeek-V3.2's dimensions: each kernel that the launcher launches for them,
@@ -120,6 +125,13 @@ pub fn run(
     match cli.command {
         Command::Doctor { device } => doctor(out, device.as_deref()),
         Command::Check(check) => check::check(out, &check),
+        Command::Completions { shell } => {
+            // Into memory first: what fails to be written is an error, which the generator does not return.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dsa", &mut script);
+            out.write_all(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Run(run) => {
             if run.reference && written("device") {
                 return Err(Usage::error("--device with --reference: it runs on no device"));

@@ -12,7 +12,8 @@ fn main() -> ExitCode {
             usual(panic);
         }
     }));
-    let mut out = std::io::stdout();
+    // Colours only where a terminal shows them and NO_COLOR does not forbid them.
+    let mut out = anstream::stdout();
     let done = dsa_cli::run(std::env::args_os(), &mut out);
     let done = done.and_then(|code| out.flush().map(|()| code).map_err(Into::into));
     done.unwrap_or_else(|error| {

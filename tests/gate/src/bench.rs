@@ -33,6 +33,9 @@ pub struct Axes {
     pub dtype: DType,
 }
 
+/// Bytes of a kernel's inputs and of its outputs at a context.
+pub type Room = fn(&Axes, usize) -> (u128, u128);
+
 /// One thing that is measured of a kernel.
 #[derive(Clone, Copy)]
 pub struct Bench {
@@ -40,7 +43,7 @@ pub struct Bench {
     pub stage: Stage,
     /// The bytes of its inputs and of its outputs at a context, if it is measured at each; otherwise it is measured
     /// once.
-    pub room: Option<fn(&Axes, usize) -> (u128, u128)>,
+    pub room: Option<Room>,
     /// Makes its inputs on the device, at a context and from a seed.
     pub spec: fn(&Device, &Axes, usize, u64) -> Result<Spec>,
 }

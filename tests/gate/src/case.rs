@@ -115,9 +115,12 @@ pub enum CaseError {
 /// gaps.
 pub const MISPLACED: &str = "misplaced";
 
+/// A word for gaps behind rows, and how many elements of a type they are.
+pub type Gap = (&'static str, fn(DType) -> usize);
+
 /// Elements of a type behind each row of a strided case: none; 3, so that no row but the first is aligned; 16 bytes;
 /// the 128 of FlashMLA's layout.
-pub const GAPS: &[(&str, fn(DType) -> usize)] =
+pub const GAPS: &[Gap] =
     &[("false", |_| 0), ("true", |_| 3), ("aligned", |dtype| 16 / dtype.size()), ("wide", |_| 128)];
 
 /// A dense tensor in host memory.

@@ -25,22 +25,23 @@ pub struct Closeness {
 
 impl std::fmt::Display for Closeness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}{:?} is {} where {} is expected: {:.3} of what is allowed (abs {:e}{}, rel {:e}); \
-             difference of the whole {:.2e}, allowed {:.0e}; {}",
-            self.output,
-            self.worst_at,
-            self.got,
-            self.expected,
-            self.worst,
-            self.tolerance.abs,
-            if self.tolerance.of_row { " of the row's largest" } else { "" },
-            self.tolerance.rel,
-            self.cos,
-            self.tolerance.cos,
-            self.tolerance.source,
-        )
+        let Self { output, worst_at, got, expected, worst, tolerance: by, .. } = self;
+        write!(f, "{output}{worst_at:?} is {got} where {expected} is expected: ")?;
+        match (by.abs == 0.0 && by.rel == 0.0, worst.is_finite()) {
+            (true, _) => write!(f, "it must be equal")?,
+            (false, false) if got.is_finite() && expected.is_finite() => {
+                write!(f, "the tolerance there is 0")?;
+            }
+            (false, false) => write!(f, "the other is no finite number")?,
+            (false, true) => {
+                let digits = if *worst < 100.0 { 2 } else { 0 };
+                let of_row = if by.of_row { " of the row's largest" } else { "" };
+                write!(f, "{worst:.digits$} × the tolerance (abs {:e}{of_row}, ", by.abs)?;
+                write!(f, "rel {:e})", by.rel)?;
+            }
+        }
+        write!(f, "; difference of the whole {:.2e}, allowed {:.0e}", self.cos, by.cos)?;
+        write!(f, "; {}", by.source)
     }
 }
 
@@ -99,10 +100,24 @@ pub fn compare_on(
     Ok(all)
 }
 
+/// The error of each element of `got`, which has the shape of `want`, as a share of what is allowed.
+pub fn shares(got: &HostTensor, want: &HostTensor, by: Tolerance) -> Vec<f64> {
+    let (x, y) = (got.to_f32(), want.to_f32());
+    let cols = want.shape.last().copied().unwrap_or(1).max(1);
+    let mut shares = Vec::with_capacity(y.len());
+    for (x, y) in x.chunks(cols).zip(y.chunks(cols)) {
+        let largest =
+            y.iter().filter(|y| y.is_finite()).fold(0.0f64, |m, y| m.max(f64::from(*y).abs()));
+        let abs = if by.of_row { by.abs * largest } else { by.abs };
+        let of = |(x, y): (&f32, &f32)| share(f64::from(*x), f64::from(*y), abs, by.rel);
+        shares.extend(x.iter().zip(y).map(of));
+    }
+    shares
+}
+
 /// How close `got` is to `want`, which has the same shape.
 pub fn close(output: &str, got: &HostTensor, want: &HostTensor, by: Tolerance) -> Closeness {
     let (x, y) = (got.to_f32(), want.to_f32());
-    let cols = want.shape.last().copied().unwrap_or(1).max(1);
     let mut result = Closeness {
         output: output.to_string(),
         worst: 0.0,
@@ -113,21 +128,16 @@ pub fn close(output: &str, got: &HostTensor, want: &HostTensor, by: Tolerance) -
         tolerance: by,
     };
     let (mut xy, mut squares) = (0.0f64, 0.0f64);
-    for (row, (x, y)) in x.chunks(cols).zip(y.chunks(cols)).enumerate() {
-        let largest =
-            y.iter().filter(|y| y.is_finite()).fold(0.0f64, |m, y| m.max(f64::from(*y).abs()));
-        for (col, (x, y)) in x.iter().zip(y).enumerate() {
-            let (x, y) = (f64::from(*x), f64::from(*y));
-            if x.is_finite() && y.is_finite() {
-                xy += x * y;
-                squares += x * x + y * y;
-            }
-            let share = share(x, y, if by.of_row { by.abs * largest } else { by.abs }, by.rel);
-            if share > result.worst || (share == 0.0 && result.worst_at.is_empty()) {
-                result.worst = share;
-                result.worst_at = unravel(row * cols + col, &want.shape);
-                (result.got, result.expected) = (x, y);
-            }
+    for (at, share) in shares(got, want, by).into_iter().enumerate() {
+        let (x, y) = (f64::from(x[at]), f64::from(y[at]));
+        if x.is_finite() && y.is_finite() {
+            xy += x * y;
+            squares += x * x + y * y;
+        }
+        if share > result.worst || (share == 0.0 && result.worst_at.is_empty()) {
+            result.worst = share;
+            result.worst_at = unravel(at, &want.shape);
+            (result.got, result.expected) = (x, y);
         }
     }
     if squares > 0.0 {
@@ -153,4 +163,27 @@ fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
         at /= size.max(&1);
     }
     index
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dsa_kernels::DType;
+
+    fn said(got: f32, expected: f32) -> String {
+        let of = |value| [("out", HostTensor::new(DType::F32, &[1], &[value]))].into();
+        compare("rms_norm", &of(got), &of(expected)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_error_is_told_in_tolerances_where_there_is_one() {
+        assert!(said(2.0, 1.0).contains(" × the tolerance (abs "), "{}", said(2.0, 1.0));
+        assert!(said(f32::NAN, 1.0).contains("the other is no finite number"));
+        let of = |value| [("order", HostTensor::i32(&[1], &[value]))].into();
+        let wrong = compare("dispatch", &of(606), &of(194)).unwrap_err().to_string();
+        assert!(
+            wrong.starts_with("order[0] is 606 where 194 is expected: it must be equal"),
+            "{wrong}"
+        );
+    }
 }

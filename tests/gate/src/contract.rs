@@ -142,6 +142,17 @@ fn product(shape: &[u128]) -> u128 {
     shape.iter().fold(1, |n, axis| n.saturating_mul(*axis))
 }
 
+/// Which of `names` is likely to be meant by `name`.
+pub fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
+    // A name may be as long as a file; no kernel's is.
+    let distance = |known: &str| match name.len() {
+        0..=64 => strsim::damerau_levenshtein(name, known),
+        _ => usize::MAX,
+    };
+    let nearest = names.iter().copied().min_by_key(|known| distance(known));
+    nearest.filter(|known| distance(known) <= known.len() / 3)
+}
+
 /// Refuses a name that the kernel does not read.
 fn known<'a>(
     kernel: &Kernel,
@@ -151,13 +162,7 @@ fn known<'a>(
 ) -> Result<(), CaseError> {
     for name in given {
         if !names.contains(&name.as_str()) {
-            // A name may be as long as a file; no kernel's is.
-            let distance = |known: &str| match name.len() {
-                0..=64 => strsim::damerau_levenshtein(name, known),
-                _ => usize::MAX,
-            };
-            let nearest = names.iter().copied().min_by_key(|known| distance(known));
-            let nearest = nearest.filter(|known| distance(known) <= known.len() / 3);
+            let nearest = nearest(name, names);
             let (name, reads) = (name.clone(), names.to_vec());
             return Err(CaseError::Unread { kernel: kernel.name, what, name, nearest, reads });
         }

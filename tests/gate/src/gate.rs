@@ -6,6 +6,7 @@
 
 use crate::case::{Case, Outputs};
 use crate::compare::{Closeness, compare_on};
+use crate::diagnosis::diagnose;
 use crate::generate::{Form, Model};
 use crate::kernels::Kernel;
 use dsa_kernels::Device;
@@ -81,8 +82,12 @@ impl std::fmt::Display for GateReport {
         for (c, case) in self.worst.iter().zip(&self.worst_case) {
             write!(
                 f,
-                "\n  {}: closest call {:.3} of what is allowed, {} for {} at {:?} of {case}",
-                c.output, c.worst, c.got, c.expected, c.worst_at
+                "\n  {}: largest error {:.1} % of the tolerance, {} for {} at {:?} of {case}",
+                c.output,
+                100.0 * c.worst,
+                c.got,
+                c.expected,
+                c.worst_at
             )?;
         }
         Ok(())
@@ -103,6 +108,20 @@ pub fn gate(
     cases: u32,
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
+    gate_watched(kernel, device, cases, seed, &|_| {})
+}
+
+/// [`gate`] that tells `watch` of each case that passed how many did.
+///
+/// # Errors
+/// As [`gate`].
+pub fn gate_watched(
+    kernel: &'static Kernel,
+    device: &Device,
+    cases: u32,
+    seed: u64,
+    watch: &dyn Fn(u32),
+) -> Result<GateReport, Box<GateFailure>> {
     Gate {
         kernel,
         run: &|case: &Case| kernel.run(device, case),
@@ -110,6 +129,7 @@ pub fn gate(
         named: device.kind().to_string(),
         unit: (kernel.machine)(device).matrix,
         seed,
+        watch,
     }
     .judge(cases, true)
 }
@@ -132,6 +152,7 @@ pub fn gate_once(
         named: device.kind().to_string(),
         unit: (kernel.machine)(device).matrix,
         seed,
+        watch: &|_| {},
     }
     .judge(cases, false)
 }
@@ -147,8 +168,9 @@ pub fn gate_of(
     cases: u32,
     seed: u64,
 ) -> Result<GateReport, Box<GateFailure>> {
-    let named = device.to_string();
-    Gate { kernel, run, device: None, named, unit: MatrixUnit::Plain, seed }.judge(cases, true)
+    let (named, watch) = (device.to_string(), &|_| {});
+    Gate { kernel, run, device: None, named, unit: MatrixUnit::Plain, seed, watch }
+        .judge(cases, true)
 }
 
 /// One kernel before the gate.
@@ -160,6 +182,8 @@ struct Gate<'a> {
     named: String,
     unit: MatrixUnit,
     seed: u64,
+    /// Told of each case that passed how many did.
+    watch: &'a dyn Fn(u32),
 }
 
 impl Gate<'_> {
@@ -188,14 +212,19 @@ impl Gate<'_> {
                 for (nth, seed) in planned.seeds.iter().enumerate() {
                     let case = planned.form.case(*seed);
                     match self.verdict(&case) {
-                        Ok(close) => report.add(close, &case),
+                        Ok(close) => {
+                            report.add(close, &case);
+                            (self.watch)(report.cases);
+                        }
                         Err(reason) => {
+                            let drawn = (format!("{case:?}"), reason.clone());
                             let (case, reason) = match shrunk {
                                 true => self.shrink(&plan, planned, nth, reason),
                                 false => (case, reason),
                             };
                             let mut failure = self.fallen(&case, reason, shrunk);
                             (failure.passed, failure.model) = (report.cases, planned.model);
+                            failure.drawn = Some(drawn).filter(|drawn| drawn.0 != failure.case);
                             return Err(failure);
                         }
                     }
@@ -266,8 +295,20 @@ impl Gate<'_> {
     ) -> Box<GateFailure> {
         let (kernel, device, seed) = (self.kernel.name, self.named.clone(), self.seed);
         let (saved, file) = (saved.is_ok(), saved.unwrap_or_else(|why| why));
-        let (passed, model) = (0, None);
-        Box::new(GateFailure { kernel, device, seed, passed, model, case, reason, file, saved })
+        let (reference, passed, model, drawn) = (self.kernel.reference, 0, None, None);
+        Box::new(GateFailure {
+            kernel,
+            reference,
+            device,
+            seed,
+            passed,
+            model,
+            drawn,
+            case,
+            reason,
+            file,
+            saved,
+        })
     }
 }
 
@@ -279,11 +320,17 @@ fn left_out(all: &[&str], ran: &[&str], cases: u32) -> Option<String> {
 }
 
 /// Runs one case and compares it with the reference, by the tolerances of plain arithmetic.
+///
+/// # Errors
+/// Why it does not pass, and in the lines below where its outputs are wrong and where they are right.
 pub fn judge(kernel: &Kernel, run: &Run, case: &Case) -> Result<Vec<Closeness>, String> {
     judge_on(MatrixUnit::Plain, kernel, run, case)
 }
 
 /// [`judge`] by the tolerances of the matrix unit that multiplied.
+///
+/// # Errors
+/// As [`judge`].
 pub fn judge_on(
     unit: MatrixUnit,
     kernel: &Kernel,
@@ -293,7 +340,10 @@ pub fn judge_on(
     // The kernel goes first, so that no memory it is given can already hold the answer.
     let got = run(case).map_err(|e| e.to_string())?;
     let expected = kernel.reference(case).map_err(|e| e.to_string())?;
-    compare_on(unit, kernel.name, &got, &expected).map_err(|e| e.to_string())
+    compare_on(unit, kernel.name, &got, &expected).map_err(|mismatch| {
+        let places = diagnose(unit, kernel, case, &got, &expected);
+        std::iter::once(mismatch.to_string()).chain(places).collect::<Vec<_>>().join("\n  ")
+    })
 }
 
 #[cfg(test)]

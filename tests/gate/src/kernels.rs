@@ -135,6 +135,8 @@ pub struct Kernel {
     pub launch: fn(&Device, &Case) -> Result<Outputs, CaseError>,
     /// Runs the reference on a case that has been checked.
     pub compute: fn(&Case) -> Result<Outputs, CaseError>,
+    /// The function that computes the formula there, and its file: what changes with the kernel's formula.
+    pub reference: (&'static str, &'static str),
     /// How random cases are drawn.
     pub forms: fn() -> Forms,
     /// The code that it has, and that a case runs.

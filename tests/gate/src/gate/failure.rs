@@ -7,6 +7,8 @@ use crate::generate::Model;
 pub struct GateFailure {
     /// The kernel.
     pub kernel: &'static str,
+    /// The function that it was held against, and its file.
+    pub reference: (&'static str, &'static str),
     /// The device it ran on.
     pub device: String,
     /// Seed of the cases.
@@ -15,9 +17,11 @@ pub struct GateFailure {
     pub passed: u32,
     /// Whose dimensions the case had that fell, before it was made smaller.
     pub model: Option<Model>,
+    /// The case that fell first and how it failed, if a smaller one was found.
+    pub drawn: Option<(String, String)>,
     /// The smallest failing case found.
     pub case: String,
-    /// How it failed.
+    /// How it failed; in the lines below the first, where.
     pub reason: String,
     /// The case, as a file for `dsa run`; or why there is none.
     pub file: String,
@@ -33,7 +37,12 @@ impl std::fmt::Display for GateFailure {
         if let Some(model) = self.model {
             write!(f, ", at {model}'s dimensions")?;
         }
+        if let Some((drawn, reason)) = &self.drawn {
+            write!(f, "\n  fell first: {drawn}\n  {reason}\n  smallest found:")?;
+        }
         write!(f, "\n  case: {case}\n  {reason}")?;
+        let (function, of) = self.reference;
+        write!(f, "\n  if the formula was meant to change: so must `{function}` in {of}")?;
         if !saved {
             return write!(f, "\n  no file: {file}");
         }

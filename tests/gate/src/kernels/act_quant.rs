@@ -16,6 +16,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: quant::machine,
     launch: run,
     compute: reference,
+    reference: ("act_quant", "reference/src/quant.rs"),
     forms: || forms(KERNEL.name),
     paths: PATHS,
     production: || vec![case(zeros(DType::Bf16, &[v32::FEW, v32::HIDDEN]))],

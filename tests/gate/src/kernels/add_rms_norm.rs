@@ -16,6 +16,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: add_norm::machine,
     launch: run,
     compute: reference,
+    reference: ("add_rms_norm", "reference/src/add_norm.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, paths::LOADS]),

@@ -26,6 +26,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: combine::machine,
     launch: run,
     compute: reference,
+    reference: ("combine", "reference/src/combine.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, paths::LOADS, &paths::words(OUTS), SHARED]),

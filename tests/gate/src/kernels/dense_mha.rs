@@ -18,6 +18,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: |d| dense_attention::machine(d, DType::Bf16),
     launch: run,
     compute: reference,
+    reference: ("dense_mha", "reference/src/dense_attention.rs"),
     forms,
     paths: Paths {
         all: |device| {

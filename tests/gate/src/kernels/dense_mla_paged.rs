@@ -22,6 +22,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: |d| sparse_attention::machine(d, DType::Bf16),
     launch: |device, case| run(device, case, OF),
     compute: |case| reference(case, OF),
+    reference: ("dense_mla", "reference/src/dense_attention.rs"),
     forms: || forms_of_records(KERNEL.name, OF),
     paths: Paths {
         all: |device| all(device, OF),

@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: dispatch::machine,
     launch: run,
     compute: reference,
+    reference: ("dispatch", "reference/src/dispatch.rs"),
     forms,
     paths: Paths::one("indices"),
     production,

@@ -16,6 +16,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: embedding::machine,
     launch: run,
     compute: reference,
+    reference: ("embedding", "reference/src/embedding.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, paths::LOADS]),

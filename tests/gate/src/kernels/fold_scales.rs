@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: fold_scales::machine,
     launch: run,
     compute: reference,
+    reference: ("reference", "tests/gate/src/kernels/fold_scales.rs"),
     forms,
     paths: Paths::one("weights"),
     production: || vec![case([(); 2].map(|()| zeros(DType::F32, &[v32::FEW, v32::INDEX_HEADS])))],

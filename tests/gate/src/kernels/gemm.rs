@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: |d| gemm::machine(d, DType::Bf16),
     launch: run,
     compute: reference,
+    reference: ("linear", "reference/src/linear.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, paths::LOADS, TILES, &paths::words(OUTS)]),

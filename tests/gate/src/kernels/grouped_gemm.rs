@@ -26,6 +26,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         run(device, case, &weight, ScaleFmt::Plain)
     },
     compute: reference,
+    reference: ("grouped_gemm", "reference/src/grouped_gemm.rs"),
     forms: || forms(KERNEL.name, false),
     paths: Paths {
         all: |_| [all_of_product(), paths::words(ROWS)].concat(),

@@ -23,6 +23,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         run(device, case, &weight, choice(case, "fmt", ScaleFmt::ALL)?)
     },
     compute: reference,
+    reference: ("grouped_gemm", "reference/src/grouped_gemm.rs"),
     forms: || forms(KERNEL.name, true),
     paths: Paths {
         all: |_| [all_of_product(), paths::words(ROWS), paths::words(ScaleFmt::ALL)].concat(),

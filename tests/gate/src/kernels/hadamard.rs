@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: hadamard::machine,
     launch: run,
     compute: reference,
+    reference: ("hadamard", "reference/src/hadamard.rs"),
     forms,
     paths: Paths {
         all: |_| paths::FLOATS.to_vec(),

@@ -17,6 +17,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: |d| indexer::machine(d, DType::E4m3),
     launch: run,
     compute: reference,
+    reference: ("indexer_logits", "reference/src/indexer.rs"),
     forms,
     paths: Paths {
         all: |_| {

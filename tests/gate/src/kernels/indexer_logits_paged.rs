@@ -22,6 +22,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: |d| indexer::machine(d, DType::E4m3),
     launch: run,
     compute: reference,
+    reference: ("indexer_logits_paged", "reference/src/indexer.rs"),
     forms,
     paths: Paths {
         all: |_| {

@@ -16,6 +16,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: norm::machine,
     launch: run,
     compute: reference,
+    reference: ("layer_norm", "reference/src/norm.rs"),
     forms: || forms(KERNEL.name, |_| v32::INDEX_DIM, true),
     paths: PATHS,
     production: || {

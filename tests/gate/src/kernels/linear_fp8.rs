@@ -17,6 +17,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: linear::machine,
     launch: run,
     compute: reference,
+    reference: ("linear_fp8", "reference/src/linear.rs"),
     forms,
     paths: Paths {
         all: |_| [all_of_product(), paths::words(ScaleFmt::ALL)].concat(),

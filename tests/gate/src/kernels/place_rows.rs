@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: copy::machine,
     launch: run,
     compute: reference,
+    reference: ("reference", "tests/gate/src/kernels/place_rows.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, HEADS]),

@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: norm::machine,
     launch: run,
     compute: reference,
+    reference: ("rms_norm", "reference/src/norm.rs"),
     forms: || forms(KERNEL.name, Model::hidden, false),
     paths: PATHS,
     production: || {

@@ -16,6 +16,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: rope::machine,
     launch: run,
     compute: reference,
+    reference: ("rope", "reference/src/rope.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, &paths::words(Pairing::ALL)]),

@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: router::machine,
     launch: run,
     compute: reference,
+    reference: ("router", "reference/src/router.rs"),
     forms,
     paths: Paths { all: |_| paths::joined(&[NORMS, GROUPS]), of: runs, first: "logits" },
     production,

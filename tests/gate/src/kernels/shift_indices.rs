@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: top_k::machine,
     launch: run,
     compute: reference,
+    reference: ("reference", "tests/gate/src/kernels/shift_indices.rs"),
     forms,
     paths: Paths::one("indices"),
     production: || vec![case(ints(&[v32::FEW, v32::TOPK]), ints(&[v32::FEW]))],

@@ -19,6 +19,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: |d| sparse_attention::machine(d, DType::Bf16),
     launch: |device, case| run(device, case, OF),
     compute: |case| reference(case, OF),
+    reference: ("sparse_mla", "reference/src/sparse_attention.rs"),
     forms: || {
         let sizes = (0usize..4, 1usize..=40, 1usize..90, 1usize..150);
         forms_of_rows(KERNEL.name, OF, sizes, 80)

@@ -26,6 +26,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: cache_write::machine,
     launch: run,
     compute: reference,
+    reference: ("index_cache_pages", "reference/src/cache_write/index_cache.rs"),
     forms,
     paths: Paths {
         all: |_| paths::FLOATS.to_vec(),

@@ -17,6 +17,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: cache_write::machine,
     launch: run,
     compute: reference,
+    reference: ("quantise_kv", "reference/src/cache_write/kv_cache.rs"),
     forms,
     paths: Paths {
         all: |_| paths::FLOATS.to_vec(),

@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: swiglu::machine,
     launch: run,
     compute: reference,
+    reference: ("swiglu", "reference/src/swiglu.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[paths::FLOATS, paths::LOADS]),

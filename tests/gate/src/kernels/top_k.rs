@@ -17,6 +17,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: top_k::machine,
     launch: run,
     compute: reference,
+    reference: ("top_k", "reference/src/top_k.rs"),
     forms,
     paths: Paths {
         all: |_| {
