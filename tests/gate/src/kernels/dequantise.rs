@@ -18,6 +18,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: dequantise::machine,
     launch: run,
     compute: reference,
+    reference: ("dequantise", "reference/src/dequantise.rs"),
     forms,
     paths: Paths {
         all: |_| paths::joined(&[STORED, SCALES, &paths::words(OUTS)]),

@@ -15,6 +15,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     machine: random_weights::machine,
     launch: run,
     compute: reference,
+    reference: ("random_weights", "reference/src/random_weights.rs"),
     forms,
     paths: Paths {
         all: |_| vec!["f32", "bf16", "f16", "e4m3"],
