@@ -1,6 +1,7 @@
 //! `dsa convert` on the official model's small likeness.
 
 use crate::cli::dsa;
+use dsa_model::weights::Checkpoint;
 use std::path::{Path, PathBuf};
 
 fn demo() -> PathBuf {
@@ -20,7 +21,8 @@ fn logits(checkpoint: &Path, out: &Path) -> Vec<u8> {
         ["logits", "--ckpt", checkpoint.to_str().unwrap(), "--inputs", inputs.to_str().unwrap()];
     let more = ["--out", out.to_str().unwrap(), "--device", "cpu"];
     assert!(dsa(&[&args[..], &more].concat()).unwrap().1);
-    std::fs::read(out).unwrap()
+    let file = Checkpoint::open_files(vec![out.to_path_buf()]).unwrap();
+    file.tensor("logits").unwrap().bytes
 }
 
 #[test]
@@ -32,7 +34,7 @@ fn a_converted_checkpoint_has_the_logits_of_the_one_it_was_made_of() {
     let (again, _) = convert(&to, &["--model-parallel", "2"]).unwrap();
     assert_eq!(said, again);
     let [ours, theirs] = [&to, &demo()].map(|of| logits(of, &folder.path().join("out")));
-    assert!(ours == theirs, "the same ids, logits and settings");
+    assert!(!ours.is_empty() && ours == theirs, "bit for bit");
 }
 
 #[test]
