@@ -12,6 +12,7 @@
 pub mod add_norm;
 pub mod attention;
 pub mod bandwidth;
+pub mod cache_read;
 pub mod cache_write;
 pub mod combine;
 pub mod contract;
