@@ -84,14 +84,22 @@ impl Model {
         &self.config
     }
 
-    /// An empty cache for `requests` requests of up to `max_seq` tokens.
+    /// An empty cache for `requests` requests of up to `max_seq` tokens, whose latents are rows.
     ///
     /// # Errors
     /// As [`Cache::new`].
     pub fn cache(&self, requests: usize, max_seq: usize) -> Result<Cache> {
+        self.cache_of(requests, max_seq, KvFormat::Elements)
+    }
+
+    /// [`Model::cache`] with latents in `format`.
+    ///
+    /// # Errors
+    /// As [`Cache::new`].
+    pub fn cache_of(&self, requests: usize, max_seq: usize, format: KvFormat) -> Result<Cache> {
         let layers = self.layers.len();
         let size = CacheSize { layers, requests, max_seq, page_size: PAGE_SIZE };
-        Cache::new(&self.device, &self.config, size, self.dtype, KvFormat::Elements)
+        Cache::new(&self.device, &self.config, size, self.dtype, format)
     }
 
     /// A step: the logits `[n, vocab_size]`, f32, of the batch's n tokens, whose ids are `ids`. The cache then holds

@@ -65,6 +65,24 @@ fn its_logits_are_what_transformers_computes_and_the_file_says_how_they_were_mad
 }
 
 #[test]
+fn fp8_records_are_a_cache_that_can_be_asked_for_and_that_the_file_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = tiny().join("expected.safetensors");
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let exact = ["--dtype", "f32", "--attention", "dense", "--device", "cpu"];
+        logits(&stored, &out, &[&exact[..], more].concat()).unwrap();
+        let bytes = std::fs::read(&out).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let kept = header.metadata().as_ref().unwrap()["kv cache"].clone();
+        (floats(&out, "logits"), kept)
+    };
+    let ((rows, plain), (records, fp8)) = (run("rows", &[]), run("fp8", &["--kv-cache", "fp8"]));
+    assert_eq!([plain, fp8], ["rows", "fp8"]);
+    assert!(off(&records, &rows) > 0.01);
+}
+
+#[test]
 fn ids_that_are_none_are_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");

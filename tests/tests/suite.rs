@@ -28,6 +28,7 @@ mod kept_cases;
 mod licences;
 mod metadata;
 mod model;
+mod model_cache;
 mod mutants;
 mod offline;
 mod properties;

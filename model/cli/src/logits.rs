@@ -8,7 +8,7 @@ use dsa_files::same_file;
 use dsa_kernels::{DType, Tensor};
 use dsa_model::config::{Config, Overrides};
 use dsa_model::layers::Precision;
-use dsa_model::run::Mode;
+use dsa_model::run::{Cache, KvFormat, Mode};
 use dsa_model::weights::{Checkpoint, Dtype};
 use dsa_model::{Error, Model};
 use safetensors::tensor::TensorView;
@@ -43,6 +43,9 @@ pub(super) struct Logits {
     /// stay so.
     #[arg(long, value_enum)]
     dtype: Option<Type>,
+    /// How latents are cached: rows of the activations' type, or fp8 records (fp8_ds_mla of vLLM and FlashMLA).
+    #[arg(long, value_enum, default_value_t = KvCache::Rows)]
+    kv_cache: KvCache,
     /// Tokens of a chunk.
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -77,6 +80,22 @@ impl Attention {
             Self::Sparse => &[(Mode::Sparse, "logits")],
             Self::Dense => &[(Mode::Dense, "logits")],
             Self::Both => &[(Mode::Sparse, "logits"), (Mode::Dense, "dense.logits")],
+        }
+    }
+}
+
+/// How latents are cached.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvCache {
+    Rows,
+    Fp8,
+}
+
+impl KvCache {
+    fn format(self) -> KvFormat {
+        match self {
+            Self::Rows => KvFormat::Elements,
+            Self::Fp8 => KvFormat::Fp8,
         }
     }
 }
@@ -123,13 +142,15 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     let dtype = if kept { "fp8 and bf16" } else { precision.dtype.name() };
     let mut results = Vec::new();
     for (mode, name) in args.attention.modes() {
-        let logits = run(&model, &ids, from, args.prefill_chunk as usize, *mode)?;
+        let cache = model.cache_of(1, ids.len(), args.kv_cache.format())?;
+        let logits = run(&model, cache, &ids, from, args.prefill_chunk as usize, *mode)?;
         results.push((*name, logits));
     }
     let mut settings: HashMap<String, String> = config.deciding().into_iter().collect();
     let mut say = |name: &str, value: String| settings.insert(name.to_string(), value);
     say("dtype", dtype.to_string());
     say("attention", format!("{:?}", args.attention).to_lowercase());
+    say("kv cache", format!("{:?}", args.kv_cache).to_lowercase());
     say("prefill chunk", args.prefill_chunk.to_string());
     say("decode from", from.to_string());
     say("device", device.name().to_string());
@@ -147,12 +168,12 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
 /// The logits of all ids, `[n, vocab_size]` f32 as little-endian bytes.
 fn run(
     model: &Model,
+    mut cache: Cache,
     ids: &[u32],
     from: usize,
     chunk: usize,
     mode: Mode,
 ) -> Result<Vec<u8>, Error> {
-    let mut cache = model.cache(1, ids.len())?;
     let mut all = Vec::new();
     for (ids, chunk) in [(&ids[..from], chunk), (&ids[from..], 1)] {
         let take = |logits: Tensor| {

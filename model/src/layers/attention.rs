@@ -318,16 +318,16 @@ impl Attention {
     ) -> dsa_kernels::Result<dsa_kernels::attention::AttentionOut> {
         let d_v = self.config.kv_lora_rank;
         let args = AttentionArgs::new(self.scale(), d_v);
-        let kv = cache.latents(batch)?; // [rows, rank + rope]
-        let records = cache.records(batch)?; // [pages, page bytes]
-        match (indices, records) {
-            (None, _) => mla(q, &Kv::Rows(&kv), &Keys::Range(batch.seen_rows()), &args),
-            (Some(indices), Some((records, record))) if batch.phase() == Phase::Decode => {
+        let keys = match indices {
+            Some(indices) => Keys::listed(indices),
+            None => Keys::Range(batch.seen_rows()),
+        };
+        match cache.records(batch)? {
+            Some((records, record)) => {
                 let page_size = cache.page_size();
-                let kv = Kv::Records { cache: &records, page_size, record };
-                mla(q, &kv, &Keys::listed(indices), &args)
+                mla(q, &Kv::Records { cache: &records, page_size, record }, &keys, &args)
             }
-            (Some(indices), _) => mla(q, &Kv::Rows(&kv), &Keys::listed(indices), &args),
+            None => mla(q, &Kv::Rows(&cache.latents(batch)?), &keys, &args),
         }
     }
 

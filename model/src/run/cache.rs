@@ -2,8 +2,8 @@
 //!
 //! | | each token and layer | bytes in V3.2 |
 //! |---|---|---|
-//! | latent rows | c ‖ k_pe, `kv_lora_rank + rope` elements | 1152 in bf16 |
-//! | fp8 records ([`KvFormat::Fp8`]) | c in e4m3, its scales, k_pe in bf16 | 656 |
+//! | latent rows ([`KvFormat::Elements`]) | c ‖ k_pe, `kv_lora_rank + rope` elements | 1152 in bf16 |
+//! | or fp8 records ([`KvFormat::Fp8`]) | c in e4m3, its scales, k_pe in bf16 | 656 |
 //! | index keys, paged (`index_fp8`) | k in e4m3, its scale | 132 |
 //! | index keys, rows (without) | k, D elements | 256 in bf16 |
 //!
@@ -16,17 +16,20 @@ use super::{Batch, Mode, Rotary};
 use crate::config::{Config, Indexer};
 use crate::error::{Error, Result};
 use crate::layers::check_dtype;
+use dsa_kernels::cache_read::load_kv;
 use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::quant::{Quantised, ScaleFmt, act_quant};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
 
-/// What sparse decode reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How latents are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvFormat {
-    /// The latent rows.
+    /// As rows of the layers' type.
+    #[default]
     Elements,
-    /// fp8 records beside the rows (which dense attention and prefill still read): FlashMLA's.
+    /// As FlashMLA's fp8 records, `fp8_ds_mla` of vLLM and FlashMLA. Each step reads them, prefill and dense
+    /// attention too.
     Fp8,
 }
 
@@ -61,13 +64,23 @@ pub struct LayerCache {
     page_size: usize,
     /// Pages of one request.
     pages: usize,
+    latents: Latents,
     record: KvRecord,
-    latent: Tensor,          // [requests · max_seq, rank + rope]
-    records: Option<Tensor>, // [pages, page_size · record bytes] u8
+    /// Of latent rows, and of the layer that writes and reads them.
+    dtype: DType,
     /// `None`: the layer shares another's keys.
     index_keys: Option<IndexCache>,
     index_dim: usize,
     scale_fmt: ScaleFmt,
+}
+
+/// The latents.
+#[derive(Clone, Debug)]
+enum Latents {
+    /// `[requests · max_seq, rank + rope]`.
+    Rows(Tensor),
+    /// `[pages, page_size · record bytes]` u8.
+    Records(Tensor),
 }
 
 /// The indexer's keys.
@@ -161,6 +174,11 @@ impl Cache {
         self.lengths.get(request).map_or(0, |lengths| lengths.0)
     }
 
+    /// Bytes that each token takes in the caches of all layers.
+    pub fn bytes_of_a_token(&self) -> usize {
+        self.layers.iter().map(LayerCache::bytes_of_a_token).sum()
+    }
+
     /// Forgets every token.
     pub fn clear(&mut self) {
         self.lengths.fill((0, 0));
@@ -231,25 +249,27 @@ impl LayerCache {
                 IndexCache::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
             })
         };
-        let records = match format {
-            KvFormat::Elements => None,
-            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)?),
+        let latents = match format {
+            KvFormat::Elements => Latents::Rows(device.empty(&[rows, rank + rope_dim], dtype)?),
+            KvFormat::Fp8 => {
+                Latents::Records(device.empty(&[pages, page_size * record.bytes()], DType::U8)?)
+            }
         };
         Ok(Self {
             page_size,
             pages: max_seq / page_size,
+            latents,
             record,
-            latent: device.empty(&[rows, rank + rope_dim], dtype)?,
-            records,
+            dtype,
             index_keys: ones.map(index_keys).transpose()?,
             index_dim: dim,
             scale_fmt: config.scale_fmt(),
         })
     }
 
-    /// The type of the latent rows.
+    /// The type of the latent rows, and of the layer that writes and reads them.
     pub fn dtype(&self) -> DType {
-        self.latent.dtype()
+        self.dtype
     }
 
     /// Tokens of a page.
@@ -257,26 +277,52 @@ impl LayerCache {
         self.page_size
     }
 
-    /// The latents that a step sees: `[rows, rank + rope]`.
-    ///
-    /// # Errors
-    /// If the batch was made for a larger cache.
-    pub fn latents(&self, batch: &Batch) -> dsa_kernels::Result<Tensor> {
-        let (start, rows) = batch.context();
-        self.latent.narrow(0, start, rows)
+    /// Bytes that each token takes: its latent, and its index key where the layer keeps any.
+    fn bytes_of_a_token(&self) -> usize {
+        let (latent, dim) = self.widths();
+        let latent = match &self.latents {
+            Latents::Rows(_) => latent * self.dtype.size(),
+            Latents::Records(_) => self.record.bytes(),
+        };
+        let key = match &self.index_keys {
+            None => 0,
+            Some(IndexCache::Paged(_)) => dim + 4,
+            Some(IndexCache::Rows { .. }) => dim * self.dtype.size(),
+        };
+        latent + key
     }
 
-    /// The records of the requests of a step, and their form: `[pages, page bytes]` u8.
+    /// The latents that a step sees, as rows of the layer's type: `[rows, rank + rope]`. Of a cache that keeps records
+    /// they are dequantised, for this step only.
+    ///
+    /// # Errors
+    /// If the batch was made for a larger cache, and if the device has no memory for the rows.
+    pub fn latents(&self, batch: &Batch) -> dsa_kernels::Result<Tensor> {
+        let (start, rows) = batch.context();
+        match &self.latents {
+            Latents::Rows(latents) => latents.narrow(0, start, rows),
+            Latents::Records(records) => {
+                let records = self.pages_of(records, batch)?;
+                load_kv(&records, batch.table_rows()?, self.page_size, self.record, self.dtype)
+            }
+        }
+    }
+
+    /// The records of the requests of a step, and their form: `[pages, page bytes]` u8. `None` if the cache keeps rows.
     ///
     /// # Errors
     /// If the batch was made for a larger cache.
     pub fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Tensor, KvRecord)>> {
-        let Some(records) = &self.records else {
-            return Ok(None);
-        };
+        match &self.latents {
+            Latents::Rows(_) => Ok(None),
+            Latents::Records(records) => Ok(Some((self.pages_of(records, batch)?, self.record))),
+        }
+    }
+
+    /// Those of the requests of a step.
+    fn pages_of(&self, pages: &Tensor, batch: &Batch) -> dsa_kernels::Result<Tensor> {
         let first = batch.first_request() * self.pages;
-        let records = records.narrow(0, first, batch.requests() * self.pages)?;
-        Ok(Some((records, self.record)))
+        pages.narrow(0, first, batch.requests() * self.pages)
     }
 
     /// The indexer's keys of all requests.
@@ -293,19 +339,20 @@ impl LayerCache {
 
     /// Elements of a latent row and of an index key.
     pub(crate) fn widths(&self) -> (usize, usize) {
-        (self.latent.shape()[1], self.index_dim)
+        (self.record.kv_lora_rank + self.record.rope_dim, self.index_dim)
     }
 
     /// Writes the step's latents `kv` `[n, rank + rope]`.
     pub(crate) fn store_latents(&mut self, kv: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
-        let rank = self.record.kv_lora_rank;
-        self.store_rows(kv, &self.latent, batch)?;
-        if let Some(records) = &self.records {
-            let c = kv.narrow(1, 0, rank)?; // [n, rank]
-            let k_pe = kv.narrow(1, rank, self.record.rope_dim)?; // [n, rope]
-            store_kv(&c, &k_pe, batch.slots(), records, self.page_size)?;
+        match &self.latents {
+            Latents::Rows(latents) => self.store_rows(kv, latents, batch),
+            Latents::Records(records) => {
+                let rank = self.record.kv_lora_rank;
+                let c = kv.narrow(1, 0, rank)?; // [n, rank]
+                let k_pe = kv.narrow(1, rank, self.record.rope_dim)?; // [n, rope]
+                store_kv(&c, &k_pe, batch.slots(), records, self.page_size)
+            }
         }
-        Ok(())
     }
 
     /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged, where the layer keeps any.

@@ -116,20 +116,23 @@ impl Judge<'_> {
             };
             let listed = listed.map(|keys| HostTensor::i32(&[1, keys.len()], &keys));
             match (listed, cache.records(batch)?) {
-                // Sparse decode reads the records, where there are some.
-                (Some(indices), Some((pages, record))) if batch.phase() == Phase::Decode => {
+                // The records, where there are some.
+                (keys, Some((pages, record))) => {
                     let slots = pages.shape()[0] * cache.page_size();
-                    case("sparse_mla_paged", q)
-                        .with("cache", own(pages.reshape(&[slots, record.bytes()])?)?)
-                        .with("indices", indices)
-                        .set("kv_lora_rank", rank)
-                        .set("page_size", 1)
+                    let records = own(pages.reshape(&[slots, record.bytes()])?)?;
+                    let case = match keys {
+                        Some(indices) => case("sparse_mla_paged", q).with("indices", indices),
+                        None => case("dense_mla_paged", q)
+                            .with("ks", HostTensor::i32(&[1], &[0]))
+                            .with("ke", HostTensor::i32(&[1], &[length as i32])),
+                    };
+                    case.with("cache", records).set("kv_lora_rank", rank).set("page_size", 1)
                 }
-                (Some(indices), _) => case("sparse_mla", q)
+                (Some(indices), None) => case("sparse_mla", q)
                     .with("kv", own(cache.latents(batch)?)?)
                     .with("indices", indices)
                     .set("d_v", rank),
-                (None, _) => case("dense_mla", q)
+                (None, None) => case("dense_mla", q)
                     .with("kv", own(cache.latents(batch)?)?)
                     .with("ks", HostTensor::i32(&[1], &[0]))
                     .with("ke", HostTensor::i32(&[1], &[length as i32]))

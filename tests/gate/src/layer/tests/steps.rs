@@ -222,6 +222,7 @@ fn the_official_arithmetic_stays_close_to_the_reference() {
     for (mode, format) in [
         (Mode::Dense, KvFormat::Elements),
         (Mode::Sparse, KvFormat::Elements),
+        (Mode::Dense, KvFormat::Fp8),
         (Mode::Sparse, KvFormat::Fp8),
     ] {
         let mut cache = case.cache(SIZE, format);
