@@ -15,6 +15,7 @@
 
 use crate::Result;
 use crate::contract::Contract;
+use crate::copy::place_rows;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::pages::{KvRecord, Pages, PagesLaunch};
@@ -212,4 +213,18 @@ pub fn slots_of_keys(
         );
     }
     Ok(out)
+}
+
+/// Puts rows of indices in their places: `out = indices`, both `[n, k]` i32 without gaps.
+///
+/// # Errors
+/// [`KernelError::DType`](crate::KernelError::DType) if one is not i32, and what [`place_rows`] refuses.
+pub fn place_indices(indices: &Tensor, out: &Tensor) -> Result<()> {
+    indices.expect_dtype("indices", &[DType::I32])?;
+    out.expect_dtype("out", &[DType::I32])?;
+    let rows: Vec<i32> = (0..out.shape()[0] as i32).collect();
+    let rows = out.device().upload_i32(&rows, &[rows.len()])?;
+    // Numbers of as many bits: a copy computes nothing, so that it is all the same to it what they stand for.
+    let [indices, out] = [indices, out].map(|of| of.reinterpret(DType::F32).unsqueeze(1));
+    place_rows(&indices, &rows, &out)
 }

@@ -23,7 +23,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Block, Linear, Loader, Norm, Output, Precision, check_dtype};
-use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode};
+use crate::run::{Batch, Cache, CacheSize, Execution, KvFormat, Mode};
 use crate::weights::Weights;
 use dsa_kernels::embedding::embedding;
 use dsa_kernels::gemm::gemm;
@@ -82,6 +82,12 @@ impl Model {
     /// The configuration it was made for.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The same model, computed as `execution` says.
+    pub fn executed(mut self, execution: Execution) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.execute(execution));
+        self
     }
 
     /// An empty cache for `requests` requests of up to `max_seq` tokens, whose latents are rows.

@@ -4,12 +4,14 @@
 
 mod batch;
 mod cache;
+mod execution;
 mod fill;
 mod rotary;
 mod stages;
 
 pub use batch::{Batch, Mode, Phase};
 pub use cache::{Cache, CacheSize, KvFormat, LayerCache};
+pub use execution::Execution;
 pub use rotary::Rotary;
 pub use stages::{Stage, Stages};
 

@@ -29,6 +29,7 @@ mod licences;
 mod metadata;
 mod model;
 mod model_cache;
+mod model_company;
 mod mutants;
 mod offline;
 mod properties;

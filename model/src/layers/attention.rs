@@ -34,9 +34,10 @@ use super::kv_b::KvB;
 use super::linear::{Linear, Loader, Precision, check_dtype};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::run::{Batch, LayerCache, Mode, Phase, Stage};
+use crate::run::{Batch, Execution, LayerCache, Mode, Phase, Stage};
 use crate::weights::Weights;
 use dsa_kernels::attention::AttentionArgs;
+use dsa_kernels::cache_read::place_indices;
 use dsa_kernels::dense_attention::dense_mha;
 use dsa_kernels::indexer::ScoreFn;
 use dsa_kernels::keys::{Keys, Kv};
@@ -46,6 +47,7 @@ use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
+use std::ops::Range;
 
 /// The attention of one layer: its weights on a device.
 #[derive(Clone)]
@@ -66,9 +68,8 @@ pub struct Attention {
     pub score_fn: ScoreFn,
     /// Which keys are taken by their scores.
     pub policy: Policy,
-    /// Sparse prefill in the expanded form while the context is no longer than `index_topk`: all
-    /// of them are selected then. Off by default.
-    pub expand_short_prefill: bool,
+    /// How a step is computed.
+    pub execution: Execution,
 }
 
 /// Every tensor of the layer, below `self_attn`.
@@ -86,6 +87,15 @@ const READ: [&str; 12] = [
     "indexer.k_norm.bias",
     "indexer.weights_proj.weight",
 ];
+
+/// Parts that the keys of a token are summed in, each by a program of its own, where a row may not depend on its
+/// company: a number that no number of rows changes.
+///
+/// Lists are as long in a prompt, whose rows keep every core busy, as in decoding. More parts than one would cost
+/// a prompt a write and a read of all of them.
+const LISTED_PARTS: usize = 1;
+/// Ranges are of decoded tokens alone, of which there are few, and of any length: a prompt has the expanded form.
+const SEEN_PARTS: usize = 32;
 
 /// Which values rotate together.
 pub(super) fn pairing(interleaved: bool) -> Pairing {
@@ -160,7 +170,7 @@ impl Attention {
             dtype,
             score_fn: ScoreFn::default(),
             policy: Policy::default(),
-            expand_short_prefill: false,
+            execution: Execution::default(),
         })
     }
 
@@ -172,6 +182,11 @@ impl Attention {
     /// The configuration it was made for.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    #[cfg(test)]
+    pub(super) fn indexer(&self) -> Option<&Indexer> {
+        self.indexer.as_ref()
     }
 
     /// A step: what is added to the residual, `[n, hidden]`.
@@ -220,7 +235,7 @@ impl Attention {
     ) -> Result<Trace> {
         let sparse = batch.mode() == Mode::Sparse;
         let topk = self.config.index_topk;
-        let all_kept = self.expand_short_prefill && batch.longest() <= topk;
+        let all_kept = self.execution.expand_short_prefill && batch.longest() <= topk;
         let expanded = batch.phase() == Phase::Prefill && (!sparse || all_kept);
         self.check(x, batch, cache, expanded)?;
 
@@ -228,17 +243,12 @@ impl Attention {
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
         let mut indices = None;
         if let (true, Some(indexer)) = (sparse, &self.indexer) {
-            let logits = stages.run(Stage::Indexer, || {
+            stages.run(Stage::Indexer, || {
                 let k = indexer.keys(x, batch)?; // [n, D]
-                cache.store_index_keys(&k, batch)?;
-                if expanded {
-                    return Ok(None);
-                }
-                indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
+                cache.store_index_keys(&k, batch)
             })?;
-            if let Some(logits) = logits {
-                let select = || indexer.select(&logits, batch, cache, topk, self.policy);
-                let selected = stages.run(Stage::TopK, select)?; // [n, topk]
+            if !expanded {
+                let selected = self.select(indexer, x, &qr, batch, cache)?; // [n, topk]
                 let selected = keys.cloned().unwrap_or(selected);
                 batch.select(&selected);
                 indices = Some(selected);
@@ -265,6 +275,37 @@ impl Attention {
             self.o_proj.forward(&o) // [n, hidden]
         })?;
         Ok(Trace { hidden, q, expanded, indices, attention })
+    }
+
+    /// The keys that each token attends to: rows of the step's table `[n, topk]` i32, ascending, then -1.
+    ///
+    /// The tokens are scored in parts whose logits are within the budget.
+    fn select(
+        &self,
+        indexer: &Indexer,
+        x: &Tensor,
+        qr: &Tensor,
+        batch: &Batch,
+        cache: &LayerCache,
+    ) -> dsa_kernels::Result<Tensor> {
+        let (stages, topk) = (batch.stages(), self.config.index_topk);
+        let queries =
+            stages.run(Stage::Indexer, || indexer.queries(x, qr, batch, cache.index_keys()?))?;
+        let parts = logits_parts(batch.tokens(), batch.context().1, self.execution.logits_budget);
+        let select = |rows: Range<usize>| {
+            let score = || indexer.logits(&queries, rows.clone(), batch, cache, self.score_fn);
+            let logits = stages.run(Stage::Indexer, score)?; // [rows, columns]
+            let choose = || indexer.select(&logits, rows.clone(), batch, cache, topk, self.policy);
+            stages.run(Stage::TopK, choose) // [rows, topk]
+        };
+        if parts.len() == 1 {
+            return select(0..batch.tokens());
+        }
+        let selected = self.device.empty(&[batch.tokens(), topk], DType::I32)?;
+        for rows in parts {
+            place_indices(&select(rows.clone())?, &selected.narrow(0, rows.start, rows.len())?)?;
+        }
+        Ok(selected)
     }
 
     /// qr `[n, q_lora_rank]`, and q with position: `[n, h, nope + rope]` expanded, `[n, h, rank +
@@ -317,7 +358,10 @@ impl Attention {
         cache: &LayerCache,
     ) -> dsa_kernels::Result<dsa_kernels::attention::AttentionOut> {
         let d_v = self.config.kv_lora_rank;
-        let args = AttentionArgs::new(self.scale(), d_v);
+        let mut args = AttentionArgs::new(self.scale(), d_v);
+        if !self.execution.fast {
+            args.splits = Some(if indices.is_some() { LISTED_PARTS } else { SEEN_PARTS });
+        }
         let keys = match indices {
             Some(indices) => Keys::listed(indices),
             None => Keys::Range(batch.seen_rows()),
@@ -352,6 +396,18 @@ impl Attention {
         }
         check_rows(&self.config, n, batch.context().1, batch.mode(), expanded)
     }
+}
+
+/// The parts of `n` tokens that are scored together, so that their logits of `columns` keys each take at most `budget`
+/// bytes; one token at a time if it is less than that.
+pub(super) fn logits_parts(
+    n: usize,
+    columns: usize,
+    budget: usize,
+) -> impl ExactSizeIterator<Item = Range<usize>> {
+    let row = columns.saturating_mul(DType::F32.size()).max(1);
+    let most = (budget / row).clamp(1, n.max(1));
+    (0..n).step_by(most).map(move |first| first..n.min(first + most))
 }
 
 /// Refuses a step of `n` tokens that see `rows` rows whose largest tensors have more rows than the kernels can

@@ -57,7 +57,7 @@ pub struct Batch {
     selected: Mutex<Option<Tensor>>,
 }
 
-/// A batch's numbers on the device: `[n]` i32 each but the last two.
+/// A batch's numbers on the device: `[n]` i32 each but the last.
 struct Places {
     positions: Tensor,
     slots: Tensor,
@@ -65,8 +65,6 @@ struct Places {
     last: Tensor,
     zero: Tensor,
     seen: Tensor,
-    /// `[requests]` i32.
-    contexts: Tensor,
     /// `[requests, max_pages]` i32.
     block_table: Tensor,
 }
@@ -133,8 +131,6 @@ impl Batch {
         };
         let rows = || positions.iter().enumerate();
         let begin = |row: usize| (of(row) - request) * max_seq;
-        let contexts =
-            if requests > 1 { positions.iter().map(|p| p + 1).collect() } else { vec![longest] };
         let places = Places {
             positions: vector(positions.clone())?,
             slots: vector(rows().map(|(row, p)| of(row) * max_seq + p).collect())?,
@@ -142,7 +138,6 @@ impl Batch {
             last: vector(rows().map(|(row, p)| begin(row) + p + 1).collect())?,
             zero: vector(vec![0; positions.len()])?,
             seen: vector(positions.iter().map(|p| p + 1).collect())?,
-            contexts: vector(contexts)?,
             block_table: cache.block_table().narrow(0, request, requests)?,
         };
         let table_rows = if requests > 1 { requests * max_seq } else { longest };
@@ -236,11 +231,6 @@ impl Batch {
     /// The positions of its request that each token sees, `[n]` i32 each: 0 to its own + 1.
     pub(crate) fn seen_positions(&self) -> KeyRange<'_> {
         KeyRange { ks: &self.places.zero, ke: &self.places.seen }
-    }
-
-    /// Length of each request's context, the new tokens included: `[requests]` i32.
-    pub(crate) fn contexts(&self) -> &Tensor {
-        &self.places.contexts
     }
 
     /// `[requests, max_pages]` i32.
