@@ -30,6 +30,7 @@ pub mod hadamard;
 pub mod indexer;
 pub mod keys;
 pub mod linear;
+pub mod memory;
 mod merge_splits;
 pub mod norm;
 mod pages;

@@ -8,9 +8,11 @@ mod json;
 pub mod layers;
 mod model;
 mod names;
+pub mod plan;
 pub mod run;
 pub mod weights;
 
 pub use config::Config;
 pub use error::{Error, Result};
 pub use model::Model;
+pub use plan::Plan;

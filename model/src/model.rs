@@ -30,7 +30,7 @@ use dsa_kernels::gemm::gemm;
 use dsa_kernels::{DType, Device, Tensor};
 
 /// Tokens of a page of the cache: FlashMLA's and DeepGEMM's.
-const PAGE_SIZE: usize = 64;
+pub(crate) const PAGE_SIZE: usize = 64;
 
 /// A model: its weights on a device.
 #[derive(Clone)]

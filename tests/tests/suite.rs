@@ -30,6 +30,7 @@ mod metadata;
 mod model;
 mod model_cache;
 mod model_company;
+mod model_plan;
 mod mutants;
 mod offline;
 mod properties;

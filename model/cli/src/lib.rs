@@ -17,6 +17,7 @@ mod check;
 mod compiled;
 mod failure;
 mod logits;
+mod plan;
 mod run;
 
 pub use failure::{Usage, report};
@@ -51,6 +52,8 @@ enum Command {
     Emit(compiled::Emit),
     /// Runs a whole model on token ids read from a safetensors file and writes its logits.
     Logits(logits::Logits),
+    /// What a model takes of a device's memory, and whether it fits, before anything is allocated; fails if it does not.
+    Plan(plan::PlanArgs),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -132,6 +135,7 @@ pub fn run(
             logits::logits(out, &logits)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Plan(args) => plan::plan(out, &args),
         Command::Verify { checkpoint, config, tokens, device, seed } => {
             // A link that leads nowhere is a text too: verify says what is wrong with it.
             let stored = checkpoint.as_ref().map(|folder| folder.join("expected.safetensors"));

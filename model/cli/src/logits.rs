@@ -1,5 +1,6 @@
 //! `dsa logits`: the whole model on given token ids.
 
+use super::plan::expect_room;
 use super::run::expect_place;
 use super::{Usage, device_name, open};
 use anyhow::bail;
@@ -8,7 +9,8 @@ use dsa_files::same_file;
 use dsa_kernels::{DType, Tensor};
 use dsa_model::config::{Config, Overrides};
 use dsa_model::layers::Precision;
-use dsa_model::run::{Cache, KvFormat, Mode};
+use dsa_model::plan::Load;
+use dsa_model::run::{Cache, Execution, KvFormat, Mode};
 use dsa_model::weights::{Checkpoint, Dtype};
 use dsa_model::{Error, Model};
 use safetensors::tensor::TensorView;
@@ -50,6 +52,16 @@ pub(super) struct Logits {
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: u32,
+    /// Most bytes of index logits that are held at a time; at least those of one token are. Changes no bit.
+    #[arg(long, value_name = "BYTES", default_value_t = Execution::default().logits_budget)]
+    logits_budget: usize,
+    /// No bit of a token's logits depends on the chunk that it comes in. Otherwise chunks whose context is no longer
+    /// than the keys that a query attends to run in the form of dense prefill, which is faster.
+    #[arg(long)]
+    deterministic: bool,
+    /// Sums over keys are split as keeps the device busy, so that a token's last bits depend on how many run with it.
+    #[arg(long, conflicts_with = "deterministic")]
+    fast: bool,
     /// Keys that a query attends to, in place of the checkpoint's.
     #[arg(long, value_name = "N")]
     topk: Option<usize>,
@@ -73,6 +85,22 @@ enum Attention {
     Both,
 }
 
+impl Logits {
+    fn execution(&self) -> Execution {
+        let expand_short_prefill = !self.deterministic;
+        Execution { fast: self.fast, expand_short_prefill, logits_budget: self.logits_budget }
+    }
+
+    /// What its results are said to be made with.
+    fn sums(&self) -> &'static str {
+        match (self.fast, self.deterministic) {
+            (true, _) => "fast",
+            (_, true) => "deterministic",
+            _ => "by keys",
+        }
+    }
+}
+
 impl Attention {
     /// The modes to run, and the names of their logits.
     fn modes(self) -> &'static [(Mode, &'static str)] {
@@ -86,13 +114,13 @@ impl Attention {
 
 /// How latents are cached.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvCache {
+pub(super) enum KvCache {
     Rows,
     Fp8,
 }
 
 impl KvCache {
-    fn format(self) -> KvFormat {
+    pub(super) fn format(self) -> KvFormat {
         match self {
             Self::Rows => KvFormat::Elements,
             Self::Fp8 => KvFormat::Fp8,
@@ -102,13 +130,13 @@ impl KvCache {
 
 /// A type that a model runs in.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Type {
+pub(super) enum Type {
     F32,
     Bf16,
 }
 
 impl Type {
-    fn precision(self) -> Precision {
+    pub(super) fn precision(self) -> Precision {
         Precision::dequantised(match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::Bf16,
@@ -137,7 +165,17 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
         writeln!(out, "warning: {warning}")?;
     }
     let precision = args.dtype.map_or(Precision::STORED, Type::precision);
+    let load = Load {
+        requests: 1,
+        max_seq: ids.len(),
+        format: args.kv_cache.format(),
+        chunk: args.prefill_chunk as usize,
+        logits_budget: args.logits_budget,
+        dense: !matches!(args.attention, Attention::Sparse),
+    };
+    expect_room(&device, &config, precision, &checkpoint, load)?;
     let model = Model::new(&device, &config, checkpoint.root(), precision)?;
+    let model = model.executed(args.execution());
     let kept = config.quantization.is_some() && precision.fp8;
     let dtype = if kept { "fp8 and bf16" } else { precision.dtype.name() };
     let mut results = Vec::new();
@@ -151,6 +189,7 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     say("dtype", dtype.to_string());
     say("attention", format!("{:?}", args.attention).to_lowercase());
     say("kv cache", format!("{:?}", args.kv_cache).to_lowercase());
+    say("sums", args.sums().to_string());
     say("prefill chunk", args.prefill_chunk.to_string());
     say("decode from", from.to_string());
     say("device", device.name().to_string());
