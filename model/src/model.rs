@@ -145,6 +145,24 @@ impl Model {
         Ok(logits)
     }
 
+    /// An empty cache for `requests` requests of up to `max_seq` tokens, for all of which it has `tokens` tokens' pages:
+    /// [`Model::prefill`] and [`Cache::reserve`] give them to a request, [`Cache::end`] takes them back.
+    ///
+    /// # Errors
+    /// As [`Cache::pool`].
+    pub fn pool(
+        &self,
+        requests: usize,
+        max_seq: usize,
+        tokens: usize,
+        format: KvFormat,
+    ) -> Result<Cache> {
+        let layers = self.layers.len();
+        let size = CacheSize { layers, requests, max_seq, page_size: PAGE_SIZE };
+        let pages = tokens.div_ceil(PAGE_SIZE);
+        Cache::pool(&self.device, &self.config, size, pages, self.dtype, format)
+    }
+
     /// The logits of the next tokens of `request`, behind those that it holds, in chunks of `chunk`: each chunk's
     /// `[n, vocab_size]` goes to `take`, in order. A chunk of one token is a decoded one.
     ///
@@ -166,6 +184,7 @@ impl Model {
         let room = cache.max_seq() - cache.length(request);
         let expected = format!("at most {room}, the room that request {request} has left");
         Error::check(ids.len() <= room, "ids", format!("{} ids", ids.len()), expected)?;
+        cache.reserve(request, cache.length(request) + ids.len())?;
         for ids in ids.chunks(chunk) {
             let batch = Batch::chunk(cache, request, cache.length(request), ids.len(), mode)?;
             take(self.forward(ids, &batch, cache)?)?;

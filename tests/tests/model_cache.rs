@@ -5,7 +5,7 @@ use dsa_kernels::DType;
 use dsa_model::Model;
 use dsa_model::config::{Config, Overrides};
 use dsa_model::layers::Precision;
-use dsa_model::run::{Cache, KvFormat, Mode};
+use dsa_model::run::{Batch, Cache, KvFormat, Mode};
 use dsa_model::weights::Checkpoint;
 use std::path::{Path, PathBuf};
 
@@ -97,4 +97,64 @@ fn records_take_the_place_of_rows_in_memory() {
     let cache = |format| model.cache_of(1, ROOM, format).unwrap();
     assert_eq!(cache(KvFormat::Elements).bytes_of_a_token(), 4 * latent * layers + keys);
     assert_eq!(cache(KvFormat::Fp8).bytes_of_a_token(), record * layers + keys);
+}
+
+/// The logits of the next token of each of the first requests.
+fn decode(model: &Model, cache: &mut Cache, ids: &[u32], mode: Mode) -> Vec<f32> {
+    let at: Vec<usize> = (0..ids.len()).map(|request| cache.length(request)).collect();
+    for (request, position) in at.iter().enumerate() {
+        cache.reserve(request, position + 1).unwrap();
+    }
+    let batch = Batch::decode(cache, &at, mode).unwrap();
+    model.forward(ids, &batch, cache).unwrap().download_f32().unwrap()
+}
+
+#[test]
+fn requests_come_and_go_in_the_pages_of_one_pool_and_change_no_bit_of_each_other() {
+    // Index keys in pages and as rows; latents as rows and as records.
+    let exact = Precision::dequantised(DType::F32);
+    for (name, precision, format, mode) in [
+        ("demo", Precision::STORED, KvFormat::Fp8, Mode::Sparse),
+        ("demo", Precision::STORED, KvFormat::Elements, Mode::Dense),
+        ("tiny", exact, KvFormat::Elements, Mode::Sparse),
+    ] {
+        let (model, ids) = golden(name, precision, None);
+        let vocab = model.config().vocab_size;
+        let prefill = |cache: &mut Cache, request, ids: &[u32]| {
+            model.prefill(ids, request, 70, mode, cache, |_| Ok(())).unwrap();
+        };
+        // Five pages of 64 tokens for three requests, which would have nine.
+        let mut cache = model.pool(3, ROOM, 5 * 64, format).unwrap();
+        prefill(&mut cache, 0, &ids[..60]);
+        prefill(&mut cache, 1, &ids[10..110]);
+        assert_eq!(cache.free_pages(), 2);
+        // What does not fit is refused whole.
+        let error = model.prefill(&ids[..150], 2, 70, mode, &mut cache, |_| Ok(()));
+        let says = "tokens is 150 of request 2, 3 pages more than it has, expected at most the 2 free pages";
+        assert_eq!(error.unwrap_err().to_string(), says);
+        assert_eq!((cache.free_pages(), cache.length(2), cache.room(2)), (2, 0, 0));
+        // Another takes the place of the first, in its page and in two that are elsewhere.
+        cache.end(0).unwrap();
+        assert_eq!((cache.free_pages(), cache.length(0)), (3, 0));
+        prefill(&mut cache, 0, &ids[20..150]);
+        cache.end(1).unwrap();
+        prefill(&mut cache, 1, &ids[5..67]);
+        assert_eq!(cache.free_pages(), 1);
+        // The last page is taken as request 1 grows beyond its first, token by token.
+        let got: Vec<f32> = (0..3)
+            .flat_map(|step| decode(&model, &mut cache, &[ids[step], ids[9 + step]], mode))
+            .collect();
+        assert_eq!((cache.free_pages(), cache.length(0), cache.length(1)), (0, 133, 65));
+        for (request, prompt) in [&ids[20..150], &ids[5..67]].into_iter().enumerate() {
+            let mut alone = model.cache_of(1, ROOM, format).unwrap();
+            prefill(&mut alone, 0, prompt);
+            for step in 0..3 {
+                let want = decode(&model, &mut alone, &[ids[9 * request + step]], mode);
+                let row = (2 * step + request) * vocab;
+                assert!(got[row..row + vocab] == want, "{name}, request {request}, step {step}");
+            }
+        }
+        let error = Batch::chunk(&cache, 2, 0, 1, mode).err().unwrap().to_string();
+        assert_eq!(error, "position is 0, expected below 0, what request 2 has pages for");
+    }
 }

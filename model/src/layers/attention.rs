@@ -37,10 +37,10 @@ use crate::error::{Error, Result};
 use crate::run::{Batch, Execution, LayerCache, Mode, Phase, Stage};
 use crate::weights::Weights;
 use dsa_kernels::attention::AttentionArgs;
-use dsa_kernels::cache_read::place_indices;
+use dsa_kernels::cache_read::{place_indices, slots_of_keys};
 use dsa_kernels::dense_attention::dense_mha;
 use dsa_kernels::indexer::ScoreFn;
-use dsa_kernels::keys::{Keys, Kv};
+use dsa_kernels::keys::Keys;
 use dsa_kernels::norm::{rms_norm, rms_norm_into};
 use dsa_kernels::quant::round_trip;
 use dsa_kernels::rope::{Pairing, rope};
@@ -110,7 +110,7 @@ pub struct Trace {
     pub q: Tensor,
     /// Keys and values of each head, if expanded: `[rows, h, nope + rope]`, `[rows, h, v]`.
     pub expanded: Option<(Tensor, Tensor)>,
-    /// Rows of the step's table that were attended to, `[n, index_topk]` i32: those that the layer selected, or the
+    /// Positions of each token's request that were attended to, `[n, index_topk]` i32: those that the layer selected, or the
     /// layer whose keys it shares.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
@@ -210,7 +210,7 @@ impl Attention {
         self.run(x, batch, cache, None)
     }
 
-    /// [`Attention::trace`] of a sparse step that attends to `keys`, rows of the step's table `[n, topk]` i32 as the
+    /// [`Attention::trace`] of a sparse step that attends to `keys`, positions of each token's request `[n, topk]` i32 as the
     /// indexer gives them, whatever the indexer would select: for comparisons in which a selection that rounding
     /// decides is no error of attention.
     ///
@@ -277,7 +277,7 @@ impl Attention {
         Ok(Trace { hidden, q, expanded, indices, attention })
     }
 
-    /// The keys that each token attends to: rows of the step's table `[n, topk]` i32, ascending, then -1.
+    /// The keys that each token attends to: positions of its request `[n, topk]` i32, ascending, then -1.
     ///
     /// The tokens are scored in parts whose logits are within the budget.
     fn select(
@@ -291,7 +291,11 @@ impl Attention {
         let (stages, topk) = (batch.stages(), self.config.index_topk);
         let queries =
             stages.run(Stage::Indexer, || indexer.queries(x, qr, batch, cache.index_keys()?))?;
-        let parts = logits_parts(batch.tokens(), batch.context().1, self.execution.logits_budget);
+        let parts = logits_parts(
+            batch.tokens(),
+            indexer.columns(batch, cache)?,
+            self.execution.logits_budget,
+        );
         let select = |rows: Range<usize>| {
             let score = || indexer.logits(&queries, rows.clone(), batch, cache, self.score_fn);
             let logits = stages.run(Stage::Indexer, score)?; // [rows, columns]
@@ -362,16 +366,25 @@ impl Attention {
         if !self.execution.fast {
             args.splits = Some(if indices.is_some() { LISTED_PARTS } else { SEEN_PARTS });
         }
-        let keys = match indices {
-            Some(indices) => Keys::listed(indices),
-            None => Keys::Range(batch.seen_rows()),
-        };
-        match cache.records(batch)? {
-            Some((records, record)) => {
-                let page_size = cache.page_size();
-                mla(q, &Kv::Records { cache: &records, page_size, record }, &keys, &args)
+        // Both forms list slots of the pool. A list of all keys costs 4 bytes a key beside its row; a range would need
+        // the rows of every request gathered, in every layer.
+        let (kv, pages) = cache.pool();
+        match indices {
+            Some(indices) => {
+                let (n, topk) = (batch.tokens(), indices.shape()[1]);
+                let by_request = [batch.requests(), n / batch.requests(), topk];
+                let indices = indices.reshape(&by_request)?;
+                let table = batch.block_table();
+                let slots = slots_of_keys(&indices, table, pages, cache.page_size())?;
+                mla(q, &kv, &Keys::listed(&slots.reshape(&[n, topk])?), &args)
             }
-            None => mla(q, &Kv::Rows(&cache.latents(batch)?), &keys, &args),
+            None => {
+                // Decoded tokens: a row of the step's table is a request's.
+                let shape = [batch.tokens(), batch.longest()];
+                let indices = &batch.table_slots().reshape(&shape)?;
+                let topk_length = Some(batch.seen_positions().ke);
+                mla(q, &kv, &Keys::Listed { indices, topk_length }, &args)
+            }
         }
     }
 
@@ -394,7 +407,7 @@ impl Attention {
         if self.indexer.is_some() && batch.mode() == Mode::Sparse {
             cache.index_keys()?;
         }
-        check_rows(&self.config, n, batch.context().1, batch.mode(), expanded)
+        check_rows(&self.config, n, batch.rows(), batch.mode(), expanded)
     }
 }
 

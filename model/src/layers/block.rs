@@ -40,7 +40,7 @@ enum Mlp {
 pub struct Output {
     /// What the attention added, `[n, hidden]`.
     pub attention: Tensor,
-    /// The keys that it attended to: rows of the step's table, `[n, index_topk]` i32. `None` if it was all of them.
+    /// The keys that it attended to: positions of each token's request, `[n, index_topk]` i32. `None` if it was all of them.
     pub keys: Option<Tensor>,
     /// What the feed-forward network or the experts put out, which is yet to be added, `[n, hidden]`.
     pub x: Tensor,

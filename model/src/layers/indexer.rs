@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::run::{Batch, IndexCache, LayerCache};
 use crate::weights::Weights;
 use dsa_kernels::Tensor;
+use dsa_kernels::embedding::embedding;
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::hadamard::hadamard;
 use dsa_kernels::indexer::{IndexKeys, ScoreFn, logits};
@@ -144,9 +145,8 @@ impl Indexer {
                 logits(&q, &w, &keys, &seen, score_fn) // [rows, longest]
             }
             IndexCache::Rows { keys, ones } => {
-                let (start, rows_of_table) = batch.context();
-                let k = keys.narrow(0, start, rows_of_table)?; // [table rows, D]
-                let scale = ones.narrow(0, 0, rows_of_table)?; // [table rows]
+                let k = embedding(keys, batch.table_slots())?; // [table rows, D]
+                let scale = ones.narrow(0, 0, batch.rows())?; // [table rows]
                 let keys = IndexKeys::Rows { k: &k, k_scale: &scale };
                 let (ks, ke) = of_rows(&batch.seen_rows(), &rows)?;
                 let seen = Seen::Range(KeyRange { ks: &ks, ke: &ke });
@@ -155,8 +155,8 @@ impl Indexer {
         }
     }
 
-    /// The keys that each of the tokens `rows` attends to: the `topk` best columns of the logits, as rows of the step's
-    /// table `[rows, topk]` i32, ascending, then -1.
+    /// The keys that each of the tokens `rows` attends to: the `topk` best columns of the logits, as positions of its
+    /// request `[rows, topk]` i32, ascending, then -1.
     pub fn select(
         &self,
         logits: &Tensor,
@@ -170,12 +170,20 @@ impl Indexer {
         let seen = if of_table { batch.seen_rows() } else { batch.seen_positions() };
         let (ks, ke) = of_rows(&seen, &rows)?;
         let chosen = top_k(logits, &KeyRange { ks: &ks, ke: &ke }, topk, policy)?; // [rows, topk]
-        // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of
-        // several they are to be moved to where their request begins.
-        if of_table || batch.requests() == 1 {
+        // Columns of paged keys are positions. Those of rows are rows of the table, where one request's are positions
+        // too.
+        if !of_table || batch.requests() == 1 {
             return Ok(chosen);
         }
-        shift_indices(&chosen, &batch.seen_rows().ks.narrow(0, rows.start, rows.len())?)
+        shift_indices(&chosen, &batch.back().narrow(0, rows.start, rows.len())?)
+    }
+
+    /// Columns of the logits of a step.
+    pub fn columns(&self, batch: &Batch, cache: &LayerCache) -> dsa_kernels::Result<usize> {
+        Ok(match cache.index_keys()? {
+            IndexCache::Paged(_) => batch.longest(),
+            IndexCache::Rows { .. } => batch.rows(),
+        })
     }
 
     /// Gives position to the first dimensions of every head (in the main attention it is the last),

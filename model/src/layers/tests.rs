@@ -163,7 +163,7 @@ fn index_logits_are_within_their_budget_whatever_the_context() {
         let (indexer, held) = (case.layer.indexer().unwrap(), cache.layer(0).unwrap());
         let queries = indexer.queries(&x, &qr, &batch, held.index_keys().unwrap()).unwrap();
         let mut rows = 0;
-        for part in logits_parts(20, batch.context().1, 700) {
+        for part in logits_parts(20, batch.rows(), 700) {
             let logits = indexer.logits(&queries, part, &batch, held, case.layer.score_fn).unwrap();
             assert!(logits.len() * 4 <= 700);
             rows += logits.shape()[0];

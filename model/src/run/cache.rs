@@ -9,8 +9,10 @@
 //!
 //! Layers that share another's keys ([`Config::indexer_of`]) keep no index keys.
 //!
-//! Requests lie one after another, `max_seq` tokens each, in all of them and in every layer: position p of request
-//! r is row, or slot, `r · max_seq + p`. The one block table says the same, page by page.
+//! Tokens lie in pages of one pool, the same page in every layer: position p of a request is row, or slot,
+//! `table[p / page_size] · page_size + p mod page_size`. Pages that no request has are in a free list. What reads lists
+//! (sparse and dense attention of decoded tokens) or a block table (the paged indexer) reads the pages in place; what reads
+//! ranges of rows (expansion in dense prefill, the indexer of keys that are rows) has them gathered for its step.
 
 use super::{Batch, Mode, Rotary};
 use crate::config::{Config, Indexer};
@@ -19,6 +21,8 @@ use crate::layers::check_dtype;
 use dsa_kernels::cache_read::load_kv;
 use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
 use dsa_kernels::copy::place_rows;
+use dsa_kernels::embedding::embedding;
+use dsa_kernels::keys::Kv;
 use dsa_kernels::quant::{Quantised, ScaleFmt, act_quant};
 use dsa_kernels::{DType, Device, KernelError, Tensor};
 
@@ -52,8 +56,10 @@ pub struct Cache {
     device: Device,
     size: CacheSize,
     layers: Vec<LayerCache>,
-    block_table: Tensor, // [requests, max_seq / page_size] i32
-    rotary: Rotary,      // [max_seq, rope / 2]
+    rotary: Rotary, // [max_seq, rope / 2]
+    /// The pages of each request, and those of none, the next one last.
+    tables: Vec<Vec<usize>>,
+    free: Vec<usize>,
     /// Tokens that each request holds, and those of them that have index keys.
     lengths: Vec<(usize, usize)>,
 }
@@ -62,8 +68,6 @@ pub struct Cache {
 #[derive(Clone)]
 pub struct LayerCache {
     page_size: usize,
-    /// Pages of one request.
-    pages: usize,
     latents: Latents,
     record: KvRecord,
     /// Of latent rows, and of the layer that writes and reads them.
@@ -77,7 +81,7 @@ pub struct LayerCache {
 /// The latents.
 #[derive(Clone, Debug)]
 enum Latents {
-    /// `[requests · max_seq, rank + rope]`.
+    /// `[pages · page_size, rank + rope]`.
     Rows(Tensor),
     /// `[pages, page_size · record bytes]` u8.
     Records(Tensor),
@@ -90,7 +94,7 @@ pub(crate) enum IndexCache {
     Paged(Tensor),
     /// As they are.
     Rows {
-        /// `[requests · max_seq, D]`.
+        /// `[pages · page_size, D]`.
         keys: Tensor,
         /// Ones, f32: the scales of all keys, and those of a step's queries.
         ones: Tensor,
@@ -98,12 +102,11 @@ pub(crate) enum IndexCache {
 }
 
 impl Cache {
-    /// Empty caches for the first layers of `config`, whose rows are of type `dtype` (the layers'). A layer that
-    /// shares another's keys keeps no index keys.
+    /// Empty caches with pages for `max_seq` tokens of each request, which has them from the start; otherwise as
+    /// [`Cache::pool`].
     ///
     /// # Errors
-    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are 2^31
-    /// tokens or more; [`Error::Kernel`] if the device has no memory for it.
+    /// As there.
     pub fn new(
         device: &Device,
         config: &Config,
@@ -111,27 +114,54 @@ impl Cache {
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
+        let checked = check_size(size, dtype)?;
+        let pages = checked.max_seq / checked.page_size;
+        let mut cache = Self::pool(device, config, size, checked.requests * pages, dtype, format)?;
+        for request in 0..checked.requests {
+            cache.reserve(request, checked.max_seq)?;
+        }
+        Ok(cache)
+    }
+
+    /// Empty caches with a pool of `pages` pages, none of which a request has yet ([`Cache::reserve`]), for the first
+    /// layers of `config`, whose rows are of type `dtype` (the layers'). A layer that
+    /// shares another's keys keeps no index keys.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are 2^31
+    /// tokens or more; [`Error::Kernel`] if the device has no memory for it.
+    pub fn pool(
+        device: &Device,
+        config: &Config,
+        size: CacheSize,
+        pages: usize,
+        dtype: DType,
+        format: KvFormat,
+    ) -> Result<Self> {
         let size = check_size(size, dtype)?;
         let CacheSize { layers, requests, max_seq, page_size } = size;
-        let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
-        let table: Vec<i32> = (0..pages as i32).collect();
+        let most = requests * max_seq / page_size;
+        let expected = format!("1 to the {most} that the requests may have");
+        Error::check((1..=most).contains(&pages), "pages", pages, expected)?;
         // The scales of all keys, and of a step's queries, where index keys are rows.
         let ones = if config.attention_options.index_fp8 {
             0
         } else {
-            rows.max(requests.max(max_seq) * config.index_n_heads)
+            (requests * max_seq).max(requests.max(max_seq) * config.index_n_heads)
         };
         let ones = device.upload_f32(&vec![1.0; ones], &[ones], DType::F32)?;
         let layer = |i| {
             let full = config.indexer_of(i) == Indexer::Full;
-            LayerCache::new(device, config, size, full.then_some(&ones), dtype, format)
+            let ones = full.then_some(&ones);
+            LayerCache::new(device, config, (pages, page_size), ones, dtype, format)
         };
         Ok(Self {
             device: device.clone(),
             size,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
-            block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
             rotary: Rotary::new(device, config, max_seq)?,
+            tables: vec![vec![]; requests],
+            free: (0..pages).rev().collect(),
             lengths: vec![(0, 0); requests],
         })
     }
@@ -169,6 +199,46 @@ impl Cache {
         self.size.max_seq
     }
 
+    /// Pages that no request has.
+    pub fn free_pages(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Tokens that `request` has pages for; 0 for one that does not exist.
+    pub fn room(&self, request: usize) -> usize {
+        self.tables.get(request).map_or(0, |table| table.len() * self.size.page_size)
+    }
+
+    /// Gives `request` the pages that `tokens` tokens need beside those it has.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such request, for more tokens than a request may have, and if there are not
+    /// as many free pages; nothing has changed then.
+    pub fn reserve(&mut self, request: usize, tokens: usize) -> Result<()> {
+        let CacheSize { requests, max_seq, page_size, .. } = self.size;
+        Error::check(request < requests, "request", request, format!("below {requests}"))?;
+        Error::check(tokens <= max_seq, "tokens", tokens, format!("at most {max_seq}"))?;
+        let table = &mut self.tables[request];
+        let more = tokens.div_ceil(page_size).saturating_sub(table.len());
+        let free = self.free.len();
+        let got = format!("{tokens} of request {request}, {more} pages more than it has");
+        Error::check(more <= free, "tokens", got, format!("at most the {free} free pages"))?;
+        table.extend(self.free.drain(free - more..).rev());
+        Ok(())
+    }
+
+    /// Ends `request`: it holds nothing, and its pages are free.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such request.
+    pub fn end(&mut self, request: usize) -> Result<()> {
+        let requests = self.size.requests;
+        Error::check(request < requests, "request", request, format!("below {requests}"))?;
+        self.free.extend(self.tables[request].drain(..).rev());
+        self.lengths[request] = (0, 0);
+        Ok(())
+    }
+
     /// Tokens that `request` holds; 0 for one that does not exist.
     pub fn length(&self, request: usize) -> usize {
         self.lengths.get(request).map_or(0, |lengths| lengths.0)
@@ -198,6 +268,9 @@ impl Cache {
     /// computed.
     pub(crate) fn check(&self, request: usize, start: usize, mode: Mode) -> Result<()> {
         let (length, indexed) = self.lengths[request];
+        let room = self.room(request);
+        let has = format!("below {room}, what request {request} has pages for");
+        Error::check(start < room, "position", start, has)?;
         let held = format!("at most {length}, the tokens that request {request} holds");
         Error::check(start <= length, "position", start, held)?;
         let held = format!(
@@ -216,9 +289,14 @@ impl Cache {
         &mut self.layers
     }
 
-    /// The block tables of all requests: `[requests, max_pages]` i32.
-    pub(crate) fn block_table(&self) -> &Tensor {
-        &self.block_table
+    /// The pages of `request`.
+    pub(crate) fn table(&self, request: usize) -> &[usize] {
+        &self.tables[request]
+    }
+
+    /// Tokens of a page.
+    pub(crate) fn page_size(&self) -> usize {
+        self.size.page_size
     }
 
     /// cos and sin of every position.
@@ -228,17 +306,16 @@ impl Cache {
 }
 
 impl LayerCache {
-    /// `size` has been checked; without `ones` the layer keeps no index keys.
+    /// The number of pages has been checked; without `ones` the layer keeps no index keys.
     fn new(
         device: &Device,
         config: &Config,
-        size: CacheSize,
+        (pages, page_size): (usize, usize),
         ones: Option<&Tensor>,
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
-        let CacheSize { requests, max_seq, page_size, .. } = size;
-        let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
+        let rows = pages * page_size;
         let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
         let record = KvRecord { kv_lora_rank: rank, rope_dim };
         let dim = config.index_head_dim;
@@ -257,7 +334,6 @@ impl LayerCache {
         };
         Ok(Self {
             page_size,
-            pages: max_seq / page_size,
             latents,
             record,
             dtype,
@@ -292,37 +368,51 @@ impl LayerCache {
         latent + key
     }
 
-    /// The latents that a step sees, as rows of the layer's type: `[rows, rank + rope]`. Of a cache that keeps records
-    /// they are dequantised, for this step only.
+    /// The latents of a step's requests, one after the other, as rows of the layer's type: `[rows, rank + rope]`,
+    /// gathered, and dequantised of a cache that keeps records, for this step only. The rows behind a request's own are
+    /// NaN.
     ///
     /// # Errors
-    /// If the batch was made for a larger cache, and if the device has no memory for the rows.
+    /// If the device has no memory for the rows.
     pub fn latents(&self, batch: &Batch) -> dsa_kernels::Result<Tensor> {
-        let (start, rows) = batch.context();
+        let slots = batch.table_slots();
         match &self.latents {
-            Latents::Rows(latents) => latents.narrow(0, start, rows),
+            Latents::Rows(latents) => embedding(latents, slots),
             Latents::Records(records) => {
-                let records = self.pages_of(records, batch)?;
-                load_kv(&records, batch.table_rows()?, self.page_size, self.record, self.dtype)
+                load_kv(records, slots, self.page_size, self.record, self.dtype)
             }
         }
     }
 
-    /// The records of the requests of a step, and their form: `[pages, page bytes]` u8. `None` if the cache keeps rows.
-    ///
-    /// # Errors
-    /// If the batch was made for a larger cache.
-    pub fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Tensor, KvRecord)>> {
+    /// All latents of the pool, where they are, and their number of pages.
+    pub(crate) fn pool(&self) -> (Kv<'_>, usize) {
         match &self.latents {
-            Latents::Rows(_) => Ok(None),
-            Latents::Records(records) => Ok(Some((self.pages_of(records, batch)?, self.record))),
+            Latents::Rows(latents) => (Kv::Rows(latents), latents.shape()[0] / self.page_size),
+            Latents::Records(cache) => {
+                let (page_size, record) = (self.page_size, self.record);
+                (Kv::Records { cache, page_size, record }, cache.shape()[0])
+            }
         }
     }
 
-    /// Those of the requests of a step.
-    fn pages_of(&self, pages: &Tensor, batch: &Batch) -> dsa_kernels::Result<Tensor> {
-        let first = batch.first_request() * self.pages;
-        pages.narrow(0, first, batch.requests() * self.pages)
+    /// The records of a step's requests, one after the other, and their form: `[rows, record bytes]` u8. `None` if the
+    /// cache keeps rows.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Vec<u8>, KvRecord)>> {
+        let Latents::Records(records) = &self.latents else {
+            return Ok(None);
+        };
+        let (all, bytes) = (records.download()?, self.record.bytes());
+        let slots = batch.table_slots().download_i32()?;
+        let mut held = Vec::with_capacity(slots.len() * bytes);
+        for slot in slots {
+            let at = usize::try_from(slot).unwrap_or(usize::MAX).saturating_mul(bytes);
+            let none = vec![0; bytes];
+            held.extend_from_slice(all.get(at..at.saturating_add(bytes)).unwrap_or(&none));
+        }
+        Ok(Some((held, self.record)))
     }
 
     /// The indexer's keys of all requests.
@@ -371,7 +461,7 @@ impl LayerCache {
         }
     }
 
-    /// Writes rows `[n, d]` to those of `to` `[requests · max_seq, d]` that the step names.
+    /// Writes rows `[n, d]` to those of `to` `[slots, d]` that the step names.
     fn store_rows(&self, rows: &Tensor, to: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
         place_rows(&rows.unsqueeze(1), batch.slots(), &to.unsqueeze(1))
     }

@@ -111,9 +111,8 @@ fn wrong_keys_of_the_timed_step_fall() {
         let mut keys = indices.download_i32().unwrap();
         let topk = indices.shape()[1];
         // The first of its request's instead of the best.
-        let begin = |row: usize| if phase == Phase::Decode { row * run.cache.max_seq() } else { 0 };
         for (i, key) in keys.iter_mut().enumerate() {
-            *key = (begin(i / topk) + i % topk) as i32;
+            *key = (i % topk) as i32;
         }
         run.timed.trace.indices = Some(run.device.upload_i32(&keys, indices.shape()).unwrap());
         let judged = run.judge();
