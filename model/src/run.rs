@@ -6,14 +6,16 @@ mod batch;
 mod cache;
 mod execution;
 mod fill;
+mod layer_cache;
 mod rotary;
 mod stages;
 
 pub use batch::{Batch, Mode, Phase};
-pub use cache::{Cache, CacheSize, KvFormat, LayerCache};
+pub use cache::{Cache, CacheSize, KvFormat};
 pub use execution::Execution;
+pub use layer_cache::LayerCache;
 pub use rotary::Rotary;
 pub use stages::{Stage, Stages};
 
-pub(crate) use cache::IndexCache;
+pub(crate) use layer_cache::IndexCache;
 pub(crate) use rotary::temperature;

@@ -1,7 +1,7 @@
 //! Every type and stage of the layer runs, and what does not fit is refused. That it is right, the gate shows.
 
 use super::Attention;
-use super::attention::{check_rows, logits_parts};
+use super::limits::{check_rows, logits_parts};
 use crate::config::{AttentionOptions, Config, Yarn};
 use crate::error::{Error, Result};
 use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode, Stage};
