@@ -20,7 +20,7 @@ use dsa_gate::layer::{Bound, Check, verify_random};
 use dsa_kernels::{DType, Device, DeviceKind, Tensor};
 use dsa_model::Config;
 use dsa_model::layers::Attention;
-use dsa_model::run::{self, Batch, Cache, CacheSize, KvFormat, Mode};
+use dsa_model::run::{self, Batch, Cache, CacheSize, Execution, KvFormat, Mode};
 use dsa_model::weights::Random;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -244,7 +244,8 @@ impl Plan {
         let weights = Random::new(self.seed);
         let mut layer = Attention::new(&self.device, &self.config, weights, DType::Bf16)?;
         // As the official service does: below topk keys, sparse prefill is dense anyway.
-        layer.expand_short_prefill = true;
+        layer.execution =
+            Execution { fast: true, expand_short_prefill: true, ..Execution::default() };
         Ok(layer)
     }
 

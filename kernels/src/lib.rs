@@ -12,6 +12,7 @@
 pub mod add_norm;
 pub mod attention;
 pub mod bandwidth;
+pub mod cache_read;
 pub mod cache_write;
 pub mod combine;
 pub mod contract;
@@ -30,6 +31,7 @@ pub mod hadamard;
 pub mod indexer;
 pub mod keys;
 pub mod linear;
+pub mod memory;
 mod merge_splits;
 pub mod norm;
 mod pages;

@@ -7,6 +7,7 @@ mod experts;
 mod feed_forward;
 mod indexer;
 mod kv_b;
+mod limits;
 mod linear;
 mod load;
 mod norm;

@@ -23,14 +23,14 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Block, Linear, Loader, Norm, Output, Precision, check_dtype};
-use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode};
+use crate::run::{Batch, Cache, CacheSize, Execution, KvFormat, Mode};
 use crate::weights::Weights;
 use dsa_kernels::embedding::embedding;
 use dsa_kernels::gemm::gemm;
 use dsa_kernels::{DType, Device, Tensor};
 
 /// Tokens of a page of the cache: FlashMLA's and DeepGEMM's.
-const PAGE_SIZE: usize = 64;
+pub(crate) const PAGE_SIZE: usize = 64;
 
 /// A model: its weights on a device.
 #[derive(Clone)]
@@ -84,14 +84,28 @@ impl Model {
         &self.config
     }
 
-    /// An empty cache for `requests` requests of up to `max_seq` tokens.
+    /// The same model, computed as `execution` says.
+    pub fn executed(mut self, execution: Execution) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.execute(execution));
+        self
+    }
+
+    /// An empty cache for `requests` requests of up to `max_seq` tokens, whose latents are rows.
     ///
     /// # Errors
     /// As [`Cache::new`].
     pub fn cache(&self, requests: usize, max_seq: usize) -> Result<Cache> {
+        self.cache_of(requests, max_seq, KvFormat::Elements)
+    }
+
+    /// [`Model::cache`] with latents in `format`.
+    ///
+    /// # Errors
+    /// As [`Cache::new`].
+    pub fn cache_of(&self, requests: usize, max_seq: usize, format: KvFormat) -> Result<Cache> {
         let layers = self.layers.len();
         let size = CacheSize { layers, requests, max_seq, page_size: PAGE_SIZE };
-        Cache::new(&self.device, &self.config, size, self.dtype, KvFormat::Elements)
+        Cache::new(&self.device, &self.config, size, self.dtype, format)
     }
 
     /// A step: the logits `[n, vocab_size]`, f32, of the batch's n tokens, whose ids are `ids`. The cache then holds
@@ -116,6 +130,24 @@ impl Model {
         Ok(logits)
     }
 
+    /// An empty cache for `requests` requests of up to `max_seq` tokens, for all of which it has `tokens` tokens' pages:
+    /// [`Model::prefill`] and [`Cache::reserve`] give them to a request, [`Cache::end`] takes them back.
+    ///
+    /// # Errors
+    /// As [`Cache::pool`].
+    pub fn pool(
+        &self,
+        requests: usize,
+        max_seq: usize,
+        tokens: usize,
+        format: KvFormat,
+    ) -> Result<Cache> {
+        let layers = self.layers.len();
+        let size = CacheSize { layers, requests, max_seq, page_size: PAGE_SIZE };
+        let pages = tokens.div_ceil(PAGE_SIZE);
+        Cache::pool(&self.device, &self.config, size, pages, self.dtype, format)
+    }
+
     /// The logits of the next tokens of `request`, behind those that it holds, in chunks of `chunk`: each chunk's
     /// `[n, vocab_size]` goes to `take`, in order. A chunk of one token is a decoded one.
     ///
@@ -137,6 +169,7 @@ impl Model {
         let room = cache.max_seq() - cache.length(request);
         let expected = format!("at most {room}, the room that request {request} has left");
         Error::check(ids.len() <= room, "ids", format!("{} ids", ids.len()), expected)?;
+        cache.reserve(request, cache.length(request) + ids.len())?;
         for ids in ids.chunks(chunk) {
             let batch = Batch::chunk(cache, request, cache.length(request), ids.len(), mode)?;
             take(self.forward(ids, &batch, cache)?)?;

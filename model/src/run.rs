@@ -4,17 +4,21 @@
 
 mod batch;
 mod cache;
+mod execution;
 mod fill;
+mod layer_cache;
 mod rotary;
 mod stages;
 mod watch;
 
 pub use batch::{Batch, Mode, Phase};
-pub use cache::{Cache, CacheSize, KvFormat, LayerCache};
+pub use cache::{Cache, CacheSize, KvFormat};
+pub use execution::Execution;
+pub use layer_cache::LayerCache;
 pub use rotary::Rotary;
 pub use stages::{Stage, Stages};
 pub use watch::Shown;
 
-pub(crate) use cache::IndexCache;
+pub(crate) use layer_cache::IndexCache;
 pub(crate) use rotary::temperature;
 pub(crate) use watch::Watch;

@@ -42,6 +42,7 @@ pub mod add_norm;
 pub mod arithmetic;
 pub mod attention;
 pub mod attention_layer;
+pub mod cache_read;
 pub mod cache_write;
 pub mod combine;
 pub mod dense_attention;

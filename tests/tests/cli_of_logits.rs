@@ -65,6 +65,48 @@ fn its_logits_are_what_transformers_computes_and_the_file_says_how_they_were_mad
 }
 
 #[test]
+fn fp8_records_are_a_cache_that_can_be_asked_for_and_that_the_file_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = tiny().join("expected.safetensors");
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let exact = ["--dtype", "f32", "--attention", "dense", "--device", "cpu"];
+        logits(&stored, &out, &[&exact[..], more].concat()).unwrap();
+        let bytes = std::fs::read(&out).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let kept = header.metadata().as_ref().unwrap()["kv cache"].clone();
+        (floats(&out, "logits"), kept)
+    };
+    let ((rows, plain), (records, fp8)) = (run("rows", &[]), run("fp8", &["--kv-cache", "fp8"]));
+    assert_eq!([plain, fp8], ["rows", "fp8"]);
+    assert!(off(&records, &rows) > 0.01);
+}
+
+#[test]
+fn a_deterministic_runs_bits_depend_neither_on_chunks_nor_on_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = tiny().join("expected.safetensors");
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let plain = ["--dtype", "bf16", "--device", "cpu"];
+        logits(&stored, &out, &[&plain[..], more].concat()).unwrap();
+        let bytes = std::fs::read(&out).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let bits: Vec<u32> = floats(&out, "logits").iter().map(|logit| logit.to_bits()).collect();
+        (bits, header.metadata().as_ref().unwrap()["sums"].clone())
+    };
+    let (whole, sums) = run("whole", &["--deterministic"]);
+    assert_eq!(sums, "deterministic");
+    let chunks = ["--deterministic", "--prefill-chunk", "24", "--logits-budget", "5000"];
+    assert!(run("chunks", &chunks).0 == whole);
+    // The first chunk is as long as the keys that are kept, and its form another.
+    let (expanded, sums) = run("expanded", &chunks[1..]);
+    assert_eq!(sums, "by keys");
+    assert!(expanded != whole);
+    assert_eq!(run("fast", &["--fast"]).1, "fast");
+}
+
+#[test]
 fn ids_that_are_none_are_refused_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -96,6 +138,11 @@ fn ids_that_are_none_are_refused_before_anything_runs() {
         (&["--topk", "0"], "--topk is 0, expected 1 to 16777216"),
         (&["--share-index", "SFF"], "--share-index is "),
         (&["--prefill-chunk", "0"], "invalid value '0' for '--prefill-chunk <N>'"),
+        (
+            &["--fast", "--deterministic"],
+            "the argument '--fast' cannot be used with '--deterministic'",
+        ),
+        (&["--kv-cache", "bf16"], "invalid value 'bf16' for '--kv-cache <KV_CACHE>'"),
         (&["--dtype", "f16"], "invalid value 'f16' for '--dtype <DTYPE>'"),
     ] {
         let error = logits(&inputs, &out, more).unwrap_err();

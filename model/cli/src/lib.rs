@@ -20,6 +20,7 @@ mod failure;
 mod logits;
 mod pass;
 mod make_tiny;
+mod plan;
 mod run;
 
 pub use failure::{Usage, report};
@@ -65,6 +66,8 @@ enum Command {
     Convert(convert::Convert),
     /// Makes a checkpoint of made-up weights in Hugging Face's layout, small unless true dimensions are asked for.
     MakeTiny(make_tiny::MakeTinyArgs),
+    /// What a model takes of a device's memory, and whether it fits, before anything is allocated; fails if it does not.
+    Plan(plan::PlanArgs),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -164,6 +167,7 @@ pub fn run(
             convert::convert(out, &convert)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Plan(args) => plan::plan(out, &args),
         Command::Verify { checkpoint, config, tokens, device, seed } => {
             // A link that leads nowhere is a text too: verify says what is wrong with it.
             let stored = checkpoint.as_ref().map(|folder| folder.join("expected.safetensors"));

@@ -1,7 +1,7 @@
 //! `dsa logits`: the whole model on given token ids.
 
-use super::pass::{Runner, Text};
 use super::make_tiny::StoredType;
+use super::pass::{Runner, Setup, Text};
 use super::run::expect_place;
 use super::{Usage, device_name};
 use anyhow::bail;
@@ -11,9 +11,10 @@ use dsa_kernels::DType;
 use dsa_model::config::{Config, Overrides};
 use dsa_model::intermediates::{Intermediates, Stored};
 use dsa_model::layers::Precision;
-use dsa_model::run::Mode;
-use dsa_model::weights::{Checkpoint, Dtype, Random};
 use dsa_model::Error;
+use dsa_model::plan::{Load, published_fp8};
+use dsa_model::run::{Execution, KvFormat, Mode};
+use dsa_model::weights::{Checkpoint, Dtype, Random};
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -71,12 +72,25 @@ pub(super) struct Logits {
     #[arg(long, value_name = "FILE", requires = "stages")]
     from: Option<PathBuf>,
     /// Runs the ndarray reference instead, with the same roundings and with sums in f64: all tokens at once, slowly.
-    #[arg(long, conflicts_with = "prefill_chunk")]
+    #[arg(long, conflicts_with_all = ["prefill_chunk", "kv_cache", "logits_budget", "deterministic", "fast"])]
     pub reference: bool,
+    /// How latents are cached: rows of the activations' type, or fp8 records (fp8_ds_mla of vLLM and FlashMLA).
+    #[arg(long, value_enum, default_value_t = KvCache::Rows)]
+    kv_cache: KvCache,
     /// Tokens of a chunk.
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: u32,
+    /// Most bytes of index logits that are held at a time; at least those of one token are. Changes no bit.
+    #[arg(long, value_name = "BYTES", default_value_t = Execution::default().logits_budget)]
+    logits_budget: usize,
+    /// No bit of a token's logits depends on the chunk that it comes in. Otherwise chunks whose context is no longer
+    /// than the keys that a query attends to run in the form of dense prefill, which is faster.
+    #[arg(long)]
+    deterministic: bool,
+    /// Sums over keys are split as keeps the device busy, so that a token's last bits depend on how many run with it.
+    #[arg(long, conflicts_with = "deterministic")]
+    fast: bool,
     /// Keys that a query attends to, in place of the checkpoint's.
     #[arg(long, value_name = "N")]
     topk: Option<usize>,
@@ -100,6 +114,22 @@ enum Attention {
     Both,
 }
 
+impl Logits {
+    fn execution(&self) -> Execution {
+        let expand_short_prefill = !self.deterministic;
+        Execution { fast: self.fast, expand_short_prefill, logits_budget: self.logits_budget }
+    }
+
+    /// What its results are said to be made with.
+    fn sums(&self) -> &'static str {
+        match (self.fast, self.deterministic) {
+            (true, _) => "fast",
+            (_, true) => "deterministic",
+            _ => "by keys",
+        }
+    }
+}
+
 impl Attention {
     /// The modes to run, and what stands before the names of their results.
     fn modes(self) -> &'static [(Mode, &'static str)] {
@@ -111,15 +141,31 @@ impl Attention {
     }
 }
 
+/// How latents are cached.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum KvCache {
+    Rows,
+    Fp8,
+}
+
+impl KvCache {
+    pub(super) fn format(self) -> KvFormat {
+        match self {
+            Self::Rows => KvFormat::Elements,
+            Self::Fp8 => KvFormat::Fp8,
+        }
+    }
+}
+
 /// A type that a model runs in.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Type {
+pub(super) enum Type {
     F32,
     Bf16,
 }
 
 impl Type {
-    fn precision(self) -> Precision {
+    pub(super) fn precision(self) -> Precision {
         Precision::dequantised(match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::Bf16,
@@ -167,14 +213,31 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     let usual = if quantised { StoredType::Fp8 } else { StoredType::Bf16 };
     let stored = args.random_dtype.unwrap_or(usual);
     let seed = args.weights_seed.unwrap_or_default();
-    let (device, reference) = (args.device.as_deref(), args.reference);
+    let setup = Setup {
+        config: &config,
+        precision,
+        device: args.device.as_deref(),
+        by_reference: args.reference,
+        execution: args.execution(),
+        load: Load {
+            requests: 1,
+            max_seq: ids.len(),
+            format: args.kv_cache.format(),
+            chunk: args.prefill_chunk as usize,
+            logits_budget: args.logits_budget,
+            dense: !matches!(args.attention, Attention::Sparse),
+        },
+    };
     let runner = match &checkpoint {
         Some(checkpoint) => {
-            Runner::new(&config, checkpoint.root(), precision, device, reference)?
+            let fp8 = |name: &str| {
+                checkpoint.form(name).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3)
+            };
+            Runner::new(&setup, checkpoint.root(), fp8)?
         }
         None => {
-            let random = Random::stored_as(seed, stored.stored());
-            Runner::new(&config, random, precision, device, reference)?
+            let fp8 = |name: &str| stored == StoredType::Fp8 && published_fp8(&config, name);
+            Runner::new(&setup, Random::stored_as(seed, stored.stored()), fp8)?
         }
     };
     let in_fp8 = if checkpoint.is_some() { quantised } else { stored == StoredType::Fp8 };
@@ -195,6 +258,10 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
         say("random weights", format!("seed {seed}, {:?}", stored.stored()));
     }
     say("attention", format!("{:?}", args.attention).to_lowercase());
+    if !args.reference {
+        say("kv cache", format!("{:?}", args.kv_cache).to_lowercase());
+        say("sums", args.sums().to_string());
+    }
     say("prefill chunk", runner.chunk(&text).to_string());
     say("decode from", from.to_string());
     say("device", runner.name().to_string());

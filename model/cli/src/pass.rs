@@ -1,11 +1,13 @@
 //! One pass of the model over a text, on a device or by the reference, with or without its stages.
 
 use super::open;
+use super::plan::expect_room;
 use dsa_gate::model::Reference;
 use dsa_kernels::Device;
 use dsa_model::intermediates::{Intermediates, Stored};
 use dsa_model::layers::Precision;
-use dsa_model::run::{Batch, Mode};
+use dsa_model::plan::Load;
+use dsa_model::run::{Batch, Execution, KvFormat, Mode};
 use dsa_model::weights::Weights;
 use dsa_model::{Config, Model};
 use std::collections::BTreeMap;
@@ -20,9 +22,26 @@ pub(super) struct Text<'a> {
     pub chunk: usize,
 }
 
+/// What is run, by whom and how.
+pub(super) struct Setup<'a> {
+    pub config: &'a Config,
+    pub precision: Precision,
+    /// The best one there is if none is named.
+    pub device: Option<&'a str>,
+    pub by_reference: bool,
+    pub execution: Execution,
+    /// What the device must have room for.
+    pub load: Load,
+}
+
 /// Who runs the model.
 pub(super) enum Runner {
-    Device(Device, Box<Model>),
+    Device {
+        device: Device,
+        model: Box<Model>,
+        /// How latents are cached.
+        format: KvFormat,
+    },
     Reference(Box<Reference>),
 }
 
@@ -30,27 +49,28 @@ pub(super) enum Runner {
 type Results = (Vec<u8>, BTreeMap<String, Stored>);
 
 impl Runner {
-    /// The model of `config` with `weights`: by the reference, or on the device named, or the best there is.
+    /// The model with `weights`, of which `stored_fp8` are stored in fp8: by the reference, or on the device named, or
+    /// the best there is, if that has room for it.
     pub fn new<W: Weights>(
-        config: &Config,
+        setup: &Setup,
         weights: W,
-        precision: Precision,
-        device: Option<&str>,
-        by_reference: bool,
+        stored_fp8: impl Fn(&str) -> bool,
     ) -> anyhow::Result<Self> {
-        if by_reference {
+        let Setup { config, precision, load, .. } = *setup;
+        if setup.by_reference {
             let reference = Reference::new(config, weights, precision)?;
             return Ok(Self::Reference(Box::new(reference)));
         }
-        let device = open(device)?;
-        let model = Model::new(&device, config, weights, precision)?;
-        Ok(Self::Device(device, Box::new(model)))
+        let device = open(setup.device)?;
+        expect_room(&device, config, precision, stored_fp8, load)?;
+        let model = Model::new(&device, config, weights, precision)?.executed(setup.execution);
+        Ok(Self::Device { device, model: Box::new(model), format: load.format })
     }
 
     /// Where it runs: a device's name, or the reference.
     pub fn name(&self) -> &str {
         match self {
-            Self::Device(device, _) => device.name(),
+            Self::Device { device, .. } => device.name(),
             Self::Reference(_) => "the reference",
         }
     }
@@ -58,7 +78,9 @@ impl Runner {
     /// The name as the end of a sentence.
     pub fn who(&self) -> String {
         match self {
-            Self::Device(device, _) => format!("on {} ({})", device.kind(), device.name()),
+            Self::Device { device, .. } => {
+                format!("on {} ({})", device.kind(), device.name())
+            }
             Self::Reference(_) => format!("by {}", self.name()),
         }
     }
@@ -66,7 +88,7 @@ impl Runner {
     /// Tokens of a chunk: the reference computes all at once.
     pub fn chunk(&self, text: &Text) -> usize {
         match self {
-            Self::Device(..) => text.chunk,
+            Self::Device { .. } => text.chunk,
             Self::Reference(_) => text.ids.len(),
         }
     }
@@ -78,8 +100,8 @@ impl Runner {
         mode: Mode,
         stages: Option<Intermediates>,
     ) -> anyhow::Result<Results> {
-        let model = match self {
-            Self::Device(_, model) => model,
+        let (model, format) = match self {
+            Self::Device { model, format, .. } => (model, *format),
             Self::Reference(reference) => {
                 let mut stages = stages;
                 let logits = reference.run(text.ids, text.from, mode, stages.as_mut())?;
@@ -88,7 +110,7 @@ impl Runner {
             }
         };
         let stages = stages.map(|stages| Arc::new(Mutex::new(stages)));
-        let mut cache = model.cache(1, text.ids.len())?;
+        let mut cache = model.cache_of(1, text.ids.len(), format)?;
         let mut logits = Vec::new();
         for (ids, chunk) in [(&text.ids[..text.from], text.chunk), (&text.ids[text.from..], 1)] {
             for ids in ids.chunks(chunk) {

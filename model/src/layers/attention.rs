@@ -31,21 +31,24 @@
 
 use super::indexer::Indexer;
 use super::kv_b::KvB;
+use super::limits::{check_rows, logits_parts};
 use super::linear::{Linear, Loader, Precision, check_dtype};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::run::{Batch, LayerCache, Mode, Phase, Stage};
+use crate::run::{Batch, Execution, LayerCache, Mode, Phase, Stage};
 use crate::weights::Weights;
 use dsa_kernels::attention::AttentionArgs;
+use dsa_kernels::cache_read::{place_indices, slots_of_keys};
 use dsa_kernels::dense_attention::dense_mha;
 use dsa_kernels::indexer::ScoreFn;
-use dsa_kernels::keys::{Keys, Kv};
+use dsa_kernels::keys::Keys;
 use dsa_kernels::norm::{rms_norm, rms_norm_into};
 use dsa_kernels::quant::round_trip;
 use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
+use std::ops::Range;
 
 /// The attention of one layer: its weights on a device.
 #[derive(Clone)]
@@ -66,9 +69,8 @@ pub struct Attention {
     pub score_fn: ScoreFn,
     /// Which keys are taken by their scores.
     pub policy: Policy,
-    /// Sparse prefill in the expanded form while the context is no longer than `index_topk`: all
-    /// of them are selected then. Off by default.
-    pub expand_short_prefill: bool,
+    /// How a step is computed.
+    pub execution: Execution,
 }
 
 /// Every tensor of the layer, below `self_attn`.
@@ -87,6 +89,15 @@ const READ: [&str; 12] = [
     "indexer.weights_proj.weight",
 ];
 
+/// Parts that the keys of a token are summed in, each by a program of its own, where a row may not depend on its
+/// company: a number that no number of rows changes.
+///
+/// Lists are as long in a prompt, whose rows keep every core busy, as in decoding. More parts than one would cost
+/// a prompt a write and a read of all of them.
+const LISTED_PARTS: usize = 1;
+/// Ranges are of decoded tokens alone, of which there are few, and of any length: a prompt has the expanded form.
+const SEEN_PARTS: usize = 32;
+
 /// Which values rotate together.
 pub(super) fn pairing(interleaved: bool) -> Pairing {
     if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit }
@@ -100,7 +111,7 @@ pub struct Trace {
     pub q: Tensor,
     /// Keys and values of each head, if expanded: `[rows, h, nope + rope]`, `[rows, h, v]`.
     pub expanded: Option<(Tensor, Tensor)>,
-    /// Rows of the step's table that were attended to, `[n, index_topk]` i32: those that the layer selected, or the
+    /// Positions of each token's request that were attended to, `[n, index_topk]` i32: those that the layer selected, or the
     /// layer whose keys it shares.
     pub indices: Option<Tensor>,
     /// What the attention kernel returned.
@@ -160,7 +171,7 @@ impl Attention {
             dtype,
             score_fn: ScoreFn::default(),
             policy: Policy::default(),
-            expand_short_prefill: false,
+            execution: Execution::default(),
         })
     }
 
@@ -172,6 +183,11 @@ impl Attention {
     /// The configuration it was made for.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    #[cfg(test)]
+    pub(super) fn indexer(&self) -> Option<&Indexer> {
+        self.indexer.as_ref()
     }
 
     /// A step: what is added to the residual, `[n, hidden]`.
@@ -195,7 +211,7 @@ impl Attention {
         self.run(x, batch, cache, None)
     }
 
-    /// [`Attention::trace`] of a sparse step that attends to `keys`, rows of the step's table `[n, topk]` i32 as the
+    /// [`Attention::trace`] of a sparse step that attends to `keys`, positions of each token's request `[n, topk]` i32 as the
     /// indexer gives them, whatever the indexer would select: for comparisons in which a selection that rounding
     /// decides is no error of attention.
     ///
@@ -220,7 +236,7 @@ impl Attention {
     ) -> Result<Trace> {
         let sparse = batch.mode() == Mode::Sparse;
         let topk = self.config.index_topk;
-        let all_kept = self.expand_short_prefill && batch.longest() <= topk;
+        let all_kept = self.execution.expand_short_prefill && batch.longest() <= topk;
         let expanded = batch.phase() == Phase::Prefill && (!sparse || all_kept);
         self.check(x, batch, cache, expanded)?;
 
@@ -228,17 +244,12 @@ impl Attention {
         let (qr, q) = stages.run(Stage::Projections, || self.project(x, expanded, batch, cache))?;
         let mut indices = None;
         if let (true, Some(indexer)) = (sparse, &self.indexer) {
-            let logits = stages.run(Stage::Indexer, || {
+            stages.run(Stage::Indexer, || {
                 let k = indexer.keys(x, batch)?; // [n, D]
-                cache.store_index_keys(&k, batch)?;
-                if expanded {
-                    return Ok::<_, Error>(None);
-                }
-                indexer.logits(x, &qr, batch, cache, self.score_fn).map(Some)
+                Ok::<_, Error>(cache.store_index_keys(&k, batch)?)
             })?;
-            if let Some(logits) = logits {
-                let select = || indexer.select(&logits, batch, cache, topk, self.policy);
-                let selected = stages.run(Stage::TopK, select)?; // [n, topk]
+            if !expanded {
+                let selected = self.select(indexer, x, &qr, batch, cache)?; // [n, topk]
                 let selected = keys.cloned().unwrap_or(selected);
                 let selected = watch.show("index.topk", selected)?; // [n, topk]
                 batch.select(&selected);
@@ -270,6 +281,40 @@ impl Attention {
         })?;
         let hidden = watch.show("mla.out", hidden)?; // [n, hidden]
         Ok(Trace { hidden, q, expanded, indices, attention })
+    }
+
+    /// The keys that each token attends to: positions of its request `[n, topk]` i32, ascending, then -1.
+    ///
+    /// The tokens are scored in parts whose logits are within the budget.
+    fn select(
+        &self,
+        indexer: &Indexer,
+        x: &Tensor,
+        qr: &Tensor,
+        batch: &Batch,
+        cache: &LayerCache,
+    ) -> Result<Tensor> {
+        let (stages, topk) = (batch.stages(), self.config.index_topk);
+        let queries =
+            stages.run(Stage::Indexer, || indexer.queries(x, qr, batch, cache.index_keys()?))?;
+        // Who watches sees the logits of all tokens at once.
+        let budget =
+            if batch.watch().is_there() { usize::MAX } else { self.execution.logits_budget };
+        let parts = logits_parts(batch.tokens(), indexer.columns(batch, cache)?, budget);
+        let select = |rows: Range<usize>| {
+            let score = || indexer.logits(&queries, rows.clone(), batch, cache, self.score_fn);
+            let logits = stages.run(Stage::Indexer, score)?; // [rows, columns]
+            let choose = || indexer.select(&logits, rows.clone(), batch, cache, topk, self.policy);
+            Ok::<_, Error>(stages.run(Stage::TopK, choose)?) // [rows, topk]
+        };
+        if parts.len() == 1 {
+            return select(0..batch.tokens());
+        }
+        let selected = self.device.empty(&[batch.tokens(), topk], DType::I32)?;
+        for rows in parts {
+            place_indices(&select(rows.clone())?, &selected.narrow(0, rows.start, rows.len())?)?;
+        }
+        Ok(selected)
     }
 
     /// qr `[n, q_lora_rank]`, and q with position: `[n, h, nope + rope]` expanded, `[n, h, rank +
@@ -330,17 +375,29 @@ impl Attention {
         cache: &LayerCache,
     ) -> dsa_kernels::Result<dsa_kernels::attention::AttentionOut> {
         let d_v = self.config.kv_lora_rank;
-        let args = AttentionArgs::new(self.scale(), d_v);
-        let kv = cache.latents(batch)?; // [rows, rank + rope]
-        let records = cache.records(batch)?; // [pages, page bytes]
-        match (indices, records) {
-            (None, _) => mla(q, &Kv::Rows(&kv), &Keys::Range(batch.seen_rows()), &args),
-            (Some(indices), Some((records, record))) if batch.phase() == Phase::Decode => {
-                let page_size = cache.page_size();
-                let kv = Kv::Records { cache: &records, page_size, record };
-                mla(q, &kv, &Keys::listed(indices), &args)
+        let mut args = AttentionArgs::new(self.scale(), d_v);
+        if !self.execution.fast {
+            args.splits = Some(if indices.is_some() { LISTED_PARTS } else { SEEN_PARTS });
+        }
+        // Both forms list slots of the pool. A list of all keys costs 4 bytes a key beside its row; a range would need
+        // the rows of every request gathered, in every layer.
+        let (kv, pages) = cache.pool();
+        match indices {
+            Some(indices) => {
+                let (n, topk) = (batch.tokens(), indices.shape()[1]);
+                let by_request = [batch.requests(), n / batch.requests(), topk];
+                let indices = indices.reshape(&by_request)?;
+                let table = batch.block_table();
+                let slots = slots_of_keys(&indices, table, pages, cache.page_size())?;
+                mla(q, &kv, &Keys::listed(&slots.reshape(&[n, topk])?), &args)
             }
-            (Some(indices), _) => mla(q, &Kv::Rows(&kv), &Keys::listed(indices), &args),
+            None => {
+                // Decoded tokens: a row of the step's table is a request's.
+                let shape = [batch.tokens(), batch.longest()];
+                let indices = &batch.table_slots().reshape(&shape)?;
+                let topk_length = Some(batch.seen_positions().ke);
+                mla(q, &kv, &Keys::Listed { indices, topk_length }, &args)
+            }
         }
     }
 
@@ -363,30 +420,6 @@ impl Attention {
         if self.indexer.is_some() && batch.mode() == Mode::Sparse {
             cache.index_keys()?;
         }
-        check_rows(&self.config, n, batch.context().1, batch.mode(), expanded)
+        check_rows(&self.config, n, batch.rows(), batch.mode(), expanded)
     }
-}
-
-/// Refuses a step of `n` tokens that see `rows` rows whose largest tensors have more rows than the kernels can
-/// number.
-pub(super) fn check_rows(
-    config: &Config,
-    n: usize,
-    rows: usize,
-    mode: Mode,
-    expanded: bool,
-) -> Result<()> {
-    let (heads, sparse) = (config.num_attention_heads, mode == Mode::Sparse);
-    let counts = [
-        ("the rows of q", true, n, heads),
-        ("the rows of the keys, expanded", expanded, rows, heads),
-        ("the rows of the index queries", sparse, n, config.index_n_heads),
-        ("the columns of the index logits", sparse && !expanded, rows, 1),
-    ];
-    for (name, _, rows, each) in counts.into_iter().filter(|(_, made, ..)| *made) {
-        let fits = (rows as u64).checked_mul(each as u64).is_some_and(|rows| rows < 1 << 31);
-        let got = format!("{rows} times {each}");
-        Error::check(fits, name, got, "fewer than 2^31: take shorter chunks")?;
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use super::linear::Loader;
 use super::norm::Norm;
 use crate::config::{Config, Indexer};
 use crate::error::Result;
-use crate::run::{Batch, LayerCache};
+use crate::run::{Batch, Execution, LayerCache};
 use crate::weights::Weights;
 use dsa_kernels::Tensor;
 
@@ -61,6 +61,11 @@ impl Block {
                 false => Mlp::Dense(FeedForward::new(&mlp, hidden, c.intermediate_size)?),
             },
         })
+    }
+
+    /// Computes from now on as `execution` says.
+    pub(crate) fn execute(&mut self, execution: Execution) {
+        self.self_attn.execution = execution;
     }
 
     /// A step: `x` and `residual` `[n, hidden]` of the batch's n tokens; before the first layer there is no residual.

@@ -7,14 +7,16 @@ use crate::error::Result;
 use crate::run::{Batch, IndexCache, LayerCache};
 use crate::weights::Weights;
 use dsa_kernels::Tensor;
+use dsa_kernels::embedding::embedding;
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::hadamard::hadamard;
 use dsa_kernels::indexer::{IndexKeys, ScoreFn, logits};
 use dsa_kernels::norm::layer_norm;
 use dsa_kernels::quant::{ScaleFmt, act_quant};
 use dsa_kernels::rope::{Pairing, rope};
-use dsa_kernels::seen::Seen;
+use dsa_kernels::seen::{KeyRange, Seen};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
+use std::ops::Range;
 
 /// eps of `k_norm`, a LayerNorm; no configuration names it.
 const K_NORM_EPS: f32 = 1e-6;
@@ -45,6 +47,20 @@ pub(super) struct Indexer {
     scale: f32,
 }
 
+/// What tokens ask the indexer with.
+pub(super) struct Queries {
+    /// `[n, H, D]`, as the keys are.
+    q: Tensor,
+    /// `[n, H]` f32, the scales of q folded in.
+    weights: Tensor,
+}
+
+/// What the tokens `rows` of a step see.
+fn of_rows(seen: &KeyRange, rows: &Range<usize>) -> dsa_kernels::Result<(Tensor, Tensor)> {
+    let of = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
+    Ok((of(seen.ks)?, of(seen.ke)?))
+}
+
 impl Indexer {
     pub fn new<W: Weights>(to: &Loader<W>, c: &Config) -> Result<Self> {
         let (n, dim) = (c.index_n_heads, c.index_head_dim);
@@ -71,79 +87,109 @@ impl Indexer {
         batch.watch().show("index.k", self.turn(&k, 1, batch)?) // [n, D]
     }
 
-    /// Logits of the new tokens: `x` `[n, hidden]`, `qr` `[n, q_lora_rank]`.
-    ///
-    /// Returns `[n, columns]` f32. Where the keys are paged, columns are positions in each token's
-    /// own request; where they are rows, columns are rows of the step's table ([`Batch`]).
-    pub fn logits(
+    /// What the new tokens ask with: `x` `[n, hidden]`, `qr` `[n, q_lora_rank]`, of keys that are kept as `keys` are.
+    pub fn queries(
         &self,
         x: &Tensor,
         qr: &Tensor,
         batch: &Batch,
-        cache: &LayerCache,
-        score_fn: ScoreFn,
-    ) -> Result<Tensor> {
+        keys: &IndexCache,
+    ) -> Result<Queries> {
         let (n, Heads { n: heads, dim }, watch) = (batch.tokens(), self.heads, batch.watch());
         let q = self.wq_b.forward(qr)?; // [n, H · D]
         let q = self.turn(&q, heads, batch)?.reshape(&[n, heads, dim])?; // [n, H, D]
         let q = watch.show("index.q", q)?; // [n, H, D]
         // The demo computes these in f32, and so does the product, rounding only its inputs.
         let w = self.weights_proj.forward_f32(x)?; // [n, H]
+        let (q, q_scale) = match keys {
+            IndexCache::Paged(_) => {
+                let q8 = act_quant(&q.reshape(&[n * heads, dim])?, self.scale_fmt)?; // [n · H, D], [n · H, 1]
+                let codes = watch.show("index.q_codes", q8.codes)?; // [n · H, D]
+                (codes, watch.show("index.q_scale", q8.scale.reshape(&[n, heads])?)?) // [n, H]
+            }
+            IndexCache::Rows { ones, .. } => {
+                (q, ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?)
+            }
+        };
+        let weights = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
+        let weights = watch.show("index.weights", weights)?; // [n, H]
+        Ok(Queries { q: q.reshape(&[n, heads, dim])?, weights })
+    }
+
+    /// Logits of the new tokens `rows`, `[rows, columns]` f32. Where the keys are paged, columns are positions in each
+    /// token's own request; where they are rows, columns are rows of the step's table ([`Batch`]).
+    pub fn logits(
+        &self,
+        queries: &Queries,
+        rows: Range<usize>,
+        batch: &Batch,
+        cache: &LayerCache,
+        score_fn: ScoreFn,
+    ) -> Result<Tensor> {
+        let (first, n) = (rows.start, rows.len());
+        let q = queries.q.narrow(0, first, n)?; // [rows, H, D]
+        let w = queries.weights.narrow(0, first, n)?; // [rows, H]
         let logits = match cache.index_keys()? {
             IndexCache::Paged(pages) => {
-                let q = q.reshape(&[n * heads, dim])?;
-                let q8 = act_quant(&q, self.scale_fmt)?; // [n · H, D], [n · H, 1]
-                let codes = watch.show("index.q_codes", q8.codes)?; // [n · H, D]
-                let q_scale = watch.show("index.q_scale", q8.scale.reshape(&[n, heads])?)?; // [n, H]
-                let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
-                let w = watch.show("index.weights", w)?; // [n, H]
-                // A chunk is one request with n new tokens, a batch n requests with one each.
-                let next_n = n / batch.requests();
-                let q = codes.reshape(&[batch.requests(), next_n, heads, dim])?;
+                let Heads { n: heads, dim } = self.heads;
+                // A chunk is one request with several new tokens, a batch requests with one each.
+                let (requests, block_table) = match batch.requests() {
+                    1 => (1, batch.block_table().clone()),
+                    _ => (n, batch.block_table().narrow(0, first, n)?),
+                };
+                let q = q.reshape(&[requests, n / requests, heads, dim])?;
+                let longest = batch.positions()[rows.clone()].iter().max().map_or(0, |p| p + 1);
                 let keys = IndexKeys::Paged {
                     cache: pages,
                     page_size: cache.page_size(),
-                    block_table: batch.block_table(),
-                    max_context: batch.longest(),
+                    block_table: &block_table,
+                    max_context: longest,
                 };
-                let seen = Seen::Context(batch.contexts());
-                logits(&q, &w, &keys, &seen, score_fn)? // [n, longest]
+                let (ks, ke) = of_rows(&batch.seen_positions(), &rows)?;
+                let seen = Seen::Range(KeyRange { ks: &ks, ke: &ke });
+                logits(&q, &w, &keys, &seen, score_fn)? // [rows, longest]
             }
             IndexCache::Rows { keys, ones } => {
-                let q_scale = ones.narrow(0, 0, n * heads)?.reshape(&[n, heads])?;
-                let w = fold_scales(&w, &q_scale, self.scale)?; // [n, H]
-                let w = watch.show("index.weights", w)?; // [n, H]
-                let (start, rows) = batch.context();
-                let k = keys.narrow(0, start, rows)?; // [rows, D]
-                let scale = ones.narrow(0, 0, rows)?; // [rows]
+                let k = embedding(keys, batch.table_slots())?; // [table rows, D]
+                let scale = ones.narrow(0, 0, batch.rows())?; // [table rows]
                 let keys = IndexKeys::Rows { k: &k, k_scale: &scale };
-                logits(&q, &w, &keys, &Seen::Range(batch.seen_rows()), score_fn)? // [n, rows]
+                let (ks, ke) = of_rows(&batch.seen_rows(), &rows)?;
+                let seen = Seen::Range(KeyRange { ks: &ks, ke: &ke });
+                logits(&q, &w, &keys, &seen, score_fn)? // [rows, table rows]
             }
         };
         watch.show("index.scores", logits)
     }
 
-    /// The keys that each token attends to: the `topk` best columns of the logits, as rows of the step's table
-    /// `[n, topk]` i32, ascending, then -1.
+    /// The keys that each of the tokens `rows` attends to: the `topk` best columns of the logits, as positions of its
+    /// request `[rows, topk]` i32, ascending, then -1.
     pub fn select(
         &self,
         logits: &Tensor,
+        rows: Range<usize>,
         batch: &Batch,
         cache: &LayerCache,
         topk: usize,
         policy: Policy,
-    ) -> Result<Tensor> {
-        let rows = matches!(cache.index_keys()?, IndexCache::Rows { .. });
-        let seen = if rows { batch.seen_rows() } else { batch.seen_positions() };
-        let chosen = top_k(logits, &seen, topk, policy)?; // [n, topk]
-        // Columns of rows are rows. Those of paged keys are positions, which one request's rows are too; of
-        // several they are to be moved to where their request begins.
-        let chosen = if rows || batch.requests() == 1 {
-            chosen
-        } else {
-            shift_indices(&chosen, batch.seen_rows().ks)?
-        };
-        Ok(chosen)
+    ) -> dsa_kernels::Result<Tensor> {
+        let of_table = matches!(cache.index_keys()?, IndexCache::Rows { .. });
+        let seen = if of_table { batch.seen_rows() } else { batch.seen_positions() };
+        let (ks, ke) = of_rows(&seen, &rows)?;
+        let chosen = top_k(logits, &KeyRange { ks: &ks, ke: &ke }, topk, policy)?; // [rows, topk]
+        // Columns of paged keys are positions. Those of rows are rows of the table, where one request's are positions
+        // too.
+        if !of_table || batch.requests() == 1 {
+            return Ok(chosen);
+        }
+        shift_indices(&chosen, &batch.back().narrow(0, rows.start, rows.len())?)
+    }
+
+    /// Columns of the logits of a step.
+    pub fn columns(&self, batch: &Batch, cache: &LayerCache) -> dsa_kernels::Result<usize> {
+        Ok(match cache.index_keys()? {
+            IndexCache::Paged(_) => batch.longest(),
+            IndexCache::Rows { .. } => batch.rows(),
+        })
     }
 
     /// Gives position to the first dimensions of every head (in the main attention it is the last),

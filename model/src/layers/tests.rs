@@ -1,7 +1,7 @@
 //! Every type and stage of the layer runs, and what does not fit is refused. That it is right, the gate shows.
 
 use super::Attention;
-use super::attention::check_rows;
+use super::limits::{check_rows, logits_parts};
 use crate::config::{AttentionOptions, Config, Yarn};
 use crate::error::{Error, Result};
 use crate::run::{Batch, Cache, CacheSize, KvFormat, Mode, Stage};
@@ -102,6 +102,75 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
         assert!(stages.total() > 0.0);
         // A step may be repeated: what the request held from there on is replaced.
         assert_eq!(cache.length(0), 23);
+    }
+}
+
+/// The output of a prompt of 20 tokens and what they attend to, and of a batch after it, with so many bytes of index
+/// logits.
+fn with_budget(options: AttentionOptions, budget: usize) -> [(Vec<f32>, Vec<i32>); 2] {
+    let mut case = Case::new(config(7, options));
+    case.layer.execution.logits_budget = budget;
+    let mut cache = case.cache(CacheSize { requests: 3, ..SIZE }, KvFormat::Elements);
+    cache.fill_random(3, 1).unwrap();
+    let mut rng = dsa_kernels::random::Rng::new(2);
+    let mut x = |n: usize| {
+        let values: Vec<f32> = (0..n * 40).map(|_| rng.normal()).collect();
+        case.device.upload_f32(&values, &[n, 40], DType::F32).unwrap()
+    };
+    let (prompt, next) = (x(20), x(3));
+    let chunk = Batch::chunk(&cache, 1, 3, 20, Mode::Sparse).unwrap();
+    let run = |x: &Tensor, batch: &Batch, cache: &mut Cache| {
+        let trace = case.layer.trace(x, batch, cache.layer(0).unwrap()).unwrap();
+        cache.advance(batch);
+        let keys = trace.indices.unwrap().download_i32().unwrap();
+        (trace.hidden.download_f32().unwrap(), keys)
+    };
+    let chunk = run(&prompt, &chunk, &mut cache);
+    let batch = Batch::decode(&cache, &[3, 23, 2], Mode::Sparse).unwrap();
+    [chunk, run(&next, &batch, &mut cache)]
+}
+
+#[test]
+fn no_budget_of_index_logits_changes_a_bit() {
+    for options in [AttentionOptions::EXACT, AttentionOptions::OFFICIAL] {
+        let whole = with_budget(options, usize::MAX);
+        assert!(whole[1].1.iter().any(|key| *key >= 0));
+        // Of one row at a time, of parts that do not divide the rows, of all but one.
+        for budget in [0, 23 * 4, 7 * 25 * 4, 19 * 25 * 4, 20 * 25 * 4] {
+            assert_eq!(with_budget(options, budget), whole, "{options:?}, {budget} bytes");
+        }
+    }
+}
+
+#[test]
+fn index_logits_are_within_their_budget_whatever_the_context() {
+    for (n, columns, budget) in
+        [(4096, 131_072, 512 << 20), (100, 7, 61), (3, 1000, 4000), (5, 10, usize::MAX), (1, 1, 4)]
+    {
+        let parts: Vec<_> = logits_parts(n, columns, budget).collect();
+        assert!(parts.iter().all(|part| part.len() * columns * 4 <= budget));
+        assert!(parts.windows(2).all(|two| two[0].end == two[1].start));
+        assert_eq!((parts[0].start, parts[parts.len() - 1].end), (0, n));
+    }
+    // A row is the least.
+    assert_eq!(logits_parts(3, 1000, 3999).count(), 3);
+    // What the kernel is asked for are these parts.
+    for options in [AttentionOptions::EXACT, AttentionOptions::OFFICIAL] {
+        let case = Case::new(config(7, options));
+        let mut cache = case.cache(SIZE, KvFormat::Elements);
+        cache.fill_random(4, 1).unwrap();
+        let x = case.device.upload_f32(&[0.5; 20 * 40], &[20, 40], DType::F32).unwrap();
+        let qr = case.device.upload_f32(&[0.5; 20 * 24], &[20, 24], DType::F32).unwrap();
+        let batch = Batch::chunk(&cache, 0, 4, 20, Mode::Sparse).unwrap();
+        let (indexer, held) = (case.layer.indexer().unwrap(), cache.layer(0).unwrap());
+        let queries = indexer.queries(&x, &qr, &batch, held.index_keys().unwrap()).unwrap();
+        let mut rows = 0;
+        for part in logits_parts(20, batch.rows(), 700) {
+            let logits = indexer.logits(&queries, part, &batch, held, case.layer.score_fn).unwrap();
+            assert!(logits.len() * 4 <= 700);
+            rows += logits.shape()[0];
+        }
+        assert_eq!(rows, 20);
     }
 }
 

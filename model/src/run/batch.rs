@@ -34,8 +34,8 @@ impl Phase {
 /// The n new tokens of a step: a chunk of one request, or the next token of each of several. Every layer of the
 /// step takes the same batch; what it holds was uploaded once.
 ///
-/// The kernels see the cache of a step as one table of rows: those of the request of a chunk up to its end, or all
-/// rows of all requests of a batch.
+/// What reads ranges of rows sees the cache of a step as one table: as many rows of each request, one request after the
+/// other, as the longest context has.
 pub struct Batch {
     device: Device,
     phase: Phase,
@@ -48,8 +48,6 @@ pub struct Batch {
     requests: usize,
     /// Position of each row in its request.
     positions: Vec<usize>,
-    /// First row of the step's table in the cache, and its rows.
-    context: (usize, usize),
     places: Places,
     rotary: Rotary,
     /// `0 .. rows` of the table, made when a layer first needs it.
@@ -64,12 +62,14 @@ struct Places {
     slots: Tensor,
     first: Tensor,
     last: Tensor,
+    /// Where a row's request begins in the table, negated.
+    back: Tensor,
     zero: Tensor,
     seen: Tensor,
-    /// `[requests]` i32.
-    contexts: Tensor,
     /// `[requests, max_pages]` i32.
     block_table: Tensor,
+    /// `[requests · longest]` i32: the slot of each row of the table, -1 behind a request's own.
+    table_slots: Tensor,
 }
 
 impl Batch {
@@ -120,7 +120,7 @@ impl Batch {
         positions: Vec<usize>,
         mode: Mode,
     ) -> Result<Self> {
-        let max_seq = cache.max_seq();
+        let page_size = cache.page_size();
         let of = |row: usize| request + if requests > 1 { row } else { 0 };
         for (row, position) in positions.iter().enumerate().take(requests) {
             cache.check(of(row), *position, mode)?;
@@ -133,20 +133,36 @@ impl Batch {
             device.upload_i32(&values, &[values.len()])
         };
         let rows = || positions.iter().enumerate();
-        let begin = |row: usize| (of(row) - request) * max_seq;
-        let contexts =
-            if requests > 1 { positions.iter().map(|p| p + 1).collect() } else { vec![longest] };
+        let begin = |row: usize| (of(row) - request) * longest;
+        let slot = |request: usize, position: usize| {
+            let page = cache.table(request).get(position / page_size)?;
+            Some(page * page_size + position % page_size)
+        };
+        let pages = longest.div_ceil(page_size);
+        let (mut block_table, mut table_slots) = (Vec::new(), Vec::new());
+        for nth in 0..requests {
+            let request = request + nth;
+            let own = positions.iter().enumerate().filter(|(row, _)| of(*row) == request);
+            let own = own.map(|(_, last)| last + 1).max().unwrap_or(0);
+            let page = |i| cache.table(request).get(i).map_or(-1, |page| *page as i32);
+            block_table.extend((0..pages).map(page));
+            let held = |p: usize| slot(request, p).filter(|_| p < own).map_or(-1, |s| s as i32);
+            table_slots.extend((0..longest).map(held));
+        }
         let places = Places {
             positions: vector(positions.clone())?,
-            slots: vector(rows().map(|(row, p)| of(row) * max_seq + p).collect())?,
+            slots: vector(rows().filter_map(|(row, p)| slot(of(row), *p)).collect())?,
             first: vector(rows().map(|(row, _)| begin(row)).collect())?,
             last: vector(rows().map(|(row, p)| begin(row) + p + 1).collect())?,
+            back: device.upload_i32(
+                &rows().map(|(row, _)| -(begin(row) as i32)).collect::<Vec<_>>(),
+                &[positions.len()],
+            )?,
             zero: vector(vec![0; positions.len()])?,
             seen: vector(positions.iter().map(|p| p + 1).collect())?,
-            contexts: vector(contexts)?,
-            block_table: cache.block_table().narrow(0, request, requests)?,
+            block_table: device.upload_i32(&block_table, &[requests, pages])?,
+            table_slots: device.upload_i32(&table_slots, &[table_slots.len()])?,
         };
-        let table_rows = if requests > 1 { requests * max_seq } else { longest };
         Ok(Self {
             device: device.clone(),
             phase,
@@ -156,7 +172,6 @@ impl Batch {
             request,
             requests,
             positions,
-            context: (request * max_seq, table_rows),
             places,
             rotary: cache.rotary().clone(),
             rows: OnceLock::new(),
@@ -226,14 +241,19 @@ impl Batch {
         self.positions.iter().max().map_or(0, |last| last + 1)
     }
 
-    /// The rows `start .. start + rows` of the cache that the step sees as its table: `(start, rows)`.
-    pub fn context(&self) -> (usize, usize) {
-        self.context
+    /// Rows of the step's table: as many of each request as the longest context has.
+    pub fn rows(&self) -> usize {
+        self.requests * self.longest()
     }
 
-    /// The first request that takes part, for what is kept by requests.
-    pub(crate) fn first_request(&self) -> usize {
-        self.request
+    /// The slots of the cache that the rows of the table are in: `[rows]` i32, -1 for none.
+    pub(crate) fn table_slots(&self) -> &Tensor {
+        &self.places.table_slots
+    }
+
+    /// Minus the row of the table at which each token's request begins: `[n]` i32.
+    pub(crate) fn back(&self) -> &Tensor {
+        &self.places.back
     }
 
     /// Position in the request: `[n]` i32.
@@ -254,11 +274,6 @@ impl Batch {
     /// The positions of its request that each token sees, `[n]` i32 each: 0 to its own + 1.
     pub(crate) fn seen_positions(&self) -> KeyRange<'_> {
         KeyRange { ks: &self.places.zero, ke: &self.places.seen }
-    }
-
-    /// Length of each request's context, the new tokens included: `[requests]` i32.
-    pub(crate) fn contexts(&self) -> &Tensor {
-        &self.places.contexts
     }
 
     /// `[requests, max_pages]` i32.
@@ -286,7 +301,7 @@ impl Batch {
         if let Some(rows) = self.rows.get() {
             return Ok(rows);
         }
-        let rows: Vec<i32> = (0..self.context.1 as i32).collect();
+        let rows: Vec<i32> = (0..self.rows() as i32).collect();
         let uploaded = self.device.upload_i32(&rows, &[rows.len()])?;
         Ok(self.rows.get_or_init(|| uploaded))
     }

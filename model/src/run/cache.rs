@@ -2,31 +2,32 @@
 //!
 //! | | each token and layer | bytes in V3.2 |
 //! |---|---|---|
-//! | latent rows | c ‖ k_pe, `kv_lora_rank + rope` elements | 1152 in bf16 |
-//! | fp8 records ([`KvFormat::Fp8`]) | c in e4m3, its scales, k_pe in bf16 | 656 |
+//! | latent rows ([`KvFormat::Elements`]) | c ‖ k_pe, `kv_lora_rank + rope` elements | 1152 in bf16 |
+//! | or fp8 records ([`KvFormat::Fp8`]) | c in e4m3, its scales, k_pe in bf16 | 656 |
 //! | index keys, paged (`index_fp8`) | k in e4m3, its scale | 132 |
 //! | index keys, rows (without) | k, D elements | 256 in bf16 |
 //!
 //! Layers that share another's keys ([`Config::indexer_of`]) keep no index keys.
 //!
-//! Requests lie one after another, `max_seq` tokens each, in all of them and in every layer: position p of request
-//! r is row, or slot, `r · max_seq + p`. The one block table says the same, page by page.
+//! Tokens lie in pages of one pool, the same page in every layer: position p of a request is row, or slot,
+//! `table[p / page_size] · page_size + p mod page_size`. Pages that no request has are in a free list. What reads lists
+//! (sparse and dense attention of decoded tokens) or a block table (the paged indexer) reads the pages in place; what reads
+//! ranges of rows (expansion in dense prefill, the indexer of keys that are rows) has them gathered for its step.
 
-use super::{Batch, Mode, Rotary};
+use super::{Batch, LayerCache, Mode, Rotary};
 use crate::config::{Config, Indexer};
 use crate::error::{Error, Result};
 use crate::layers::check_dtype;
-use dsa_kernels::cache_write::{KvRecord, store_index_keys, store_kv};
-use dsa_kernels::copy::place_rows;
-use dsa_kernels::quant::{Quantised, ScaleFmt, act_quant};
-use dsa_kernels::{DType, Device, KernelError, Tensor};
+use dsa_kernels::{DType, Device};
 
-/// What sparse decode reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How latents are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvFormat {
-    /// The latent rows.
+    /// As rows of the layers' type.
+    #[default]
     Elements,
-    /// fp8 records beside the rows (which dense attention and prefill still read): FlashMLA's.
+    /// As FlashMLA's fp8 records, `fp8_ds_mla` of vLLM and FlashMLA. Each step reads them, prefill and dense
+    /// attention too.
     Fp8,
 }
 
@@ -49,48 +50,20 @@ pub struct Cache {
     device: Device,
     size: CacheSize,
     layers: Vec<LayerCache>,
-    block_table: Tensor, // [requests, max_seq / page_size] i32
-    rotary: Rotary,      // [max_seq, rope / 2]
+    rotary: Rotary, // [max_seq, rope / 2]
+    /// The pages of each request, and those of none, the next one last.
+    tables: Vec<Vec<usize>>,
+    free: Vec<usize>,
     /// Tokens that each request holds, and those of them that have index keys.
     lengths: Vec<(usize, usize)>,
 }
 
-/// The cache of one layer.
-#[derive(Clone)]
-pub struct LayerCache {
-    page_size: usize,
-    /// Pages of one request.
-    pages: usize,
-    record: KvRecord,
-    latent: Tensor,          // [requests · max_seq, rank + rope]
-    records: Option<Tensor>, // [pages, page_size · record bytes] u8
-    /// `None`: the layer shares another's keys.
-    index_keys: Option<IndexCache>,
-    index_dim: usize,
-    scale_fmt: ScaleFmt,
-}
-
-/// The indexer's keys.
-#[derive(Clone, Debug)]
-pub(crate) enum IndexCache {
-    /// `[pages, page_size · (D + 4)]` u8.
-    Paged(Tensor),
-    /// As they are.
-    Rows {
-        /// `[requests · max_seq, D]`.
-        keys: Tensor,
-        /// Ones, f32: the scales of all keys, and those of a step's queries.
-        ones: Tensor,
-    },
-}
-
 impl Cache {
-    /// Empty caches for the first layers of `config`, whose rows are of type `dtype` (the layers'). A layer that
-    /// shares another's keys keeps no index keys.
+    /// Empty caches with pages for `max_seq` tokens of each request, which has them from the start; otherwise as
+    /// [`Cache::pool`].
     ///
     /// # Errors
-    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are 2^31
-    /// tokens or more; [`Error::Kernel`] if the device has no memory for it.
+    /// As there.
     pub fn new(
         device: &Device,
         config: &Config,
@@ -98,27 +71,54 @@ impl Cache {
         dtype: DType,
         format: KvFormat,
     ) -> Result<Self> {
+        let checked = check_size(size, dtype)?;
+        let pages = checked.max_seq / checked.page_size;
+        let mut cache = Self::pool(device, config, size, checked.requests * pages, dtype, format)?;
+        for request in 0..checked.requests {
+            cache.reserve(request, checked.max_seq)?;
+        }
+        Ok(cache)
+    }
+
+    /// Empty caches with a pool of `pages` pages, none of which a request has yet ([`Cache::reserve`]), for the first
+    /// layers of `config`, whose rows are of type `dtype` (the layers'). A layer that
+    /// shares another's keys keeps no index keys.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a size is 0, if `dtype` is neither f32 nor bf16, or if there are 2^31
+    /// tokens or more; [`Error::Kernel`] if the device has no memory for it.
+    pub fn pool(
+        device: &Device,
+        config: &Config,
+        size: CacheSize,
+        pages: usize,
+        dtype: DType,
+        format: KvFormat,
+    ) -> Result<Self> {
         let size = check_size(size, dtype)?;
         let CacheSize { layers, requests, max_seq, page_size } = size;
-        let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
-        let table: Vec<i32> = (0..pages as i32).collect();
+        let most = requests * max_seq / page_size;
+        let expected = format!("1 to the {most} that the requests may have");
+        Error::check((1..=most).contains(&pages), "pages", pages, expected)?;
         // The scales of all keys, and of a step's queries, where index keys are rows.
         let ones = if config.attention_options.index_fp8 {
             0
         } else {
-            rows.max(requests.max(max_seq) * config.index_n_heads)
+            (requests * max_seq).max(requests.max(max_seq) * config.index_n_heads)
         };
         let ones = device.upload_f32(&vec![1.0; ones], &[ones], DType::F32)?;
         let layer = |i| {
             let full = config.indexer_of(i) == Indexer::Full;
-            LayerCache::new(device, config, size, full.then_some(&ones), dtype, format)
+            let ones = full.then_some(&ones);
+            LayerCache::new(device, config, (pages, page_size), ones, dtype, format)
         };
         Ok(Self {
             device: device.clone(),
             size,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
-            block_table: device.upload_i32(&table, &[requests, max_seq / page_size])?,
             rotary: Rotary::new(device, config, max_seq)?,
+            tables: vec![vec![]; requests],
+            free: (0..pages).rev().collect(),
             lengths: vec![(0, 0); requests],
         })
     }
@@ -156,9 +156,54 @@ impl Cache {
         self.size.max_seq
     }
 
+    /// Pages that no request has.
+    pub fn free_pages(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Tokens that `request` has pages for; 0 for one that does not exist.
+    pub fn room(&self, request: usize) -> usize {
+        self.tables.get(request).map_or(0, |table| table.len() * self.size.page_size)
+    }
+
+    /// Gives `request` the pages that `tokens` tokens need beside those it has.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such request, for more tokens than a request may have, and if there are not
+    /// as many free pages; nothing has changed then.
+    pub fn reserve(&mut self, request: usize, tokens: usize) -> Result<()> {
+        let CacheSize { requests, max_seq, page_size, .. } = self.size;
+        Error::check(request < requests, "request", request, format!("below {requests}"))?;
+        Error::check(tokens <= max_seq, "tokens", tokens, format!("at most {max_seq}"))?;
+        let table = &mut self.tables[request];
+        let more = tokens.div_ceil(page_size).saturating_sub(table.len());
+        let free = self.free.len();
+        let got = format!("{tokens} of request {request}, {more} pages more than it has");
+        Error::check(more <= free, "tokens", got, format!("at most the {free} free pages"))?;
+        table.extend(self.free.drain(free - more..).rev());
+        Ok(())
+    }
+
+    /// Ends `request`: it holds nothing, and its pages are free.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such request.
+    pub fn end(&mut self, request: usize) -> Result<()> {
+        let requests = self.size.requests;
+        Error::check(request < requests, "request", request, format!("below {requests}"))?;
+        self.free.extend(self.tables[request].drain(..).rev());
+        self.lengths[request] = (0, 0);
+        Ok(())
+    }
+
     /// Tokens that `request` holds; 0 for one that does not exist.
     pub fn length(&self, request: usize) -> usize {
         self.lengths.get(request).map_or(0, |lengths| lengths.0)
+    }
+
+    /// Bytes that each token takes in the caches of all layers.
+    pub fn bytes_of_a_token(&self) -> usize {
+        self.layers.iter().map(LayerCache::bytes_of_a_token).sum()
     }
 
     /// Forgets every token.
@@ -180,6 +225,9 @@ impl Cache {
     /// computed.
     pub(crate) fn check(&self, request: usize, start: usize, mode: Mode) -> Result<()> {
         let (length, indexed) = self.lengths[request];
+        let room = self.room(request);
+        let has = format!("below {room}, what request {request} has pages for");
+        Error::check(start < room, "position", start, has)?;
         let held = format!("at most {length}, the tokens that request {request} holds");
         Error::check(start <= length, "position", start, held)?;
         let held = format!(
@@ -198,135 +246,19 @@ impl Cache {
         &mut self.layers
     }
 
-    /// The block tables of all requests: `[requests, max_pages]` i32.
-    pub(crate) fn block_table(&self) -> &Tensor {
-        &self.block_table
+    /// The pages of `request`.
+    pub(crate) fn table(&self, request: usize) -> &[usize] {
+        &self.tables[request]
+    }
+
+    /// Tokens of a page.
+    pub(crate) fn page_size(&self) -> usize {
+        self.size.page_size
     }
 
     /// cos and sin of every position.
     pub(crate) fn rotary(&self) -> &Rotary {
         &self.rotary
-    }
-}
-
-impl LayerCache {
-    /// `size` has been checked; without `ones` the layer keeps no index keys.
-    fn new(
-        device: &Device,
-        config: &Config,
-        size: CacheSize,
-        ones: Option<&Tensor>,
-        dtype: DType,
-        format: KvFormat,
-    ) -> Result<Self> {
-        let CacheSize { requests, max_seq, page_size, .. } = size;
-        let (rows, pages) = (requests * max_seq, requests * max_seq / page_size);
-        let (rank, rope_dim) = (config.kv_lora_rank, config.qk_rope_head_dim);
-        let record = KvRecord { kv_lora_rank: rank, rope_dim };
-        let dim = config.index_head_dim;
-        let index_keys = |ones: &Tensor| -> Result<IndexCache> {
-            Ok(if config.attention_options.index_fp8 {
-                IndexCache::Paged(device.empty(&[pages, page_size * (dim + 4)], DType::U8)?)
-            } else {
-                IndexCache::Rows { keys: device.empty(&[rows, dim], dtype)?, ones: ones.clone() }
-            })
-        };
-        let records = match format {
-            KvFormat::Elements => None,
-            KvFormat::Fp8 => Some(device.empty(&[pages, page_size * record.bytes()], DType::U8)?),
-        };
-        Ok(Self {
-            page_size,
-            pages: max_seq / page_size,
-            record,
-            latent: device.empty(&[rows, rank + rope_dim], dtype)?,
-            records,
-            index_keys: ones.map(index_keys).transpose()?,
-            index_dim: dim,
-            scale_fmt: config.scale_fmt(),
-        })
-    }
-
-    /// The type of the latent rows.
-    pub fn dtype(&self) -> DType {
-        self.latent.dtype()
-    }
-
-    /// Tokens of a page.
-    pub fn page_size(&self) -> usize {
-        self.page_size
-    }
-
-    /// The latents that a step sees: `[rows, rank + rope]`.
-    ///
-    /// # Errors
-    /// If the batch was made for a larger cache.
-    pub fn latents(&self, batch: &Batch) -> dsa_kernels::Result<Tensor> {
-        let (start, rows) = batch.context();
-        self.latent.narrow(0, start, rows)
-    }
-
-    /// The records of the requests of a step, and their form: `[pages, page bytes]` u8.
-    ///
-    /// # Errors
-    /// If the batch was made for a larger cache.
-    pub fn records(&self, batch: &Batch) -> dsa_kernels::Result<Option<(Tensor, KvRecord)>> {
-        let Some(records) = &self.records else {
-            return Ok(None);
-        };
-        let first = batch.first_request() * self.pages;
-        let records = records.narrow(0, first, batch.requests() * self.pages)?;
-        Ok(Some((records, self.record)))
-    }
-
-    /// The indexer's keys of all requests.
-    ///
-    /// # Errors
-    /// If the layer shares another's keys, and keeps none.
-    pub(crate) fn index_keys(&self) -> dsa_kernels::Result<&IndexCache> {
-        self.index_keys.as_ref().ok_or_else(|| KernelError::Value {
-            name: "index keys",
-            got: "none: the cache is that of a layer that shares another's".into(),
-            expected: "those of a layer with an indexer".into(),
-        })
-    }
-
-    /// Elements of a latent row and of an index key.
-    pub(crate) fn widths(&self) -> (usize, usize) {
-        (self.latent.shape()[1], self.index_dim)
-    }
-
-    /// Writes the step's latents `kv` `[n, rank + rope]`.
-    pub(crate) fn store_latents(&mut self, kv: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
-        let rank = self.record.kv_lora_rank;
-        self.store_rows(kv, &self.latent, batch)?;
-        if let Some(records) = &self.records {
-            let c = kv.narrow(1, 0, rank)?; // [n, rank]
-            let k_pe = kv.narrow(1, rank, self.record.rope_dim)?; // [n, rope]
-            store_kv(&c, &k_pe, batch.slots(), records, self.page_size)?;
-        }
-        Ok(())
-    }
-
-    /// Writes the step's index keys `k` `[n, D]`, in fp8 if they are paged, where the layer keeps any.
-    pub(crate) fn store_index_keys(&mut self, k: &Tensor, batch: &Batch) -> Result<()> {
-        match &self.index_keys {
-            None => Ok(()),
-            Some(IndexCache::Paged(pages)) => {
-                let (k8, watch) = (act_quant(k, self.scale_fmt)?, batch.watch()); // [n, D], [n, 1]
-                let k8 = Quantised {
-                    codes: watch.show("index.k_codes", k8.codes)?,
-                    scale: watch.show("index.k_scale", k8.scale)?,
-                };
-                Ok(store_index_keys(&k8, batch.slots(), pages, self.page_size)?)
-            }
-            Some(IndexCache::Rows { keys, .. }) => Ok(self.store_rows(k, keys, batch)?),
-        }
-    }
-
-    /// Writes rows `[n, d]` to those of `to` `[requests · max_seq, d]` that the step names.
-    fn store_rows(&self, rows: &Tensor, to: &Tensor, batch: &Batch) -> dsa_kernels::Result<()> {
-        place_rows(&rows.unsqueeze(1), batch.slots(), &to.unsqueeze(1))
     }
 }
 

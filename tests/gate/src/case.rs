@@ -325,7 +325,7 @@ impl Case {
     }
 
     /// The tensor `name` as an array of i32.
-    pub fn array_i32(&self, name: &str) -> Result<Array2<i32>, CaseError> {
+    pub fn array_i32<D: Dimension>(&self, name: &str) -> Result<ndarray::Array<i32, D>, CaseError> {
         let tensor = self.tensor(name)?;
         to_array(name, &tensor.shape, tensor.to_i32())
     }

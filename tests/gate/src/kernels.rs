@@ -60,6 +60,7 @@ mod indexer_logits;
 mod indexer_logits_paged;
 mod layer_norm;
 mod linear_fp8;
+mod load_kv;
 mod place_rows;
 mod random_weights;
 mod rms_norm;
@@ -67,6 +68,7 @@ mod rope;
 mod round_trip;
 mod router;
 mod shift_indices;
+mod slots_of_keys;
 mod sparse_mla;
 mod sparse_mla_paged;
 mod store_index_keys;
@@ -80,6 +82,8 @@ pub const ALL: &[Kernel] = &[
     round_trip::KERNEL,
     store_kv::KERNEL,
     store_index_keys::KERNEL,
+    load_kv::KERNEL,
+    slots_of_keys::KERNEL,
     hadamard::KERNEL,
     rope::KERNEL,
     rms_norm::KERNEL,

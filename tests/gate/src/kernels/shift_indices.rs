@@ -34,7 +34,7 @@ fn run(device: &Device, case: &Case) -> Result<Outputs, CaseError> {
 }
 
 fn reference(case: &Case) -> Result<Outputs, CaseError> {
-    let (mut indices, first) = (case.array_i32("indices")?, case.vec_i32("first")?);
+    let (mut indices, first) = (case.array_i32::<ndarray::Ix2>("indices")?, case.vec_i32("first")?);
     for (mut row, first) in indices.axis_iter_mut(Axis(0)).zip(first) {
         row.iter_mut().filter(|index| **index >= 0).for_each(|index| *index += first);
     }

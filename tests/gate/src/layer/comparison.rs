@@ -144,7 +144,7 @@ impl Comparison<'_> {
         let prefill = (&last_row(&sparse), &last_row(&want_sparse));
         self.sparse_decoded(trial, KvFormat::Elements, prefill)?;
         let mut trial = trial.with_records()?;
-        trial.run(Mode::Sparse)?;
+        self.prompt_from_records(&mut trial)?;
         self.sparse_decoded(&mut trial, KvFormat::Fp8, prefill)?;
 
         let dense = &self.dense.0;
@@ -155,6 +155,26 @@ impl Comparison<'_> {
             format!("at most {worst:.4} (token {t})")
         });
         self.section.fact("sparse against dense, the other tokens: relative change", change);
+        Ok(())
+    }
+
+    /// The sequence as a prompt whose latents are read back from records, in both modes; sparse last.
+    fn prompt_from_records(&mut self, trial: &mut Trial) -> Result<()> {
+        let bound = self.layer_bound(KvFormat::Fp8);
+        let want = self.want.through_records(&self.c);
+        for mode in [Mode::Dense, Mode::Sparse] {
+            let trace = trial.run(mode)?;
+            let got = trial.download::<Ix2>(&trace.hidden)?; // [s, hidden]
+            let (name, want) = match mode {
+                Mode::Dense => ("dense", want.dense(&self.c, self.weights)?),
+                Mode::Sparse => {
+                    let indices = trial.indices(&trace)?; // [s, topk]
+                    ("sparse", want.sparse(indices.view(), &self.c, self.weights)?)
+                }
+            }; // [s, hidden]
+            let name = format!("{name} layer from fp8 records, relative error");
+            layer_check(&mut self.section, &name, &got, &want, bound, |_| true);
+        }
         Ok(())
     }
 

@@ -111,25 +111,29 @@ impl Judge<'_> {
             let cache = self.cache.held(0)?;
             let own = |rows: Tensor| download(&rows.narrow(0, first, length)?);
             let listed = match &trace.indices {
-                Some(indices) => Some(self.keys(indices, row, first)?),
+                Some(indices) => Some(self.keys(indices, row)?),
                 None => None,
             };
             let listed = listed.map(|keys| HostTensor::i32(&[1, keys.len()], &keys));
             match (listed, cache.records(batch)?) {
-                // Sparse decode reads the records, where there are some.
-                (Some(indices), Some((pages, record))) if batch.phase() == Phase::Decode => {
-                    let slots = pages.shape()[0] * cache.page_size();
-                    case("sparse_mla_paged", q)
-                        .with("cache", own(pages.reshape(&[slots, record.bytes()])?)?)
-                        .with("indices", indices)
-                        .set("kv_lora_rank", rank)
-                        .set("page_size", 1)
+                // The records, where there are some.
+                (keys, Some((pages, record))) => {
+                    let bytes = record.bytes();
+                    let own = pages[first * bytes..(first + length) * bytes].to_vec();
+                    let records = HostTensor::u8(&[length, bytes], own);
+                    let case = match keys {
+                        Some(indices) => case("sparse_mla_paged", q).with("indices", indices),
+                        None => case("dense_mla_paged", q)
+                            .with("ks", HostTensor::i32(&[1], &[0]))
+                            .with("ke", HostTensor::i32(&[1], &[length as i32])),
+                    };
+                    case.with("cache", records).set("kv_lora_rank", rank).set("page_size", 1)
                 }
-                (Some(indices), _) => case("sparse_mla", q)
+                (Some(indices), None) => case("sparse_mla", q)
                     .with("kv", own(cache.latents(batch)?)?)
                     .with("indices", indices)
                     .set("d_v", rank),
-                (None, _) => case("dense_mla", q)
+                (None, None) => case("dense_mla", q)
                     .with("kv", own(cache.latents(batch)?)?)
                     .with("ks", HostTensor::i32(&[1], &[0]))
                     .with("ke", HostTensor::i32(&[1], &[length as i32]))
@@ -168,13 +172,12 @@ impl Judge<'_> {
             Phase::Decode => ("in a prompt", self.twice(&token)?),
         };
         let other = Batch::chunk(self.cache, request, position, x.shape()[0], batch.mode())?;
-        let first = self.begin(row);
         let mut by_other = self.layer.trace(&x, &other, self.cache.layer(0)?)?;
         self.cache.advance(&other);
         if let (Some(mine), Some(others)) = (&trace.indices, &by_other.indices) {
             let listed =
                 |keys: Vec<i32>| keys.into_iter().filter(|key| *key >= 0).collect::<Vec<_>>();
-            let given = self.keys(mine, row, first)?; // [topk]
+            let given = self.keys(mine, row)?; // [topk]
             let all = others.download_i32()?; // [1 or 2, topk]
             let topk = given.len();
             let (mine, others_keys) = (listed(given.clone()), listed(all[..topk].to_vec()));
@@ -201,11 +204,9 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Rows of its own request that a row's token selected; -1 where it selected none.
-    fn keys(&self, indices: &Tensor, row: usize, first: usize) -> Result<Vec<i32>> {
-        let listed = indices.narrow(0, row, 1)?.download_i32()?;
-        let own = |key: i32| if key < 0 { -1 } else { key - first as i32 };
-        Ok(listed.into_iter().map(own).collect())
+    /// Positions of its own request that a row's token selected; -1 where it selected none.
+    fn keys(&self, indices: &Tensor, row: usize) -> Result<Vec<i32>> {
+        Ok(indices.narrow(0, row, 1)?.download_i32()?)
     }
 
     /// `[1, hidden]` below itself.
@@ -217,7 +218,7 @@ impl Judge<'_> {
     /// The row of the step's table where the request of `row` begins.
     fn begin(&self, row: usize) -> usize {
         let batch = &self.timed.batch;
-        (batch.request_of(row) - batch.request_of(0)) * self.cache.max_seq()
+        (batch.request_of(row) - batch.request_of(0)) * batch.longest()
     }
 }
 

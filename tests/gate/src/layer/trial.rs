@@ -105,10 +105,9 @@ impl<'a> Trial<'a> {
     /// The fp8 records that the cache holds, dequantised: `[s, rank + rope]`.
     pub fn records(&self) -> Result<Array2<f32>> {
         let batch = self.prompt(Mode::Dense)?;
-        let Some((pages, record)) = self.cache.held(0)?.records(&batch)? else {
+        let Some((bytes, record)) = self.cache.held(0)?.records(&batch)? else {
             return Err(wrong("records", "not there: the cache keeps none"));
         };
-        let bytes = pages.download()?;
         let width = record.bytes();
         let shape = (bytes.len() / width, width);
         let records =

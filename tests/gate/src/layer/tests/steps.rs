@@ -208,7 +208,7 @@ fn a_batch_of_contexts_of_different_lengths_equals_the_reference() {
 fn sparse_is_dense_while_every_key_is_kept() {
     for (topk, short) in [(TOKENS, false), (100, false), (TOKENS, true)] {
         let mut case = Case::new(config(topk, AttentionOptions::EXACT));
-        case.layer.expand_short_prefill = short;
+        case.layer.execution.expand_short_prefill = short;
         let mut cache = case.cache(SIZE, KvFormat::Elements);
         let dense = case.chunks(&mut cache, &[TOKENS], Mode::Dense);
         let sparse = case.chunks(&mut cache, &[TOKENS - 1, 1], Mode::Sparse);
@@ -222,6 +222,7 @@ fn the_official_arithmetic_stays_close_to_the_reference() {
     for (mode, format) in [
         (Mode::Dense, KvFormat::Elements),
         (Mode::Sparse, KvFormat::Elements),
+        (Mode::Dense, KvFormat::Fp8),
         (Mode::Sparse, KvFormat::Fp8),
     ] {
         let mut cache = case.cache(SIZE, format);

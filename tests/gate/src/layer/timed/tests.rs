@@ -111,9 +111,8 @@ fn wrong_keys_of_the_timed_step_fall() {
         let mut keys = indices.download_i32().unwrap();
         let topk = indices.shape()[1];
         // The first of its request's instead of the best.
-        let begin = |row: usize| if phase == Phase::Decode { row * run.cache.max_seq() } else { 0 };
         for (i, key) in keys.iter_mut().enumerate() {
-            *key = (begin(i / topk) + i % topk) as i32;
+            *key = (i % topk) as i32;
         }
         run.timed.trace.indices = Some(run.device.upload_i32(&keys, indices.shape()).unwrap());
         let judged = run.judge();
@@ -124,8 +123,16 @@ fn wrong_keys_of_the_timed_step_fall() {
 }
 
 #[test]
-fn sparse_decode_from_records_is_judged_by_the_records() {
-    let judged = Run::with(Phase::Decode, Mode::Sparse, KvFormat::Fp8).judge();
-    assert!(worst(&judged).share <= 1.0, "{judged:?}");
-    assert!(judged[0].what.starts_with("sparse_mla_paged of token 2"), "{judged:?}");
+fn a_step_that_reads_records_is_judged_by_the_records() {
+    for (phase, mode) in ALL {
+        let judged = Run::with(phase, mode, KvFormat::Fp8).judge();
+        assert!(worst(&judged).share <= 1.0, "{judged:?}");
+        let kernel = match (phase, mode) {
+            (Phase::Prefill, Mode::Dense) => "dense_mha of token 4",
+            (Phase::Prefill, Mode::Sparse) => "sparse_mla_paged of token 4",
+            (Phase::Decode, Mode::Dense) => "dense_mla_paged of token 2",
+            (Phase::Decode, Mode::Sparse) => "sparse_mla_paged of token 2",
+        };
+        assert!(judged[0].what.starts_with(kernel), "{judged:?}");
+    }
 }
