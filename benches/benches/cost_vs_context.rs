@@ -7,21 +7,20 @@
 
 use anyhow::Context;
 use dsa_benches::args::{CostArgs, command, parsed};
+use dsa_benches::curves::{Plan, Point, points};
 use dsa_benches::peaks::Ceilings;
-use dsa_benches::session::{Session, before, describe};
-use dsa_benches::{free_memory, sentence};
+use dsa_benches::sentence;
+use dsa_benches::session::{Session, before};
 use dsa_figures::plot::CostFigure;
 use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
-use dsa_gate::bench::random;
 use dsa_gate::layer::timed::{Judged, Timed, judge_timed};
 use dsa_gate::layer::{Bound, Check, verify_random};
-use dsa_kernels::{DType, Device, DeviceKind, Tensor};
+use dsa_kernels::{DType, Device, DeviceKind};
 use dsa_model::Config;
 use dsa_model::layers::Attention;
-use dsa_model::run::{self, Batch, Cache, CacheSize, Execution, KvFormat, Mode};
-use dsa_model::weights::Random;
+use dsa_model::run;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -29,18 +28,6 @@ use std::time::Instant;
 
 /// Samples of each point: the fewest that a comparison judges, and some to spare.
 const SAMPLES: usize = 7;
-/// Tokens of a cache page, as FlashMLA and DeepGEMM have it.
-const PAGE: usize = 64;
-
-/// What is measured, known before anything is.
-struct Plan {
-    device: Device,
-    config: Config,
-    scale: usize,
-    s_q: usize,
-    batch: usize,
-    seed: u64,
-}
 
 /// The plan with what measures it.
 struct Bench {
@@ -48,14 +35,6 @@ struct Bench {
     layer: Attention,
     gate: PassedGate,
     ceilings: Ceilings,
-}
-
-/// One point of a curve.
-#[derive(Clone, Copy, Debug)]
-struct Point {
-    stage: Stage,
-    variant: Variant,
-    context: usize,
 }
 
 fn main() -> ExitCode {
@@ -209,113 +188,6 @@ fn climb(
     }
     bar.finish_and_clear();
     Ok(())
-}
-
-/// The four points of a context.
-fn points(context: usize) -> impl Iterator<Item = Point> {
-    let of = move |stage| Variant::MODELS.map(|variant| Point { stage, variant, context });
-    Stage::ALL.into_iter().flat_map(of)
-}
-
-impl Plan {
-    /// Whether a measurement is one of this plan, at whatever context.
-    fn has(&self, what: &What) -> bool {
-        let (stage, variant) = (what.stage, what.variant);
-        let context = what.shape.get("context").and_then(|n| usize::try_from(*n).ok());
-        context.is_some_and(|context| self.what(Point { stage, variant, context }) == *what)
-    }
-
-    /// Why a point cannot be measured, where that is plain before it is tried: its cache, a latent and an
-    /// index key a token, is more than a GPU's memory, or than what is free of the processor's.
-    fn too_large(&self, point: Point) -> Option<String> {
-        let cpu = self.device.kind() == DeviceKind::Cpu;
-        let room = if cpu { free_memory() } else { self.device.memory() }?;
-        let requests = if point.stage == Stage::Decode { self.batch } else { 1 };
-        let token = 2 * self.config.latent_dim() + self.config.index_head_dim + 4;
-        let cache = requests as f64 * point.context as f64 * token as f64;
-        let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
-        let room = room as f64;
-        (cache > room)
-            .then(|| format!("its cache takes {} of the {} there are", gb(cache), gb(room)))
-    }
-
-    /// The layer that is measured.
-    fn layer(&self) -> anyhow::Result<Attention> {
-        let weights = Random::new(self.seed);
-        let mut layer = Attention::new(&self.device, &self.config, weights, DType::Bf16)?;
-        // As the official service does: below topk keys, sparse prefill is dense anyway.
-        layer.execution =
-            Execution { fast: true, expand_short_prefill: true, ..Execution::default() };
-        Ok(layer)
-    }
-
-    /// The input `[tokens, hidden]` of a call at the end of a context that was made up, and a cache that holds it.
-    fn inputs(&self, point: Point) -> anyhow::Result<(Tensor, Cache)> {
-        let tokens = self.tokens(point);
-        let requests = if point.stage == Stage::Decode { tokens } else { 1 };
-        // One token more, for the other form that a decoded token is judged in.
-        let size = CacheSize { layers: 1, requests, max_seq: point.context + 1, page_size: PAGE };
-        let format = KvFormat::Elements;
-        let mut cache = Cache::new(&self.device, &self.config, size, DType::Bf16, format)?;
-        cache.fill_random(point.context - self.chunk(point), self.seed)?;
-        let shape = [tokens, self.config.hidden_size];
-        Ok((random(&self.device, DType::Bf16, &shape, self.seed)?, cache))
-    }
-
-    /// New tokens of each request.
-    fn chunk(&self, point: Point) -> usize {
-        if point.stage == Stage::Decode { 1 } else { self.tokens(point) }
-    }
-
-    /// One call, its stages timed. The cache then holds the new tokens too.
-    fn step(
-        &self,
-        point: Point,
-        layer: &Attention,
-        x: &Tensor,
-        cache: &mut Cache,
-    ) -> anyhow::Result<Timed> {
-        let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
-        let (tokens, start) = (self.tokens(point), point.context - self.chunk(point));
-        let batch = match point.stage {
-            Stage::Prefill => Batch::chunk(cache, 0, start, tokens, mode)?,
-            Stage::Decode => Batch::decode(cache, &vec![start; tokens], mode)?,
-        };
-        let batch = batch.measured();
-        let trace = layer.trace(x, &batch, cache.layer(0)?)?;
-        cache.advance(&batch);
-        Ok(Timed { trace, batch })
-    }
-
-    /// Tokens of one call.
-    fn tokens(&self, point: Point) -> usize {
-        match point.stage {
-            Stage::Prefill => self.s_q.min(point.context),
-            Stage::Decode => self.batch,
-        }
-    }
-
-    fn what(&self, point: Point) -> What {
-        let sizes = [
-            ("context", point.context),
-            ("tokens", self.tokens(point)),
-            ("heads", self.config.num_attention_heads),
-            ("index_heads", self.config.index_n_heads),
-            ("topk", self.config.index_topk),
-            ("scale", self.scale),
-        ];
-        What {
-            bench: COST_BENCH.to_string(),
-            stage: point.stage,
-            variant: point.variant,
-            case: "one attention layer".to_string(),
-            shape: sizes.into_iter().map(|(name, n)| (name.to_string(), n as u64)).collect(),
-            dtype: DType::Bf16.to_string(),
-            seed: self.seed,
-            device: describe(&self.device),
-            kernel_hash: dsa_kernels::source_hash(None),
-        }
-    }
 }
 
 impl Bench {

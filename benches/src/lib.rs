@@ -1,6 +1,6 @@
 //! What the benches share: their command line ([`args`]), the device's measured ceilings ([`peaks`]), one
-//! kernel's measurement from its gate to its row ([`session`]), the list of measurements ([`specs`]), and what
-//! judges the outputs that were timed ([`timed`]).
+//! kernel's measurement from its gate to its row ([`session`]), the lists of measurements ([`specs`], [`curves`]), and
+//! what judges the outputs that were timed ([`timed`]).
 //! Which rows a run keeps, goes on from and draws is in `dsa_figures::run`, where it is tested without
 //! measuring anything.
 //!
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod curves;
 pub mod peaks;
 pub mod session;
 pub mod specs;

@@ -39,8 +39,8 @@ mod file;
 mod index;
 mod manifest;
 mod path;
-mod ranks;
 mod random;
+mod ranks;
 mod source;
 mod split;
 #[cfg(test)]

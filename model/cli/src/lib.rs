@@ -18,8 +18,8 @@ mod compiled;
 mod convert;
 mod failure;
 mod logits;
-mod pass;
 mod make_tiny;
+mod pass;
 mod plan;
 mod run;
 

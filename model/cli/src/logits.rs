@@ -8,10 +8,10 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use dsa_files::same_file;
 use dsa_kernels::DType;
+use dsa_model::Error;
 use dsa_model::config::{Config, Overrides};
 use dsa_model::intermediates::{Intermediates, Stored};
 use dsa_model::layers::Precision;
-use dsa_model::Error;
 use dsa_model::plan::{Load, published_fp8};
 use dsa_model::run::{Execution, KvFormat, Mode};
 use dsa_model::weights::{Checkpoint, Dtype, Random};
@@ -230,9 +230,8 @@ pub(super) fn logits(out: &mut dyn Write, args: &Logits) -> anyhow::Result<()> {
     };
     let runner = match &checkpoint {
         Some(checkpoint) => {
-            let fp8 = |name: &str| {
-                checkpoint.form(name).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3)
-            };
+            let fp8 =
+                |name: &str| checkpoint.form(name).is_ok_and(|(dtype, _)| dtype == Dtype::F8_E4M3);
             Runner::new(&setup, checkpoint.root(), fp8)?
         }
         None => {

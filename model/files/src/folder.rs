@@ -1,6 +1,6 @@
 //! Making a folder whole or not at all.
 
-use crate::FileError;
+use crate::{FileError, free_bytes};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub fn new_folder<E: From<FileError>>(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let free = free_bytes(parent).map_err(failed)?;
+    let free = free_bytes(parent)?;
     if bytes > free {
         let reason = format!("{bytes} bytes to write, and the disk has room for {free}");
         return Err(FileError::refused(path, reason).into());
@@ -45,12 +45,6 @@ pub fn new_folder<E: From<FileError>>(
     // Nothing is left under the old name.
     let _ = made.keep();
     Ok(())
-}
-
-/// Bytes that whoever runs this may still write to the disk of `folder`.
-fn free_bytes(folder: &Path) -> std::io::Result<u64> {
-    let disk = rustix::fs::statvfs(folder)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Gives a folder, which only its owner may look into, the permissions of the folder that it is in.

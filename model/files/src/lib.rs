@@ -1,6 +1,6 @@
 //! What every reader and every writer of files shares, whatever the file holds: nothing is read without a
-//! bound ([`read`]), a file is replaced whole or not at all ([`replace`]) and so is a folder made ([`new_folder`]), and text that came from a
-//! file reaches a terminal only through [`printable`].
+//! bound ([`read`]), a file is replaced whole or not at all ([`replace`]) and so is a folder made ([`new_folder`]), and
+//! text that came from a file reaches a terminal only through [`printable`].
 #![forbid(unsafe_code)]
 
 mod folder;

@@ -29,16 +29,16 @@
 //! let batch = Batch::decode(&cache, &[n], Mode::Sparse)?;            // the next token
 //! ```
 
-use super::indexer::Indexer;
+use super::indexer::{Choice, Indexer};
 use super::kv_b::KvB;
-use super::limits::{check_rows, logits_parts};
+use super::limits::check_rows;
 use super::linear::{Linear, Loader, Precision, check_dtype};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::run::{Batch, Execution, LayerCache, Mode, Phase, Stage};
 use crate::weights::Weights;
 use dsa_kernels::attention::AttentionArgs;
-use dsa_kernels::cache_read::{place_indices, slots_of_keys};
+use dsa_kernels::cache_read::slots_of_keys;
 use dsa_kernels::dense_attention::dense_mha;
 use dsa_kernels::indexer::ScoreFn;
 use dsa_kernels::keys::Keys;
@@ -48,7 +48,6 @@ use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
-use std::ops::Range;
 
 /// The attention of one layer: its weights on a device.
 #[derive(Clone)]
@@ -246,10 +245,10 @@ impl Attention {
         if let (true, Some(indexer)) = (sparse, &self.indexer) {
             stages.run(Stage::Indexer, || {
                 let k = indexer.keys(x, batch)?; // [n, D]
-                Ok::<_, Error>(cache.store_index_keys(&k, batch)?)
+                cache.store_index_keys(&k, batch)
             })?;
             if !expanded {
-                let selected = self.select(indexer, x, &qr, batch, cache)?; // [n, topk]
+                let selected = indexer.selected(x, &qr, batch, cache, &self.choice())?; // [n, topk]
                 let selected = keys.cloned().unwrap_or(selected);
                 let selected = watch.show("index.topk", selected)?; // [n, topk]
                 batch.select(&selected);
@@ -281,40 +280,6 @@ impl Attention {
         })?;
         let hidden = watch.show("mla.out", hidden)?; // [n, hidden]
         Ok(Trace { hidden, q, expanded, indices, attention })
-    }
-
-    /// The keys that each token attends to: positions of its request `[n, topk]` i32, ascending, then -1.
-    ///
-    /// The tokens are scored in parts whose logits are within the budget.
-    fn select(
-        &self,
-        indexer: &Indexer,
-        x: &Tensor,
-        qr: &Tensor,
-        batch: &Batch,
-        cache: &LayerCache,
-    ) -> Result<Tensor> {
-        let (stages, topk) = (batch.stages(), self.config.index_topk);
-        let queries =
-            stages.run(Stage::Indexer, || indexer.queries(x, qr, batch, cache.index_keys()?))?;
-        // Who watches sees the logits of all tokens at once.
-        let budget =
-            if batch.watch().is_there() { usize::MAX } else { self.execution.logits_budget };
-        let parts = logits_parts(batch.tokens(), indexer.columns(batch, cache)?, budget);
-        let select = |rows: Range<usize>| {
-            let score = || indexer.logits(&queries, rows.clone(), batch, cache, self.score_fn);
-            let logits = stages.run(Stage::Indexer, score)?; // [rows, columns]
-            let choose = || indexer.select(&logits, rows.clone(), batch, cache, topk, self.policy);
-            Ok::<_, Error>(stages.run(Stage::TopK, choose)?) // [rows, topk]
-        };
-        if parts.len() == 1 {
-            return select(0..batch.tokens());
-        }
-        let selected = self.device.empty(&[batch.tokens(), topk], DType::I32)?;
-        for rows in parts {
-            place_indices(&select(rows.clone())?, &selected.narrow(0, rows.start, rows.len())?)?;
-        }
-        Ok(selected)
     }
 
     /// qr `[n, q_lora_rank]`, and q with position: `[n, h, nope + rope]` expanded, `[n, h, rank +
@@ -398,6 +363,15 @@ impl Attention {
                 let topk_length = Some(batch.seen_positions().ke);
                 mla(q, &kv, &Keys::Listed { indices, topk_length }, &args)
             }
+        }
+    }
+
+    fn choice(&self) -> Choice {
+        Choice {
+            topk: self.config.index_topk,
+            score_fn: self.score_fn,
+            policy: self.policy,
+            logits_budget: self.execution.logits_budget,
         }
     }
 

@@ -1,12 +1,13 @@
 //! The lightning indexer of a layer: from its input to the keys that each token attends to.
 
 use super::attention::pairing;
+use super::limits::logits_parts;
 use super::linear::{Linear, Loader};
 use crate::config::Config;
-use crate::error::Result;
-use crate::run::{Batch, IndexCache, LayerCache};
+use crate::error::{Error, Result};
+use crate::run::{Batch, IndexCache, LayerCache, Stage};
 use crate::weights::Weights;
-use dsa_kernels::Tensor;
+use dsa_kernels::cache_read::place_indices;
 use dsa_kernels::embedding::embedding;
 use dsa_kernels::fold_scales::fold_scales;
 use dsa_kernels::hadamard::hadamard;
@@ -16,6 +17,7 @@ use dsa_kernels::quant::{ScaleFmt, act_quant};
 use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::seen::{KeyRange, Seen};
 use dsa_kernels::top_k::{Policy, shift_indices, top_k};
+use dsa_kernels::{DType, Tensor};
 use std::ops::Range;
 
 /// eps of `k_norm`, a LayerNorm; no configuration names it.
@@ -47,8 +49,17 @@ pub(super) struct Indexer {
     scale: f32,
 }
 
+/// Which keys are chosen, and in how much memory.
+pub(super) struct Choice {
+    pub topk: usize,
+    pub score_fn: ScoreFn,
+    pub policy: Policy,
+    /// Most bytes of logits that are held at a time.
+    pub logits_budget: usize,
+}
+
 /// What tokens ask the indexer with.
-pub(super) struct Queries {
+struct Queries {
     /// `[n, H, D]`, as the keys are.
     q: Tensor,
     /// `[n, H]` f32, the scales of q folded in.
@@ -87,8 +98,43 @@ impl Indexer {
         batch.watch().show("index.k", self.turn(&k, 1, batch)?) // [n, D]
     }
 
+    /// The keys that each of the new tokens attends to, of `x` `[n, hidden]` and `qr` `[n, q_lora_rank]`: positions of
+    /// its request `[n, topk]` i32, ascending, then -1.
+    ///
+    /// The tokens are scored in parts whose logits are within the budget.
+    pub fn selected(
+        &self,
+        x: &Tensor,
+        qr: &Tensor,
+        batch: &Batch,
+        cache: &LayerCache,
+        choice: &Choice,
+    ) -> Result<Tensor> {
+        let Choice { topk, score_fn, policy, logits_budget } = *choice;
+        let (stages, n) = (batch.stages(), batch.tokens());
+        let queries =
+            stages.run(Stage::Indexer, || self.queries(x, qr, batch, cache.index_keys()?))?;
+        // Who watches sees the logits of all tokens at once.
+        let budget = if batch.watch().is_there() { usize::MAX } else { logits_budget };
+        let parts = logits_parts(n, self.columns(batch, cache)?, budget);
+        let select = |rows: Range<usize>| {
+            let score = || self.logits(&queries, rows.clone(), batch, cache, score_fn);
+            let logits = stages.run(Stage::Indexer, score)?; // [rows, columns]
+            let choose = || self.select(&logits, rows.clone(), batch, cache, topk, policy);
+            Ok::<_, Error>(stages.run(Stage::TopK, choose)?) // [rows, topk]
+        };
+        if parts.len() == 1 {
+            return select(0..n);
+        }
+        let selected = x.device().empty(&[n, topk], DType::I32)?; // [n, topk]
+        for rows in parts {
+            place_indices(&select(rows.clone())?, &selected.narrow(0, rows.start, rows.len())?)?;
+        }
+        Ok(selected)
+    }
+
     /// What the new tokens ask with: `x` `[n, hidden]`, `qr` `[n, q_lora_rank]`, of keys that are kept as `keys` are.
-    pub fn queries(
+    fn queries(
         &self,
         x: &Tensor,
         qr: &Tensor,
@@ -118,7 +164,7 @@ impl Indexer {
 
     /// Logits of the new tokens `rows`, `[rows, columns]` f32. Where the keys are paged, columns are positions in each
     /// token's own request; where they are rows, columns are rows of the step's table ([`Batch`]).
-    pub fn logits(
+    fn logits(
         &self,
         queries: &Queries,
         rows: Range<usize>,
@@ -158,12 +204,12 @@ impl Indexer {
                 logits(&q, &w, &keys, &seen, score_fn)? // [rows, table rows]
             }
         };
-        watch.show("index.scores", logits)
+        batch.watch().show("index.scores", logits)
     }
 
     /// The keys that each of the tokens `rows` attends to: the `topk` best columns of the logits, as positions of its
     /// request `[rows, topk]` i32, ascending, then -1.
-    pub fn select(
+    fn select(
         &self,
         logits: &Tensor,
         rows: Range<usize>,
@@ -185,7 +231,7 @@ impl Indexer {
     }
 
     /// Columns of the logits of a step.
-    pub fn columns(&self, batch: &Batch, cache: &LayerCache) -> dsa_kernels::Result<usize> {
+    fn columns(&self, batch: &Batch, cache: &LayerCache) -> dsa_kernels::Result<usize> {
         Ok(match cache.index_keys()? {
             IndexCache::Paged(_) => batch.longest(),
             IndexCache::Rows { .. } => batch.rows(),

@@ -29,7 +29,7 @@ impl KvB {
         let w = to.table("kv_b_proj", [heads * (nope + v), rank])?;
         let expand = w.reshape(&[heads, nope + v, rank])?;
         // A product with the identity transposes, and adds nothing but zeros.
-        let one = |at: usize| if at % (rank + 1) == 0 { 1.0 } else { 0.0 };
+        let one = |at: usize| if at.is_multiple_of(rank + 1) { 1.0 } else { 0.0 };
         let identity: Vec<f32> = (0..rank * rank).map(one).collect();
         let identity = device.upload_f32(&identity, &[1, rank, rank], dtype)?;
         let absorb = gemm(&identity.broadcast(0, heads)?, &expand.narrow(1, 0, nope)?, dtype)?;
