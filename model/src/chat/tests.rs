@@ -171,7 +171,7 @@ proptest! {
         message.reasoning_content = Some(thoughts);
         message.tool_calls = names.iter().map(call).collect();
         let question = Message::new(Role::User, "q");
-        let before = encode(&[question.clone()], true).unwrap().text();
+        let before = encode(std::slice::from_ref(&question), true).unwrap().text();
         let prompt = encode(&[question, message.clone()], true).unwrap().text();
         let answer = parse_answer(&prompt[before.len()..], true).unwrap();
         prop_assert_eq!(Some(answer.reasoning_content), message.reasoning_content);

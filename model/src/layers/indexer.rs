@@ -59,7 +59,7 @@ pub(super) struct Choice {
 }
 
 /// What tokens ask the indexer with.
-struct Queries {
+pub(super) struct Queries {
     /// `[n, H, D]`, as the keys are.
     q: Tensor,
     /// `[n, H]` f32, the scales of q folded in.
@@ -134,7 +134,7 @@ impl Indexer {
     }
 
     /// What the new tokens ask with: `x` `[n, hidden]`, `qr` `[n, q_lora_rank]`, of keys that are kept as `keys` are.
-    fn queries(
+    pub fn queries(
         &self,
         x: &Tensor,
         qr: &Tensor,
@@ -164,7 +164,7 @@ impl Indexer {
 
     /// Logits of the new tokens `rows`, `[rows, columns]` f32. Where the keys are paged, columns are positions in each
     /// token's own request; where they are rows, columns are rows of the step's table ([`Batch`]).
-    fn logits(
+    pub fn logits(
         &self,
         queries: &Queries,
         rows: Range<usize>,

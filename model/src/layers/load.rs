@@ -144,7 +144,7 @@ mod tests {
         let mut tensors = Vec::new();
         for (expert, dtype) in [Dtype::F32, Dtype::BF16, Dtype::F16].into_iter().enumerate() {
             let codes: Vec<u8> =
-                (0..n).map(|_| (rng.below(0x7f) ^ 0x80 * rng.below(2)) as u8).collect();
+                (0..n).map(|_| (rng.below(0x7f) ^ (0x80 * rng.below(2))) as u8).collect();
             let scales: Vec<f32> = (0..4).map(|_| rng.unit()).collect();
             let numbers: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
             let of = [DType::F32, DType::Bf16, DType::F16][expert];
