@@ -13,8 +13,14 @@ use dsa_kernels::{DType, Device, DeviceKind};
 use std::path::PathBuf;
 
 /// Variables that other programs of the workbench read.
-const READ_ELSEWHERE: [&str; 5] =
-    ["DSA_CASES", "DSA_COMMIT", "DSA_FAILURES", "DSA_FIGURES_KEEP", "DSA_LLVM_VERSION"];
+const READ_ELSEWHERE: [&str; 6] = [
+    "DSA_CASES",
+    "DSA_COMMIT",
+    "DSA_FAILURES",
+    "DSA_FIGURES_KEEP",
+    "DSA_LLVM_VERSION",
+    "DSA_TOKENIZER",
+];
 
 /// What both benches take; an axis can also be set in the environment.
 #[derive(clap::Args, Clone, Debug)]

@@ -29,8 +29,10 @@ pub(super) fn legend_entries() -> Vec<(Swatch, String)> {
     words.into_iter().enumerate().map(|(i, w)| (Swatch::Line(stroke(i)), w.into())).collect()
 }
 
-/// Dense over sparse where both curves are, at this context.
+/// Dense over sparse where both curves are, at this context. The published curves end a token before 128K.
 fn ratio((dense, sparse): &(Curve, Curve), x: f64) -> Option<f64> {
+    let end = dense.end().min(sparse.end());
+    let x = if x > end && x < end * 1.001 { end } else { x };
     let (dense, sparse) = (dense.at(x)?, sparse.at(x)?);
     (sparse > 0.0).then(|| dense / sparse)
 }
@@ -88,7 +90,7 @@ pub(super) fn draw(
         (0..64).map(|i| 2f64.powi(i)).filter(|x| (first..=last).contains(x)).collect();
     for (row, name) in CURVES.iter().enumerate() {
         let y = bottom + 84.0 + 28.0 * row as f64;
-        scene.text((panel.left - 28.0, y), SMALL, stroke(row).color, Align::Right, name);
+        scene.text((panel.left - 34.0, y), SMALL, stroke(row).color, Align::Right, name);
     }
     for x in powers {
         let (x_at, _) = at((x, 0.0));
@@ -135,5 +137,6 @@ mod tests {
         assert_eq!(close.len(), STEPS as usize + 1);
         assert_eq!((close[0], close[STEPS as usize]), ((2048.0, 1.0), (4096.0, 2.0)));
         assert_eq!((ratio(&pair, 1500.0), ratio(&pair, 5000.0)), (None, None));
+        assert_eq!(ratio(&pair, 4097.0), Some(2.0));
     }
 }

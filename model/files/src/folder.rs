@@ -103,7 +103,7 @@ mod tests {
             "{error}"
         );
         let error = begun(&outer.path().join("none/new"), 1);
-        assert!(error.contains("none/new: No such file"), "{error}");
+        assert!(error.contains("none: No such file"), "{error}");
         assert_eq!(names(outer.path()), ["old"]);
     }
 

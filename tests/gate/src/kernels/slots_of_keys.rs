@@ -26,7 +26,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         let indices = HostTensor::i32(&[2, 2, 3], &[4, 0, -1, 7, -1, 2, 9, 1, 5, 3, 6, 8]);
         case(indices, HostTensor::i32(&[2, 3], &[5, 0, 2, 1, -1, 6]), 6, 3)
     },
-    bench: &[Bench { stage: Stage::Decode, room: None, spec }],
+    bench: &[Bench { stage: Stage::Decode, room: Some(room), spec }],
 };
 
 fn case(indices: HostTensor, block_table: HostTensor, pages: usize, page_size: usize) -> Case {
@@ -73,6 +73,11 @@ fn forms() -> Forms {
         let indices = HostTensor::i32(&[requests, next_n, topk], &indices);
         case(indices, HostTensor::i32(&[requests, most], &table), pool, page_size)
     })
+}
+
+fn room(axes: &Axes, context: usize) -> (u128, u128) {
+    let listed = bytes_of(&[4, axes.batch, axes.topk]);
+    (listed + bytes_of(&[4, axes.batch, context.div_ceil(v32::PAGE)]), listed)
 }
 
 /// Of the next token of each request.
