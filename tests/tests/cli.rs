@@ -74,6 +74,10 @@ fn check_judges_one_case_and_says_what_it_found() {
     assert!(ok && line["passed"] == true && line["kernel"] == "hadamard", "{text}");
     assert!(dsa(&["check", "--case", "/no/such/file"]).unwrap_err().contains("/no/such/file"));
     assert!(dsa(&["check", "hadamard", "--case", file]).unwrap_err().contains("cannot be used"));
+    for flags in [["--case", file, "--seed", "3"], ["--keep", file, "--cases", "3"]] {
+        let error = dsa(&[&["check"], &flags[..]].concat()).unwrap_err();
+        assert!(error.contains("it draws no cases"), "{error}");
+    }
 }
 
 #[test]

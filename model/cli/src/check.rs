@@ -42,7 +42,15 @@ pub(super) struct Check {
     json: bool,
 }
 
-/// Runs the gates, or keeps a case.
+impl Check {
+    /// The flag that has it look at one case, if there is one.
+    pub fn of_one_case(&self) -> Option<&'static str> {
+        let keep = self.keep.as_ref().map(|_| "--keep");
+        self.case.as_ref().map(|_| "--case").or(keep)
+    }
+}
+
+/// Runs the gates, judges one case, or keeps one.
 pub(super) fn check(out: &mut dyn Write, check: &Check) -> anyhow::Result<ExitCode> {
     if let Some(file) = &check.keep {
         let kept = gate::keep(file, &gate::regressions())?;

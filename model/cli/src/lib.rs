@@ -133,7 +133,14 @@ pub fn run(
     };
     match cli.command {
         Command::Doctor { device } => doctor(out, device.as_deref()),
-        Command::Check(check) => check::check(out, &check),
+        Command::Check(check) => {
+            if let Some(alone) = check.of_one_case()
+                && let Some(name) = ["cases", "seed"].into_iter().find(|name| written(name))
+            {
+                return Err(Usage::error(format!("--{name} with {alone}: it draws no cases")));
+            }
+            check::check(out, &check)
+        }
         Command::Completions { shell } => {
             // Into memory first: what fails to be written is an error, which the generator does not return.
             let mut script = Vec::new();

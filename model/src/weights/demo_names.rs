@@ -48,7 +48,7 @@ pub(super) fn to_demo(name: &str) -> String {
             *of = swapped(&NAMES, of, |(theirs, ours)| (theirs, ours));
         }
         *leaf = match *leaf {
-            "weight_scale_inv" => "scale",
+            "weight_scale_inv" | "weight_scale" => "scale",
             "e_score_correction_bias" => "bias",
             other => other,
         };

@@ -96,7 +96,7 @@ impl<'a> Split<'a> {
         let mut sources = Vec::new();
         for (name, _) in manifest(config) {
             if checkpoint.form(&name)?.0 == Dtype::F8_E4M3 {
-                sources.push(format!("{name}_scale_inv"));
+                sources.push(checkpoint.scale_name(&name));
             }
             sources.push(name);
         }

@@ -115,6 +115,37 @@ fn another_target_is_refused_and_stays_as_it_is() {
 }
 
 #[test]
+fn scales_by_their_other_name_are_converted_too() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in bytes_below(demo()) {
+        let ours = name.starts_with("model") && !name.ends_with("index.json");
+        let bytes = if ours { with_other_scales(&bytes) } else { bytes };
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let bytes = match name.ends_with("index.json") {
+            true => text(&bytes).replace("weight_scale_inv", "weight_scale").into_bytes(),
+            false => bytes,
+        };
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    let (config, usual) = opened();
+    let other = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(other.notes().len(), 1);
+    let headers = |checkpoint: &Checkpoint| -> Vec<Vec<u8>> {
+        let split = Split::plan(checkpoint, &config, 2, false).unwrap();
+        split.files.iter().map(|file| file.header.clone()).collect()
+    };
+    assert!(headers(&other) == headers(&usual));
+}
+
+/// A safetensors file whose scales are named `weight_scale`: as many spaces behind its header as that is shorter.
+fn with_other_scales(file: &[u8]) -> Vec<u8> {
+    let end = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header = String::from_utf8(file[8..end].to_vec()).unwrap();
+    let header = format!("{:1$}", header.replace("weight_scale_inv", "weight_scale"), end - 8);
+    [&file[..8], header.as_bytes(), &file[end..]].concat()
+}
+
+#[test]
 fn a_number_of_ranks_that_cuts_what_is_one_is_refused_by_the_tensors_name() {
     let (config, checkpoint) = opened();
     for (ranks, said) in [
