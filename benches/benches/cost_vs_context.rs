@@ -1,8 +1,8 @@
-//! Cost against context: one real attention layer, dense (V3.1) and sparse (V3.2), prefill and decode, over
-//! a ladder of contexts; then US$ per million tokens and the pictures.
+//! Cost against context: one whole layer, attention and experts, dense (V3.1) and sparse (V3.2), prefill and decode,
+//! over a ladder of contexts; then US$ per million tokens and the pictures.
 //!
-//! On a GPU the layer has the true sizes. On a CPU it is DeepSeek-V3.2-Exp divided by 4 (heads, ranks,
-//! hidden, index heads, topk), so that context L here stands for 4 L there; the ladder stops before the run
+//! On a GPU the layer has the true sizes, all 256 experts. On a CPU it is DeepSeek-V3.2-Exp divided by 4 (heads,
+//! ranks, hidden, inner widths, index heads, topk), so that context L here stands for 4 L there; the ladder stops before the run
 //! would take longer than `--budget` seconds. `--help` lists the axes.
 
 use anyhow::Context;
@@ -12,14 +12,14 @@ use dsa_benches::peaks::Ceilings;
 use dsa_benches::sentence;
 use dsa_benches::session::{Session, before};
 use dsa_figures::plot::CostFigure;
-use dsa_figures::row::{COST_BENCH, OP_COUNT_SUFFIX};
+use dsa_figures::row::COST_BENCH;
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
 use dsa_gate::layer::timed::{Judged, Timed, judge_timed};
 use dsa_gate::layer::{Bound, Check, verify_random};
-use dsa_kernels::{DType, Device, DeviceKind};
+use dsa_kernels::{Device, DeviceKind};
 use dsa_model::Config;
-use dsa_model::layers::Attention;
+use dsa_model::layers::Block;
 use dsa_model::run;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ const SAMPLES: usize = 7;
 /// The plan with what measures it.
 struct Bench {
     plan: Plan,
-    layer: Attention,
+    layer: Block,
     gate: PassedGate,
     ceilings: Ceilings,
 }
@@ -78,12 +78,13 @@ fn run() -> anyhow::Result<ExitCode> {
         s_q: common.s_q.unwrap_or(if cpu { 64 } else { 1024 }),
         batch: common.batch.unwrap_or(if cpu { 8 } else { 64 }),
         seed: common.seed,
+        layer: args.layer,
+        weights: args.weights,
     };
     if common.once {
         let layer = plan.layer()?;
         for point in ladder.iter().flat_map(|n| points(*n)) {
-            let (x, mut cache) = plan.inputs(point)?;
-            plan.step(point, &layer, &x, &mut cache)?;
+            plan.step(point, &layer, &mut plan.inputs(point)?)?;
             device.sync()?;
             say(plan.what(point).place())?;
         }
@@ -194,8 +195,8 @@ impl Bench {
     /// Runs the layer at the end of a context that was made up, several times.
     fn measure(&self, point: Point, what: What, session: &Session) -> anyhow::Result<Row> {
         let Plan { device, seed, .. } = &self.plan;
-        let (tokens, chunk) = (self.plan.tokens(point), self.plan.chunk(point));
-        let (x, mut cache) = self.plan.inputs(point)?;
+        let chunk = self.plan.chunk(point);
+        let mut inputs = self.plan.inputs(point)?;
         let origin = session.origin();
 
         let mut samples = Vec::new();
@@ -205,7 +206,7 @@ impl Bench {
         for call in 0..=SAMPLES {
             // What the call before computed goes first, so that a call needs no more memory than it does.
             drop(timed.take());
-            let step = self.plan.step(point, &self.layer, &x, &mut cache)?;
+            let step = self.plan.step(point, &self.layer, &mut inputs)?;
             let Timed { batch, .. } = timed.insert(step);
             if call == 0 {
                 continue;
@@ -229,48 +230,18 @@ impl Bench {
             samples.push(total);
         }
         let timed = timed.context("nothing was timed")?;
-        let judged = judge_timed(device, &self.layer, &x, &mut cache, &timed, *seed)?;
+        let judged = judge_timed(device, &self.layer, &mut inputs.cache, &timed, *seed)?;
         let gate = with_judged(&self.gate, judged)?;
         let mut stages: BTreeMap<String, f64> = BTreeMap::new();
         for (name, seconds) in by_stage {
             stages.insert(name, median(seconds));
         }
-        let peak = self.ceilings.of(&DType::Bf16.to_string());
-        let moe = self.moe_flop() as f64 * tokens as f64 / peak.flops;
-        stages.insert(format!("moe{OP_COUNT_SUFFIX}"), moe);
-        let (flop, bytes) = self.work(point, tokens);
-        let work = Work { flop, bytes, peak: Some(peak) };
+        let (flop, bytes) = self.plan.work(point);
+        let peak = self.ceilings.of_mixed(&flop);
+        let flop = flop.iter().map(|(_, flop)| *flop).sum::<f64>() as u64;
+        let work = Work { flop, bytes: bytes as u64, peak: Some(peak) };
         let timing = Timing::from_samples(samples)?;
         Ok(Row::new(what, gate, timing, work, origin)?.with_stages(stages)?)
-    }
-
-    /// Operations of one token's experts: 8 chosen and 1 shared, three matrices each.
-    fn moe_flop(&self) -> usize {
-        let c = &self.plan.config;
-        let experts = c.num_experts_per_tok + c.n_shared_experts;
-        2 * 3 * experts * c.hidden_size * c.moe_intermediate_size
-    }
-
-    /// Operations and bytes of the index scores and the attention of one call.
-    fn work(&self, point: Point, tokens: usize) -> (u64, u64) {
-        let c = &self.plan.config;
-        let (keys, heads) = (point.context, c.num_attention_heads);
-        let latent = c.kv_lora_rank + c.qk_rope_head_dim;
-        let absorbed = 2 * heads * (latent + c.kv_lora_rank);
-        let expanded = 2 * heads * (c.qk_head_dim() + c.v_head_dim);
-        let index = 2 * c.index_n_heads * c.index_head_dim;
-        let (flop, bytes) = match (point.variant, point.stage) {
-            (Variant::V32Exp, _) => {
-                let kept = keys.min(c.index_topk);
-                (keys * index + kept * absorbed, keys * (c.index_head_dim + 12) + kept * latent * 2)
-            }
-            (_, Stage::Prefill) => {
-                let row = heads * (c.qk_head_dim() + c.v_head_dim) * 2;
-                (keys * expanded, keys * row / tokens)
-            }
-            (_, Stage::Decode) => (keys * absorbed, keys * latent * 2),
-        };
-        ((flop * tokens) as u64, (bytes * tokens) as u64)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A bench has the flags that it reads and no others; a value that cannot be meant is refused before
 //! anything is opened or measured.
 
+use crate::curves::{Layer, WeightType};
 use clap::{ArgMatches, CommandFactory, Parser};
 use dsa_figures::origin;
 use dsa_figures::row::COST_BENCH;
@@ -118,7 +119,7 @@ pub struct KernelArgs {
 #[derive(Parser, Clone, Debug)]
 #[command(
     name = "cargo bench --bench cost_vs_context --",
-    about = "Cost against context: one attention layer, dense and sparse; then rows and pictures",
+    about = "Cost against context: one whole layer, dense and sparse; then rows and pictures",
     after_help = "A curve needs two contexts: with one, its rows are kept and printed, and pictures are \
                   drawn if the file has rows of another."
 )]
@@ -132,6 +133,12 @@ pub struct CostArgs {
     /// Divisor of the layer's sizes, a power of two from 1 to 64: 1 is DeepSeek-V3.2-Exp itself.
     #[arg(long, env = "DSA_SCALE", value_parser = size)]
     pub scale: Option<usize>,
+    /// Which layer: with experts, or dense as the first three are.
+    #[arg(long, env = "DSA_LAYER", value_enum, default_value_t = Layer::Experts)]
+    pub layer: Layer,
+    /// Type of the layer's weights.
+    #[arg(long, env = "DSA_WEIGHTS", value_enum, default_value_t = WeightType::Fp8)]
+    pub weights: WeightType,
 }
 
 /// A number of things: at least one, and what 31 bits can index.

@@ -8,12 +8,32 @@ use dsa_gate::bench::random;
 use dsa_gate::layer::timed::Timed;
 use dsa_kernels::{DType, Device, DeviceKind, Tensor};
 use dsa_model::Config;
-use dsa_model::layers::Attention;
+use dsa_model::layers::{Block, Precision};
 use dsa_model::run::{Batch, Cache, CacheSize, Execution, KvFormat, Mode};
-use dsa_model::weights::Random;
+use dsa_model::weights::{Random, Stored};
+
+mod work;
 
 /// Tokens of a cache page, as FlashMLA and DeepGEMM have it.
 const PAGE: usize = 64;
+
+/// What the second half of the measured layer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Layer {
+    /// Experts, as in 58 layers of DeepSeek-V3.2.
+    Experts,
+    /// One network for all tokens, as in the first three.
+    Dense,
+}
+
+/// What the weights of the measured layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightType {
+    /// e4m3 with a scale for 128 x 128, as published; what is multiplied with them is rounded to e4m3 too.
+    Fp8,
+    /// bf16.
+    Bf16,
+}
 
 /// What is measured, known before anything is.
 pub struct Plan {
@@ -23,12 +43,25 @@ pub struct Plan {
     pub config: Config,
     /// DeepSeek-V3.2-Exp's sizes over those.
     pub scale: usize,
+    /// Which layer it is.
+    pub layer: Layer,
+    /// Its weights.
+    pub weights: WeightType,
     /// Tokens of a prefill's chunk.
     pub s_q: usize,
     /// Requests of a decoded step.
     pub batch: usize,
     /// Seed of weights and inputs.
     pub seed: u64,
+}
+
+/// What goes into a step: the last layer's output and the residual stream, `[tokens, hidden]` each, and a cache that
+/// holds the context.
+pub struct Inputs {
+    x: Tensor,
+    residual: Tensor,
+    /// The cache.
+    pub cache: Cache,
 }
 
 /// One point of a curve.
@@ -70,24 +103,29 @@ impl Plan {
             .then(|| format!("its cache takes {} of the {} there are", gb(cache), gb(room)))
     }
 
-    /// The layer that is measured.
+    /// The layer that is measured, its weights made on the device.
     ///
     /// # Errors
     /// If the device has no memory for it.
-    pub fn layer(&self) -> anyhow::Result<Attention> {
-        let weights = Random::new(self.seed);
-        let mut layer = Attention::new(&self.device, &self.config, weights, DType::Bf16)?;
+    pub fn layer(&self) -> anyhow::Result<Block> {
+        let dense = usize::from(self.layer == Layer::Dense);
+        let config = Config { first_k_dense_replace: dense, ..self.config.clone() };
+        let stored = match self.weights {
+            WeightType::Fp8 => Stored::Fp8,
+            WeightType::Bf16 => Stored::Bf16,
+        };
+        let weights = Random::stored_as(self.seed, stored);
+        let mut layer = Block::new(&self.device, &config, weights, Precision::STORED, 0)?;
         // The fastest that there is. As the official service does: below topk keys, sparse prefill is dense anyway.
-        layer.execution =
-            Execution { fast: true, expand_short_prefill: true, ..Execution::default() };
+        layer.execute(Execution { fast: true, expand_short_prefill: true, ..Execution::default() });
         Ok(layer)
     }
 
-    /// The input `[tokens, hidden]` of a call at the end of a context that was made up, and a cache that holds it.
+    /// What goes into a call at the end of a context that was made up.
     ///
     /// # Errors
-    /// If the device has no memory for them.
-    pub fn inputs(&self, point: Point) -> anyhow::Result<(Tensor, Cache)> {
+    /// If the device has no memory for it.
+    pub fn inputs(&self, point: Point) -> anyhow::Result<Inputs> {
         let tokens = self.tokens(point);
         let requests = if point.stage == Stage::Decode { tokens } else { 1 };
         // One token more, for the other form that a decoded token is judged in.
@@ -96,7 +134,8 @@ impl Plan {
         let mut cache = Cache::new(&self.device, &self.config, size, DType::Bf16, format)?;
         cache.fill_random(point.context - self.chunk(point), self.seed)?;
         let shape = [tokens, self.config.hidden_size];
-        Ok((random(&self.device, DType::Bf16, &shape, self.seed)?, cache))
+        let random = |seed| random(&self.device, DType::Bf16, &shape, seed);
+        Ok(Inputs { x: random(self.seed)?, residual: random(self.seed + 1)?, cache })
     }
 
     /// New tokens of each request.
@@ -111,9 +150,8 @@ impl Plan {
     pub fn step(
         &self,
         point: Point,
-        layer: &Attention,
-        x: &Tensor,
-        cache: &mut Cache,
+        layer: &Block,
+        Inputs { x, residual, cache }: &mut Inputs,
     ) -> anyhow::Result<Timed> {
         let mode = if point.variant == Variant::V32Exp { Mode::Sparse } else { Mode::Dense };
         let (tokens, start) = (self.tokens(point), point.context - self.chunk(point));
@@ -122,9 +160,9 @@ impl Plan {
             Stage::Decode => Batch::decode(cache, &vec![start; tokens], mode)?,
         };
         let batch = batch.measured();
-        let trace = layer.trace(x, &batch, cache.layer(0)?)?;
+        let (output, (x, trace)) = layer.trace(x, Some(residual), &batch, cache.layer(0)?)?;
         cache.advance(&batch);
-        Ok(Timed { trace, batch })
+        Ok(Timed { output, x, trace, batch })
     }
 
     /// Tokens of one call.
@@ -149,9 +187,15 @@ impl Plan {
             bench: COST_BENCH.to_string(),
             stage: point.stage,
             variant: point.variant,
-            case: "one attention layer".to_string(),
+            case: match self.layer {
+                Layer::Experts => "one layer with experts".to_string(),
+                Layer::Dense => "one dense layer".to_string(),
+            },
             shape: sizes.into_iter().map(|(name, n)| (name.to_string(), n as u64)).collect(),
-            dtype: DType::Bf16.to_string(),
+            dtype: match self.weights {
+                WeightType::Fp8 => "fp8".to_string(),
+                WeightType::Bf16 => DType::Bf16.to_string(),
+            },
             seed: self.seed,
             device: describe(&self.device),
             kernel_hash: dsa_kernels::source_hash(None),

@@ -85,6 +85,20 @@ impl Ceilings {
         of.max_by(|a, b| a.rate.total_cmp(&b.rate))
     }
 
+    /// The ceilings of work whose products are of these types, FLOP of each: FLOP over the time that each type's own
+    /// ceiling allows them.
+    pub fn of_mixed(&self, flop: &[(DType, f64)]) -> Peak {
+        let of = |(dtype, flop): &(DType, f64)| (*flop, self.of(&dtype.to_string()));
+        let parts: Vec<(f64, Peak)> = flop.iter().filter(|(_, n)| *n > 0.0).map(of).collect();
+        let all: f64 = parts.iter().map(|(flop, _)| flop).sum();
+        let seconds: f64 = parts.iter().map(|(flop, peak)| flop / peak.flops).sum();
+        let how = parts.iter().map(|(flop, peak)| {
+            format!("{:.0} % at {:.3e}: {}", 100.0 * flop / all, peak.flops, peak.how)
+        });
+        let bytes_per_s = self.best(MEMORY).map_or(0.0, |probe| probe.rate);
+        Peak { flops: all / seconds, bytes_per_s, how: how.collect::<Vec<_>>().join("; ") }
+    }
+
     /// The ceilings of kernels whose operands are of the type named `dtype`.
     pub fn of(&self, dtype: &str) -> Peak {
         let unit = self.best(&products(dtype)).or_else(|| self.best(PLAIN));

@@ -14,9 +14,6 @@ pub const SCHEMA: u32 = 1;
 /// The bench whose rows make the curve of cost against context.
 pub const COST_BENCH: &str = "cost_vs_context";
 
-/// Ending of a stage name whose seconds come from an operation count, not from a clock.
-pub const OP_COUNT_SUFFIX: &str = "_op_count";
-
 /// The lowest and the highest rate that can be a device's, FLOP or bytes per second. With times within
 /// [`crate::timing::SECONDS`] every share of such a peak is finite.
 const RATES: std::ops::RangeInclusive<f64> = 1.0..=1e24;
@@ -109,19 +106,17 @@ impl Row {
 
     /// Adds where the time of one call went: stage name to seconds.
     ///
-    /// Names the pictures know: `projections`, `indexer`, `top_k`, `attention`, `moe`. A name that
-    /// ends in [`OP_COUNT_SUFFIX`] holds seconds that were counted, not measured.
+    /// Names the pictures know: `norms`, `projections`, `indexer`, `top_k`, `attention`, `feed_forward`, `experts`.
     ///
     /// Each is the median over the samples, and the median of times is at most twice their mean: so all
-    /// measured ones together are at most twice the mean of the samples, or they are of other calls.
+    /// together are at most twice the mean of the samples, or they are of other calls.
     pub fn with_stages(mut self, stages_s: BTreeMap<String, f64>) -> Result<Self, Error> {
         let longest = *timing::SECONDS.end();
         if let Some((name, s)) = stages_s.iter().find(|(_, s)| !(0.0..=longest).contains(*s)) {
             let value = format!("{s} for {name}");
             return Err(Error::value("stages_s", value, "seconds from 0 to 1e9"));
         }
-        let measured = stages_s.iter().filter(|(name, _)| !name.ends_with(OP_COUNT_SUFFIX));
-        let sum: f64 = measured.map(|(_, s)| s).sum();
+        let sum: f64 = stages_s.values().sum();
         let mean = self.timing.mean_s();
         if sum > 2.0 * mean {
             let value = format!("{sum} s of calls of {mean} s");

@@ -16,7 +16,7 @@ mod router;
 mod tests;
 
 pub use attention::{Attention, Trace};
-pub(crate) use block::{Block, Output};
+pub use block::{Block, Matrices, MlpWeights, Output};
 pub use linear::Precision;
 pub(crate) use linear::{Linear, Loader, check_dtype};
 pub(crate) use norm::Norm;

@@ -65,7 +65,7 @@ impl Model {
         let root = Loader::new(device, weights, precision, config);
         let model = root.at("model");
         let layers = model.at("layers");
-        let layer = |number: usize| Block::new(&layers.at(&number.to_string()), config, number);
+        let layer = |number: usize| Block::build(&layers.at(&number.to_string()), config, number);
         let power = 1.0 / hidden.next_power_of_two() as f32;
         Ok(Self {
             embed_tokens: model.table("embed_tokens", [vocab, hidden])?,

@@ -16,7 +16,7 @@ use crate::cost::{Batch, Peaks, project, usd_per_mtok};
 use crate::curve::Curve;
 use crate::findings::{Findings, advantage};
 use crate::official::{Official, PRICE_PER_HOUR};
-use crate::row::{COST_BENCH, OP_COUNT_SUFFIX};
+use crate::row::COST_BENCH;
 use crate::{Error, Noise, Row, Stage, Variant};
 
 const NAME: &str = "cost_vs_context";
@@ -130,10 +130,6 @@ pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture
         medians, bands run from the fastest to the slowest sample."
         ),
     );
-    if used.iter().any(|row| counts_operations(row)) {
-        let text = "Stages known only by an operation count (MoE) are not in the measured cost.";
-        foot.push(text.into());
-    }
     foot.push(format!(
         "Official: DeepSeek-V3.2-Exp paper, its cost figure, H800 at \
         {PRICE_PER_HOUR} US$ per GPU-hour. Projection: rates fitted to that figure, scaled by \
@@ -181,10 +177,6 @@ pub(super) fn cost_vs_context(rows: &[Row], options: &Options) -> Result<Picture
     }
     footer(&mut scene, 1960.0, &foot);
     scene.finish(NAME, csv)
-}
-
-fn counts_operations(row: &Row) -> bool {
-    row.stages_s().into_iter().flatten().any(|(name, _)| name.ends_with(OP_COUNT_SUFFIX))
 }
 
 /// "prefill, chunks of 1024 tokens" and the like: without it a curve means nothing.

@@ -110,7 +110,7 @@ impl Panel {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Swatch {
     Line(Stroke),
-    Fill { color: RGBColor, hatched: bool },
+    Fill(RGBColor),
 }
 
 /// A legend from left to right, broken into lines at `right`; gives back the y below it.
@@ -133,15 +133,10 @@ pub(crate) fn legend(
                     scene.marker((x + 24.0, y), marker, stroke.color);
                 }
             }
-            Swatch::Fill { color, hatched } => {
+            Swatch::Fill(color) => {
                 let (from, to) = ((x + 10.0, y - 10.0), (x + 48.0, y + 10.0));
-                fill(
-                    scene,
-                    &[(from.0, to.1), (to.0, to.1)],
-                    &[from, (to.0, from.1)],
-                    *color,
-                    *hatched,
-                );
+                let (low, high) = ([(from.0, to.1), (to.0, to.1)], [from, (to.0, from.1)]);
+                fill(scene, &low, &high, *color);
             }
         }
         scene.text((x + 58.0, y), SMALL, BLACK, Align::Left, text);
@@ -150,27 +145,10 @@ pub(crate) fn legend(
     y + 30.0
 }
 
-/// Fills between two lines over the same x, in pixels; pale and hatched for what is not measured.
-pub(crate) fn fill(scene: &mut Scene, low: &[At], high: &[At], color: RGBColor, hatched: bool) {
+/// Fills between two lines over the same x, in pixels.
+pub(crate) fn fill(scene: &mut Scene, low: &[At], high: &[At], color: RGBColor) {
     let outline: Vec<At> = low.iter().chain(high.iter().rev()).copied().collect();
-    scene.polygon(&outline, color, if hatched { 0.22 } else { 0.9 });
-    if !hatched {
-        return;
-    }
-    let (Some(first), Some(last)) = (low.first(), low.last()) else { return };
-    let count = ((last.0 - first.0 - 5.0) / 10.0).ceil().clamp(0.0, 1000.0) as u32;
-    for i in 0..count {
-        let x = first.0 + 5.0 + 10.0 * f64::from(i);
-        if let (Some(from), Some(to)) = (y_at(low, x), y_at(high, x)) {
-            scene.line(&[(x, from), (x, to)], color, 1);
-        }
-    }
-}
-
-fn y_at(points: &[At], x: f64) -> Option<f64> {
-    let pair = points.windows(2).find(|pair| pair[0].0 <= x && x <= pair[1].0)?;
-    let share = (x - pair[0].0) / (pair[1].0 - pair[0].0).max(f64::MIN_POSITIVE);
-    Some(pair[0].1 + share * (pair[1].1 - pair[0].1))
+    scene.polygon(&outline, color, 0.9);
 }
 
 /// Small grey lines at the foot of a picture; a long one is broken between words.

@@ -51,7 +51,7 @@ pub(super) fn roofline(rows: &[Row], options: &Options) -> Result<Picture, Error
     let mut scene = Scene::new(1600, height as u32);
     let title = "Share of the measured peak, kernel by kernel";
     scene.text((30.0, 38.0), TITLE, colors::BLACK, Align::Left, title);
-    let entry = |color, text: &str| (Swatch::Fill { color, hatched: false }, text.to_string());
+    let entry = |color, text: &str| (Swatch::Fill(color), text.to_string());
     let entries = [
         entry(colors::BLUE, "limited by arithmetic"),
         entry(colors::ORANGE, "limited by memory bandwidth"),

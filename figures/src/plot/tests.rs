@@ -18,15 +18,14 @@ fn cost_row(stage: Stage, variant: Variant, context: u64, hash: char, device: &s
     let mut stages: BTreeMap<String, f64> = [
         ("projections".to_string(), us(95.0)),
         ("attention".to_string(), us(attention * slow)),
-        ("moe_op_count".to_string(), us(60.0)),
+        ("experts".to_string(), us(60.0)),
     ]
     .into();
     if sparse {
         stages.insert("indexer".into(), us(22.0 + slow * 0.1 * context as f64));
         stages.insert("top_k".into(), us(6.0 + slow * 0.03 * context as f64));
     }
-    let counted = |name: &str| name.ends_with(row::OP_COUNT_SUFFIX);
-    let total: f64 = stages.iter().filter(|(n, _)| !counted(n)).map(|(_, s)| s).sum::<f64>() * 1.02;
+    let total: f64 = stages.values().sum::<f64>() * 1.02;
     let samples = [0.97, 0.99, 1.0, 1.01, 1.06].map(|f| f * total).to_vec();
     let shape = [("context".to_string(), context), ("tokens".to_string(), tokens)].into();
     build("cost_vs_context", stage, variant, shape, hash, device, samples, None)

@@ -10,7 +10,6 @@ use super::panel::{Panel, Swatch, TITLE, colors, digits, fill, footer, footer_he
 use super::scene::{Align, Scene};
 use super::{Options, Picture, cell, mixture, provenance, spoken};
 use crate::findings::tokens;
-use crate::row::OP_COUNT_SUFFIX;
 use crate::{Error, Noise, Row, Stage, Variant};
 
 const NAME: &str = "time_stack";
@@ -19,12 +18,14 @@ const NAME: &str = "time_stack";
 const REST: &str = "rest of the call";
 
 /// Known stages, from the bottom of the stack to its top.
-const KNOWN: [(&str, RGBColor); 6] = [
+const KNOWN: [(&str, RGBColor); 8] = [
+    ("experts", colors::PURPLE),
+    ("feed_forward", colors::PURPLE),
+    ("norms", colors::GREY),
     ("projections", colors::SKY),
     ("indexer", colors::ORANGE),
     ("top_k", colors::YELLOW),
     ("attention", colors::BLUE),
-    ("moe", colors::PURPLE),
     (REST, colors::PALE),
 ];
 
@@ -55,12 +56,7 @@ pub(super) fn time_stack(rows: &[Row], options: &Options) -> Result<Picture, Err
 
     let names = names(&stacks);
     let mut foot = provenance(&used, mixed);
-    foot.insert(
-        0,
-        "Each panel has its own vertical axis. Hatched: not measured, an operation \
-        count over a rate."
-            .into(),
-    );
+    foot.insert(0, "Dense and sparse of a stage have one vertical axis.".into());
     foot.extend(Noise::of(&used, &[]).map(|noise| noise.to_string()));
     let width = 1600.0;
     let height = 1230.0 + footer_height(width, &foot);
@@ -71,6 +67,8 @@ pub(super) fn time_stack(rows: &[Row], options: &Options) -> Result<Picture, Err
     legend(&mut scene, (30.0, 92.0), 1570.0, &entries);
     let mut csv = String::from("panel,variant,context_tokens,stage,us_per_token\n");
     for (line, stage) in Stage::ALL.into_iter().enumerate() {
+        let of_stage = stacks.iter().filter(|((of, _), _)| *of == stage);
+        let highest = of_stage.flat_map(|(_, stack)| stack.values().map(total)).fold(0.0, f64::max);
         for (column, variant) in Variant::MODELS.into_iter().enumerate() {
             let panel = Panel {
                 left: 135.0 + 795.0 * column as f64,
@@ -78,7 +76,7 @@ pub(super) fn time_stack(rows: &[Row], options: &Options) -> Result<Picture, Err
                 width: 640.0,
                 height: 400.0,
                 x_max: 1.0,
-                y_max: 1.0,
+                y_max: 1.06 * highest,
             };
             let head = format!("{}, {}", stage.name(), spoken(variant));
             match stacks.get(&(stage, variant)) {
@@ -100,15 +98,13 @@ fn layers_of(row: &Row) -> Result<BTreeMap<String, f64>, Error> {
     let stages = row.stages_s().into_iter().flatten();
     let mut layers: BTreeMap<String, f64> =
         stages.map(|(name, seconds)| (name.clone(), seconds * per_token)).collect();
-    let counted = |name: &str| name.ends_with(OP_COUNT_SUFFIX);
-    let measured: f64 = layers.iter().filter(|(n, _)| !counted(n)).map(|(_, us)| us).sum();
+    let measured: f64 = layers.values().sum();
     let rest = row.timing().median_s() * per_token - measured;
     layers.insert(REST.into(), rest.max(0.0));
     Ok(layers)
 }
 
-/// Every stage that occurs with a time above 0: known ones first, then others by name, then what
-/// was counted, so that the measured total is one line.
+/// Every stage that occurs with a time above 0: what grows with no context lowest, others by name before the rest.
 fn names(stacks: &BTreeMap<(Stage, Variant), Stack>) -> Vec<String> {
     let mut found: BTreeMap<&str, f64> = BTreeMap::new();
     for (name, us) in stacks.values().flat_map(BTreeMap::values).flatten() {
@@ -118,7 +114,7 @@ fn names(stacks: &BTreeMap<(Stage, Variant), Stack>) -> Vec<String> {
         found.into_iter().filter(|(_, us)| *us > 0.0).map(|(name, _)| name.into()).collect();
     let rank = |name: &String| {
         let place = KNOWN.iter().position(|(known, _)| known == name);
-        (name.ends_with(OP_COUNT_SUFFIX), place.unwrap_or(KNOWN.len() - 2), name.clone())
+        (place.unwrap_or(KNOWN.len() - 2), name.clone())
     };
     names.sort_by_key(rank);
     names
@@ -126,31 +122,25 @@ fn names(stacks: &BTreeMap<(Stage, Variant), Stack>) -> Vec<String> {
 
 /// A known stage has its colour; others take turns with what is left.
 fn color(names: &[String], name: &str) -> RGBColor {
-    let plain = name.strip_suffix(OP_COUNT_SUFFIX).unwrap_or(name);
-    if let Some((_, color)) = KNOWN.iter().find(|(known, _)| *known == plain) {
+    if let Some((_, color)) = KNOWN.iter().find(|(known, _)| *known == name) {
         return *color;
     }
     let place = names.iter().position(|other| other == name).unwrap_or(0);
-    [colors::GREEN, colors::VERMILION, colors::GREY][place % 3]
+    [colors::GREEN, colors::VERMILION][place % 2]
 }
 
 fn entry(names: &[String], name: &str) -> (Swatch, String) {
-    let color = color(names, name);
-    let words = |name: &str| name.replace('_', " ");
-    match name.strip_suffix(OP_COUNT_SUFFIX) {
-        None => (Swatch::Fill { color, hatched: false }, words(name)),
-        Some(plain) => {
-            let text = format!("{}: operation count, not measured", words(plain));
-            (Swatch::Fill { color, hatched: true }, text)
-        }
-    }
+    (Swatch::Fill(color(names, name)), name.replace('_', " "))
+}
+
+/// Microseconds per token of all stages together.
+fn total(layers: &BTreeMap<String, f64>) -> f64 {
+    layers.values().sum()
 }
 
 fn draw_stack(scene: &mut Scene, panel: Panel, head: &str, stack: &Stack, names: &[String]) {
-    let total = |layers: &BTreeMap<String, f64>| layers.values().sum::<f64>();
-    let top = stack.values().map(total).fold(0.0, f64::max);
     let x_max = stack.keys().copied().max().unwrap_or(1) as f64;
-    let panel = Panel { x_max, y_max: 1.06 * top, ..panel };
+    let panel = Panel { x_max, ..panel };
     let note = stack.iter().next_back().map_or(String::new(), |(x, layers)| {
         format!("{} µs at {}", digits(total(layers)), tokens(*x as f64))
     });
@@ -166,9 +156,8 @@ fn draw_stack(scene: &mut Scene, panel: Panel, head: &str, stack: &Stack, names:
     }
     panel.axes(scene, head, &note, "microseconds per token");
     for (name, low, high) in areas {
-        let hatched = name.ends_with(OP_COUNT_SUFFIX);
         let (low, high) = (panel.all(&low), panel.all(&high));
-        fill(scene, &low, &high, color(names, name), hatched);
+        fill(scene, &low, &high, color(names, name));
         scene.line(&high, colors::BLACK, 1);
     }
     // Small ticks on the axis say where the measurements are.

@@ -51,7 +51,7 @@ fn a_row_survives_the_file() {
     assert!(read(&path).is_err());
     writable(&path).unwrap();
     assert!(read(&path).unwrap().is_empty());
-    let stages = [("indexer".to_string(), 0.001), ("moe_op_count".to_string(), 0.0)];
+    let stages = [("indexer".to_string(), 0.001), ("experts".to_string(), 0.0)];
     let first = row("a", 'a', vec![0.002, 0.004]).with_stages(stages.into()).unwrap();
     let second = row("b", 'a', vec![0.25]);
     append(&path, &first).unwrap();

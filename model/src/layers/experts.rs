@@ -7,6 +7,7 @@
 //!
 //! Source: `MoE` of the DeepSeek-V3.2-Exp inference demo.
 
+use super::block::MlpWeights;
 use super::feed_forward::FeedForward;
 use super::linear::Loader;
 use super::router::Router;
@@ -58,6 +59,17 @@ impl Experts {
             top_k: c.num_experts_per_tok,
             scale_fmt: c.scale_fmt(),
         })
+    }
+
+    pub fn weights(&self) -> MlpWeights {
+        let Stacked { gate_proj, up_proj, down_proj } = self.experts.clone();
+        MlpWeights::Experts {
+            gate: self.gate.weight.weight.clone(),
+            bias: self.gate.e_score_correction_bias.clone(),
+            router: self.gate.config,
+            experts: [gate_proj, up_proj, down_proj],
+            shared: self.shared_experts.matrices(),
+        }
     }
 
     /// `x` `[n, hidden]` to the same.

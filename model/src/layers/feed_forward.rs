@@ -5,6 +5,7 @@
 //! ```
 //! Source: `MLP` of the DeepSeek-V3.2-Exp inference demo.
 
+use super::block::Matrices;
 use super::linear::{Linear, Loader};
 use crate::error::Result;
 use crate::weights::Weights;
@@ -26,6 +27,10 @@ impl FeedForward {
             up_proj: to.linear("up_proj", [inner, hidden])?,
             down_proj: to.linear("down_proj", [hidden, inner])?,
         })
+    }
+
+    pub fn matrices(&self) -> Matrices {
+        [&self.gate_proj, &self.up_proj, &self.down_proj].map(|linear| linear.weight.clone())
     }
 
     /// `x` `[n, hidden]` to the same.

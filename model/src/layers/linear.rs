@@ -76,7 +76,7 @@ impl<'a, W: Weights> Loader<'a, W> {
 /// A weight `[out, in]`.
 #[derive(Clone)]
 pub(crate) struct Linear {
-    weight: Weight,
+    pub weight: Weight,
     scale_fmt: ScaleFmt,
 }
 

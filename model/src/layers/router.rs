@@ -10,9 +10,9 @@ use dsa_kernels::router::{RouterConfig, Routing, router};
 /// The weights `mlp.gate.*`.
 #[derive(Clone)]
 pub(super) struct Router {
-    weight: Linear,                  // [experts, hidden]
-    e_score_correction_bias: Tensor, // [experts] f32
-    config: RouterConfig,
+    pub weight: Linear,                  // [experts, hidden]
+    pub e_score_correction_bias: Tensor, // [experts] f32
+    pub config: RouterConfig,
 }
 
 impl Router {

@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// difference is in the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
+    /// The two norms of the residual stream, and what is added to it before them.
+    Norms,
     /// The new tokens' own products, norms and rotations, the cache writes, `o_proj`; absorbing
     /// W_UK and W_UV where the form is absorbed.
     Projections,
@@ -19,21 +21,37 @@ pub enum Stage {
     TopK,
     /// The attention kernel.
     Attention,
+    /// The feed-forward network of a dense layer.
+    FeedForward,
+    /// The experts of a layer that has some: gate, sorting by expert, routed and shared networks, their sum.
+    Experts,
 }
 
 impl Stage {
     /// All stages, in the order in which they first run.
-    pub const ALL: [Stage; 5] =
-        [Self::Projections, Self::Indexer, Self::TopK, Self::Expansion, Self::Attention];
+    pub const ALL: [Stage; 8] = [
+        Self::Norms,
+        Self::Projections,
+        Self::Indexer,
+        Self::TopK,
+        Self::Expansion,
+        Self::Attention,
+        Self::FeedForward,
+        Self::Experts,
+    ];
 
-    /// The name in results: `projections`, `expansion`, `indexer`, `top_k`, `attention`.
+    /// The name in results: `norms`, `projections`, `indexer`, `top_k`, `expansion`, `attention`, `feed_forward`,
+    /// `experts`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Norms => "norms",
             Self::Projections => "projections",
             Self::Expansion => "expansion",
             Self::Indexer => "indexer",
             Self::TopK => "top_k",
             Self::Attention => "attention",
+            Self::FeedForward => "feed_forward",
+            Self::Experts => "experts",
         }
     }
 }

@@ -58,7 +58,7 @@ pub struct Spec {
     pub case: String,
     /// Sizes by name.
     pub shape: BTreeMap<String, u64>,
-    /// Type of the inputs.
+    /// Type of what is multiplied, or of the inputs.
     pub dtype: String,
     /// Operations of one call.
     pub flop: u64,

@@ -279,7 +279,7 @@ pub(super) fn of_experts(
             ("m", m),
             ("k", k),
         ]),
-        dtype: dtype.to_string(),
+        dtype: stored.to_string(),
         flop: (2 * n * BENCH_TOP_K * m * k) as u64,
         bytes: (BENCH_EXPERTS * m * k * stored.size() + n * (k + BENCH_TOP_K * m) * dtype.size())
             as u64,

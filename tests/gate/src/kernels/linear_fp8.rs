@@ -46,7 +46,11 @@ pub(super) const KERNEL: Kernel = Kernel {
             .with("w_scale", HostTensor::new(DType::F32, &[2, 2], &[1.0, 0.5, 2.0, 0.25]))
             .set("fmt", "ue8m0")
     },
-    bench: &[Bench { stage: Stage::Prefill, room: None, spec }],
+    bench: &[
+        Bench { stage: Stage::Prefill, room: None, spec: wq_b },
+        Bench { stage: Stage::Prefill, room: None, spec: gate_proj },
+        Bench { stage: Stage::Decode, room: None, spec: one_row },
+    ],
 };
 
 const TILES: &[&str] = &["to 4 rows", "to 8 rows", "to 16 rows", "to 64 rows", "more rows"];
@@ -222,9 +226,33 @@ pub(super) fn scales_of(device: &Device, shape: &[usize]) -> dsa_kernels::Result
 }
 
 /// The latent's projection to index heads, 1536 x 8192 in V3.2, of fp8 weights.
-fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
-    let (n, k, m) = (axes.s_q, 24 * axes.index_heads, axes.index_heads * v32::INDEX_DIM);
-    let (dtype, rng) = (axes.dtype, &mut Rng::new(seed));
+/// The indexer's queries, of a chunk.
+fn wq_b(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (k, m) = (24 * axes.index_heads, axes.index_heads * v32::INDEX_DIM);
+    spec(device, (Stage::Prefill, "wq_b"), axes.dtype, [axes.s_q, m, k], seed)
+}
+
+/// A dense layer's 7168 to 18432, of a chunk.
+fn gate_proj(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (k, m) = (56 * axes.heads, 144 * axes.heads);
+    spec(device, (Stage::Prefill, "gate_proj"), axes.dtype, [axes.s_q, m, k], seed)
+}
+
+/// The same of one token.
+fn one_row(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Result<Spec> {
+    let (k, m) = (56 * axes.heads, 144 * axes.heads);
+    spec(device, (Stage::Decode, "gate_proj"), axes.dtype, [1, m, k], seed)
+}
+
+/// `[n, k]` times `[m, k]`, both as normal values.
+fn spec(
+    device: &Device,
+    (stage, name): (Stage, &str),
+    dtype: DType,
+    [n, m, k]: [usize; 3],
+    seed: u64,
+) -> dsa_kernels::Result<Spec> {
+    let rng = &mut Rng::new(seed);
     let x = random(device, dtype, &[n, k], seed)?;
     let w = random(device, DType::E4m3, &[m, k], seed + 1)?;
     let scale = scales_of(device, &[m.div_ceil(BLOCK), k.div_ceil(BLOCK)])?;
@@ -235,10 +263,10 @@ fn spec(device: &Device, axes: &Axes, _: usize, seed: u64) -> dsa_kernels::Resul
     let inputs = [x.clone(), w.clone(), scale.clone()];
     Ok(Spec {
         kernel: KERNEL.name,
-        stage: Stage::Prefill,
-        case: "wq_b".to_string(),
+        stage,
+        case: name.to_string(),
         shape: sizes([("n", n), ("m", m), ("k", k)]),
-        dtype: dtype.to_string(),
+        dtype: DType::E4m3.to_string(),
         flop: (2 * n * m * k) as u64,
         bytes: (m * k + n * (k + m) * dtype.size()) as u64,
         gate,

@@ -61,6 +61,10 @@ pub const LAYER: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, b
 /// and dense attention is expanded in one and absorbed in the other. Measured: 1e-6, 5e-6, 5e-3, 2.4e-2.
 pub const DECODED: Threshold = Threshold { exact: 1e-5, lossy: 1e-2, bf16: 3e-2, bf16_lossy: 0.1 };
 
+/// Relative error `|a - b| / |b|` of what a feed-forward network or the experts put out, of one token and counted from
+/// their own input; at most. In fp8 a code of the inner activations flips now and then, by a step of 2^-3 of its size.
+pub const FEED_FORWARD: f64 = 1e-2;
+
 /// Share of the kernel's tolerance that its largest error uses; at most.
 pub const KERNEL: f64 = 1.0;
 

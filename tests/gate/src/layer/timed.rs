@@ -4,7 +4,9 @@
 //! the kernel's own inputs and with the keys that it was given, so that rounding which changes a selection is no
 //! error of attention. And the same token is run in another form, which goes through other kernels: a token of a
 //! prompt is decoded alone, a decoded token is run as the first of a prompt of two. Keys and output of both are
-//! compared; where rounding makes the two select different keys, the other form is given those of the timed one.
+//! compared; where rounding makes the two select different keys, the other form is given those of the timed one. The
+//! layer's second half is held against the reference on its own input, with the weights as they are on the device
+//! ([`mlp`]).
 
 use super::error::Result;
 use super::thresholds::{DECODED, RECALL, worst_row};
@@ -14,9 +16,11 @@ use crate::{Case, HostTensor, Outputs};
 use dsa_kernels::copy::place_rows;
 use dsa_kernels::random::Rng;
 use dsa_kernels::{Device, Tensor};
-use dsa_model::layers::{Attention, Trace};
+use dsa_model::layers::{Attention, Block, Output, Trace};
 use dsa_model::run::{Batch, Cache, Phase};
 use ndarray::ArrayView2;
+
+mod mlp;
 
 /// Tokens that are judged.
 const JUDGED: usize = 2;
@@ -25,7 +29,11 @@ const BUDGET: usize = 100_000_000;
 
 /// What a step computed, kept to be judged.
 pub struct Timed {
-    /// What the layer computed.
+    /// What the layer made of the residual stream.
+    pub output: Output,
+    /// What its attention was given, `[n, hidden]`.
+    pub x: Tensor,
+    /// What its attention computed.
     pub trace: Trace,
     /// The step.
     pub batch: Batch,
@@ -49,16 +57,15 @@ struct Judge<'a> {
     found: Vec<Judged>,
 }
 
-/// Judges tokens of a step of `layer` that was timed, drawn by `seed`, the last among them: `x` and `cache` are those
-/// of the step, whose cache is that of one layer, and nothing was run on it since. A decoded token needs room for one
+/// Judges tokens of a step of `layer` that was timed, drawn by `seed`, the last among them: `cache` is that of the
+/// step, of one layer, and nothing was run on it since. A decoded token needs room for one
 /// more behind it. Afterwards the cache holds what the other forms left there.
 ///
 /// # Errors
 /// [`Error::Model`](super::Error::Model) if there is no room, or a kernel fails.
 pub fn judge_timed(
     device: &Device,
-    layer: &Attention,
-    x: &Tensor,
+    layer: &Block,
     cache: &mut Cache,
     timed: &Timed,
     seed: u64,
@@ -74,20 +81,23 @@ pub fn judge_timed(
     }
     // Of a prompt the later tokens first: run alone, a token is the last that its request holds.
     rows.sort_unstable_by(|a, b| b.cmp(a));
-    let mut judge = Judge { device, layer, cache, timed, found: Vec::new() };
+    let attention = layer.attention();
+    let mut judge = Judge { device, layer: attention, cache, timed, found: Vec::new() };
     for row in &rows {
         judge.attention(*row, &mut rng)?;
     }
-    for row in rows {
-        judge.other_form(x, row)?;
+    for row in &rows {
+        judge.other_form(*row)?;
     }
-    Ok(judge.found)
+    let mut found = judge.found;
+    found.push(mlp::judge(&layer.mlp(), &timed.output, attention.config(), rows[0])?);
+    Ok(found)
 }
 
 impl Judge<'_> {
     /// The attention kernel's output of one row, a few heads, on its own inputs.
     fn attention(&mut self, row: usize, rng: &mut Rng) -> Result<()> {
-        let Timed { trace, batch } = self.timed;
+        let Timed { trace, batch, .. } = self.timed;
         let (device, config) = (self.device, self.layer.config());
         let (q, all) = (&trace.q, trace.q.shape()[1]);
         let (first, length) = (self.begin(row), batch.positions()[row] + 1);
@@ -161,9 +171,9 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Runs one row of `x` in the other form.
-    fn other_form(&mut self, x: &Tensor, row: usize) -> Result<()> {
-        let Timed { trace, batch } = self.timed;
+    /// Runs one row of the attention in the other form.
+    fn other_form(&mut self, row: usize) -> Result<()> {
+        let Timed { trace, batch, x, .. } = self.timed;
         let (dtype, config) = (self.layer.dtype(), self.layer.config());
         let (request, position) = (batch.request_of(row), batch.positions()[row]);
         let token = x.narrow(0, row, 1)?; // [1, hidden]

@@ -1,8 +1,9 @@
 use super::*;
 use dsa_kernels::DType;
 use dsa_model::config::Config;
+use dsa_model::layers::Precision;
 use dsa_model::run::{CacheSize, KvFormat, Mode};
-use dsa_model::weights::Random;
+use dsa_model::weights::{Random, Stored};
 
 const CONTEXT: usize = 200;
 
@@ -10,22 +11,23 @@ const CONTEXT: usize = 200;
 /// or the next of 3 requests.
 struct Run {
     device: Device,
-    layer: Attention,
+    layer: Block,
     cache: Cache,
-    x: Tensor,
     timed: Timed,
 }
 
 impl Run {
     fn new(phase: Phase, mode: Mode) -> Self {
-        Self::with(phase, mode, KvFormat::Elements)
+        Self::with(phase, mode, KvFormat::Elements, Stored::Fp8, 0)
     }
 
-    fn with(phase: Phase, mode: Mode, format: KvFormat) -> Self {
+    fn with(phase: Phase, mode: Mode, format: KvFormat, stored: Stored, dense: usize) -> Self {
         let device = Device::named("cpu").unwrap();
-        let config = Config::scaled(32).unwrap();
+        let scaled = Config::scaled(32).unwrap();
+        let config = Config { first_k_dense_replace: dense, ..scaled };
         assert!(config.index_topk < CONTEXT);
-        let layer = Attention::new(&device, &config, Random::new(3), DType::Bf16).unwrap();
+        let weights = Random::stored_as(3, stored);
+        let layer = Block::new(&device, &config, weights, Precision::STORED, 0).unwrap();
         let (requests, n) = if phase == Phase::Prefill { (1, 5) } else { (3, 3) };
         let size = CacheSize { layers: 1, requests, max_seq: CONTEXT + 8, page_size: 8 };
         let mut cache = Cache::new(&device, &config, size, DType::Bf16, format).unwrap();
@@ -38,13 +40,14 @@ impl Run {
             Phase::Decode => Batch::decode(&cache, &[CONTEXT; 3], mode),
         };
         let batch = batch.unwrap();
-        let trace = layer.trace(&x, &batch, cache.layer(0).unwrap()).unwrap();
+        let traced = layer.trace(&x, Some(&x), &batch, cache.layer(0).unwrap());
+        let (output, (x, trace)) = traced.unwrap();
         cache.advance(&batch);
-        Self { device, layer, cache, x, timed: Timed { trace, batch } }
+        Self { device, layer, cache, timed: Timed { output, x, trace, batch } }
     }
 
     fn judge(&mut self) -> Vec<Judged> {
-        judge_timed(&self.device, &self.layer, &self.x, &mut self.cache, &self.timed, 1).unwrap()
+        judge_timed(&self.device, &self.layer, &mut self.cache, &self.timed, 1).unwrap()
     }
 }
 
@@ -92,6 +95,25 @@ fn a_wrong_output_of_the_timed_step_falls_and_is_named() {
 }
 
 #[test]
+fn the_second_half_is_judged_in_whatever_its_weights_are_and_falls_if_it_is_wrong() {
+    for (stored, dense) in
+        [(Stored::Fp8, 0), (Stored::Fp8, 1), (Stored::Bf16, 0), (Stored::Bf16, 1)]
+    {
+        let mut run = Run::with(Phase::Prefill, Mode::Dense, KvFormat::Elements, stored, dense);
+        let of_mlp = |judged: &[Judged]| judged.last().unwrap().clone();
+        let right = of_mlp(&run.judge());
+        assert!(right.what.starts_with("feed-forward of token 4"), "{right:?}");
+        assert!(right.share <= 1.0, "{stored:?} {dense}: {right:?}");
+        let kept = run.timed.output.clone();
+        run.timed.output.x = doubled(&run.device, &kept.x);
+        assert!(of_mlp(&run.judge()).share > 1.0);
+        run.timed.output.x = kept.x;
+        run.timed.output.ffn_in = doubled(&run.device, &kept.ffn_in);
+        assert!(of_mlp(&run.judge()).share > 1.0);
+    }
+}
+
+#[test]
 fn a_wrong_output_of_the_attention_kernel_falls_although_the_layer_goes_on_from_it() {
     for (phase, mode) in ALL {
         let mut run = Run::new(phase, mode);
@@ -125,7 +147,7 @@ fn wrong_keys_of_the_timed_step_fall() {
 #[test]
 fn a_step_that_reads_records_is_judged_by_the_records() {
     for (phase, mode) in ALL {
-        let judged = Run::with(phase, mode, KvFormat::Fp8).judge();
+        let judged = Run::with(phase, mode, KvFormat::Fp8, Stored::Bf16, 0).judge();
         assert!(worst(&judged).share <= 1.0, "{judged:?}");
         let kernel = match (phase, mode) {
             (Phase::Prefill, Mode::Dense) => "dense_mha of token 4",
