@@ -92,11 +92,10 @@ impl Ceilings {
         let parts: Vec<(f64, Peak)> = flop.iter().filter(|(_, n)| *n > 0.0).map(of).collect();
         let all: f64 = parts.iter().map(|(flop, _)| flop).sum();
         let seconds: f64 = parts.iter().map(|(flop, peak)| flop / peak.flops).sum();
-        let how = parts.iter().map(|(flop, peak)| {
-            format!("{:.0} % at {:.3e}: {}", 100.0 * flop / all, peak.flops, peak.how)
-        });
+        let mut how: Vec<String> = parts.iter().map(|(_, peak)| peak.how.clone()).collect();
+        how.dedup();
         let bytes_per_s = self.best(MEMORY).map_or(0.0, |probe| probe.rate);
-        Peak { flops: all / seconds, bytes_per_s, how: how.collect::<Vec<_>>().join("; ") }
+        Peak { flops: all / seconds, bytes_per_s, how: how.join(", in their shares with ") }
     }
 
     /// The ceilings of kernels whose operands are of the type named `dtype`.

@@ -24,7 +24,7 @@ impl Run {
     fn with(phase: Phase, mode: Mode, format: KvFormat, stored: Stored, dense: usize) -> Self {
         let device = Device::named("cpu").unwrap();
         let scaled = Config::scaled(32).unwrap();
-        let config = Config { first_k_dense_replace: dense, ..scaled };
+        let config = Config { first_k_dense_replace: dense, n_routed_experts: 32, ..scaled };
         assert!(config.index_topk < CONTEXT);
         let weights = Random::stored_as(3, stored);
         let layer = Block::new(&device, &config, weights, Precision::STORED, 0).unwrap();
@@ -96,20 +96,21 @@ fn a_wrong_output_of_the_timed_step_falls_and_is_named() {
 
 #[test]
 fn the_second_half_is_judged_in_whatever_its_weights_are_and_falls_if_it_is_wrong() {
-    for (stored, dense) in
-        [(Stored::Fp8, 0), (Stored::Fp8, 1), (Stored::Bf16, 0), (Stored::Bf16, 1)]
-    {
-        let mut run = Run::with(Phase::Prefill, Mode::Dense, KvFormat::Elements, stored, dense);
-        let of_mlp = |judged: &[Judged]| judged.last().unwrap().clone();
-        let right = of_mlp(&run.judge());
+    let layers = [(Stored::Fp8, 0), (Stored::Fp8, 1), (Stored::Bf16, 0), (Stored::Bf16, 1)];
+    for (stored, dense) in layers {
+        let judged = |change: fn(&Device, &mut Output)| {
+            let mut run = Run::with(Phase::Prefill, Mode::Dense, KvFormat::Elements, stored, dense);
+            change(&run.device, &mut run.timed.output);
+            run.judge().last().unwrap().clone()
+        };
+        let right = judged(|_, _| ());
         assert!(right.what.starts_with("feed-forward of token 4"), "{right:?}");
         assert!(right.share <= 1.0, "{stored:?} {dense}: {right:?}");
-        let kept = run.timed.output.clone();
-        run.timed.output.x = doubled(&run.device, &kept.x);
-        assert!(of_mlp(&run.judge()).share > 1.0);
-        run.timed.output.x = kept.x;
-        run.timed.output.ffn_in = doubled(&run.device, &kept.ffn_in);
-        assert!(of_mlp(&run.judge()).share > 1.0);
+        assert!(judged(|device, output| output.x = doubled(device, &output.x)).share > 1.0);
+        let given = |device: &Device, output: &mut Output| {
+            output.ffn_in = doubled(device, &output.ffn_in);
+        };
+        assert!(judged(given).share > 1.0);
     }
 }
 
