@@ -40,8 +40,9 @@ impl Tiling {
             let most = group.rows * machine.groups();
             // Of few rows two teams run on a core, and their groups share the columns.
             let (rows, cols, stages) = match (rows, cols, scaled) {
+                (_, _, true) if rows <= group.rows => (group.rows, 64, 6),
                 _ if rows <= group.rows => (group.rows, 128, 4),
-                // Sums of a block and of all blocks take a register each.
+                // Two blocks' sums and those of all blocks take a register each.
                 (_, _, true) => (most, 128, 6),
                 (_, 0..=128, false) => (most, 128, 4),
                 _ => (most, group.most_cols, 4),
@@ -59,14 +60,6 @@ impl Tiling {
         Self { rows, cols: (LANES * lanes).max(64), k: BLOCK, stages: 1, scaled }
     }
 
-    /// How the tiles are loaded.
-    fn schedule(&self, machine: Machine) -> Schedule {
-        if self.scaled {
-            Schedule::new(machine, self.stages)
-        } else {
-            Schedule::of_running_products(machine, self.stages)
-        }
-    }
 }
 
 /// Row tiles that take turns before the next tile of columns: programs that run side by side read the same rows of x
@@ -115,7 +108,8 @@ impl<'a, E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType> Operands<'a
         let x_ring = Ring::<S>::new(x_shape, tiling.stages);
         let w_ring = Ring::<S>::new(w_shape, tiling.stages);
         let tiles = Operands::<'a, E, N, S, R> { x_rows, w_rows, x_ring, w_ring };
-        Pipeline::<Operands<'a, E, N, S, R>>::new(tiles, comptime![tiling.schedule(machine)])
+        let schedule = comptime![Schedule::of_running_products(machine, tiling.stages)];
+        Pipeline::<Operands<'a, E, N, S, R>>::new(tiles, schedule)
     }
 }
 
@@ -171,14 +165,15 @@ impl<'a> BlockScales<'a> {
         BlockScales::<'a> { x, w, rows: starts, cols, layout }
     }
 
-    /// What the products of block `b` are to be multiplied by, of each own row.
-    fn of_block(&self, b: usize) -> Array<f32> {
+    /// What the products of block `b`, of `blocks`, are to be multiplied by, of each own row; 0 behind the last.
+    fn of_block(&self, b: usize, blocks: usize) -> Array<f32> {
         let layout = comptime![self.layout];
+        let (exists, b) = (b < blocks, min(b, blocks - 1));
         let of_cols = self.w[self.cols + b];
         let mut factors = Array::<f32>::new(comptime![layout.own_rows()]);
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
-            factors[own] = self.x[self.rows[own] + b] * of_cols;
+            factors[own] = select(exists, self.x[self.rows[own] + b] * of_cols, 0.0f32);
         }
         factors
     }
@@ -193,30 +188,72 @@ pub(crate) fn product<E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType
     #[comptime] tiling: Tiling,
     #[comptime] layout: Layout,
 ) -> Fragment<W> {
-    let mut sums = Fragment::<W>::zeroed(layout);
     operands.start(steps);
-    for step in 0..steps {
-        operands.await_tile(step);
-        operands.load_next(step);
-        let x_tile = operands.source.x_ring.tile(step);
-        let w_tile = operands.source.w_ring.tile(step);
-        if comptime![tiling.scaled] {
-            let mut block = Fragment::<W>::zeroed(layout);
-            start_nt(&mut block, &x_tile, &w_tile);
-            // Looked up while the product runs.
-            let factors = scales.of_block(step);
-            finish_product(&mut block, 0usize);
-            add_scaled(&mut sums, &block, &factors);
-        } else {
-            start_nt(&mut sums, &x_tile, &w_tile);
+    if comptime![tiling.scaled] {
+        scaled::<E, N, S, R, W>(operands, scales, steps, layout)
+    } else {
+        let mut sums = Fragment::<W>::zeroed(layout);
+        for step in 0..steps {
+            start_step::<E, N, S, R, W>(operands, &mut sums, step);
             // This product runs while the next is started; the one before is done.
             finish_product(&mut sums, 1usize);
         }
-    }
-    if comptime![!tiling.scaled] {
         finish_product(&mut sums, 0usize);
+        sums
+    }
+}
+
+/// [`product`] of codes. Two blocks take turns: while one is scaled and added, the matrix unit works on the other.
+/// What is started beyond the last is a product of zeros, which are added as such.
+#[cube]
+fn scaled<E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType, W: Size>(
+    operands: &Pipeline<Operands<'_, E, N, S, R>>,
+    scales: &BlockScales<'_>,
+    steps: usize,
+    #[comptime] layout: Layout,
+) -> Fragment<W> {
+    let mut sums = Fragment::<W>::zeroed(layout);
+    let mut even = Fragment::<W>::zeroed(layout);
+    if comptime![layout.machine.can().async_products] {
+        let mut odd = Fragment::<W>::zeroed(layout);
+        start_step::<E, N, S, R, W>(operands, &mut even, 0usize);
+        finish_product(&mut even, 0usize);
+        for pair in 0..steps.div_ceil(2) {
+            let step = 2 * pair;
+            let factors = scales.of_block(step, steps);
+            odd.clear();
+            start_step::<E, N, S, R, W>(operands, &mut odd, step + 1);
+            add_scaled(&mut sums, &even, &factors);
+            finish_product(&mut odd, 0usize);
+
+            let factors = scales.of_block(step + 1, steps);
+            even.clear();
+            start_step::<E, N, S, R, W>(operands, &mut even, step + 2);
+            add_scaled(&mut sums, &odd, &factors);
+            finish_product(&mut even, 0usize);
+        }
+    } else {
+        for step in 0..steps {
+            even.clear();
+            start_step::<E, N, S, R, W>(operands, &mut even, step);
+            add_scaled(&mut sums, &even, &scales.of_block(step, steps));
+        }
     }
     sums
+}
+
+/// Starts to add the product of tile `step` to `sums`.
+#[cube]
+fn start_step<E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType, W: Size>(
+    operands: &Pipeline<Operands<'_, E, N, S, R>>,
+    sums: &mut Fragment<W>,
+    step: usize,
+) {
+    operands.await_tile(step);
+    operands.load_next(step);
+    let x_tile = operands.source.x_ring.tile(step);
+    let w_tile = operands.source.w_ring.tile(step);
+    start_nt(sums, &x_tile, &w_tile);
 }
 
 /// `sums += block · factors`, a factor for each of this unit's rows; each sum is rounded once.
