@@ -7,6 +7,7 @@
 //! An index that is negative or >= the number of rows is no key: nothing of its row is read.
 
 mod record;
+mod refill;
 
 use crate::dtype::DType;
 use crate::pages::{KvRecord, Pages, PagesLaunch};
@@ -163,6 +164,8 @@ pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
     pub end: usize,
     /// The tiles.
     pub ring: Ring<S>,
+    /// Which rows of each place are keys, where the units that load them are not those that ask.
+    noted: Shared<[u32]>,
     /// Columns of a row.
     #[cube(comptime)]
     pub d_qk: usize,
@@ -185,7 +188,8 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
             list = t * lists.indices.stride(0);
         }
         let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
-        let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, d_qk };
+        let noted = team_memory::<u32>(comptime![noted(ring.shape)], 16usize, ring.shape.machine);
+        let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, noted, d_qk };
         Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
@@ -213,19 +217,51 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 
     /// Which columns of the scores of the `n`-th tile are keys.
     pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Mask<W> {
-        let first = self.first + n * comptime![self.ring.shape.rows];
         let mut bits = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
         #[unroll(layout.unrolled())]
         for cell in 0..comptime![layout.run()] {
             let mut value = Vector::<u32, W>::new(0u32);
             #[unroll]
             for i in 0..W::value() {
-                let row = self.row_of_key(first + col_of(cell, layout) + i);
-                value.insert(i, select(row >= 0, u32::MAX, 0u32));
+                value.insert(i, self.bits_of(n, col_of(cell, layout) + i));
             }
             bits[cell] = value;
         }
         Mask::of_columns(bits)
+    }
+
+    /// Whether a column of the scores of the `n`-th tile may be no key. The same in every unit of a plane.
+    pub fn lacks_keys(&self, n: usize) -> bool {
+        let shape = comptime![self.ring.shape];
+        if comptime![shape.machine.role.is_some()] {
+            let mut all = true.runtime();
+            #[unroll]
+            for i in 0..comptime![shape.rows / shape.machine.plane] {
+                let row = UNIT_POS_PLANE as usize + comptime![i * shape.machine.plane];
+                all = all && self.bits_of(n, row) != 0;
+            }
+            !plane_all(all)
+        } else {
+            true.runtime()
+        }
+    }
+
+    /// All bits if the row `r` of the `n`-th tile is a key, none otherwise.
+    fn bits_of(&self, n: usize, r: usize) -> u32 {
+        let shape = comptime![self.ring.shape];
+        if comptime![shape.machine.role.is_some()] {
+            self.noted[n % comptime![self.ring.stages] * comptime![shape.rows] + r]
+        } else {
+            let row = self.row_of_key(self.first + n * comptime![shape.rows] + r);
+            select(row >= 0, u32::MAX, 0u32)
+        }
+    }
+
+    /// Notes whether the row `r` of the `n`-th tile is a key.
+    fn note(&self, n: usize, r: usize, exists: bool) {
+        let at = n % comptime![self.ring.stages] * comptime![self.ring.shape.rows] + r;
+        let mut noted = self.noted.clone();
+        noted[at] = select(exists, u32::MAX, 0u32);
     }
 }
 
@@ -270,6 +306,16 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N,
         }
         load_part::<S, KeyTiles<'_, E, N, B, S>>(&mut tile, self, first, part);
     }
+}
+
+/// How many rows of places of `shape` are noted.
+fn noted(shape: TileShape) -> usize {
+    if shape.machine.role.is_some() { PLACES * shape.rows } else { 1 }
+}
+
+/// The team memory that notes them.
+pub(crate) fn noted_piece(shape: TileShape) -> Piece {
+    Piece { bytes: noted(shape) * size_of::<u32>(), alignment: 16 }
 }
 
 /// Where a launch finds the rows of keys.

@@ -221,7 +221,7 @@ impl ToLLVMDialect for PrefetchOp {
 
 /// What committing and waiting do to memory: after them shared memory may hold other bytes than before,
 /// wherever the copies under way write, so no load from it is the same as one before.
-fn copies_land() -> Vec<MemoryEffect> {
+pub(super) fn copies_land() -> Vec<MemoryEffect> {
     vec![
         MemoryEffect::ReadAllInSpace(AddressSpace::Shared),
         MemoryEffect::WriteAllInSpace(AddressSpace::Shared),
