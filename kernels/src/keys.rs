@@ -189,7 +189,8 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         }
         let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
         let noted = team_memory::<u32>(comptime![noted(ring.shape)], 16usize, ring.shape.machine);
-        let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, noted, d_qk };
+        let tiles =
+            KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, noted, d_qk };
         Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 

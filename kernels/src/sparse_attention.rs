@@ -28,9 +28,7 @@ use crate::attention::{AttentionArgs, AttentionOut, OUTPUTS, sink_factor};
 use crate::contract::Contract;
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::keys::{
-    KeyCache, KeyLists, KeyRows, KeyTiles, Keys, Kv, Lists, RowFormat, noted_piece,
-};
+use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Keys, Kv, Lists, RowFormat, noted_piece};
 use crate::merge_splits::merge_splits;
 use crate::tensor::Tensor;
 use crate::tile::*;
@@ -147,8 +145,8 @@ struct Scores<S: Numeric, W: Size> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size>
-    Stage<KeyTurns<'a, E, N, B, S>> for Scores<S, W>
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size> Stage<KeyTurns<'a, E, N, B, S>>
+    for Scores<S, W>
 {
     fn turn(&mut self, n: usize, turns: &mut KeyTurns<'a, E, N, B, S>) {
         turns.await_tile(n);
@@ -174,8 +172,8 @@ struct Outputs<W: Size> {
 }
 
 #[cube]
-impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size>
-    Stage<KeyTurns<'a, E, N, B, S>> for Outputs<W>
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size> Stage<KeyTurns<'a, E, N, B, S>>
+    for Outputs<W>
 {
     fn turn(&mut self, n: usize, turns: &mut KeyTurns<'a, E, N, B, S>) {
         let next = turns.look_up(n);

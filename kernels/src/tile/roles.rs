@@ -22,8 +22,8 @@ use super::load::FoundRows;
 use super::machine::{Machine, Part, Piece, Role, WARPGROUP, sync_team, team_memory};
 use super::multiply::{Product, finish_product, multiply_nn, start_nt};
 use super::nvptx::{
-    arrive, arrive_when_copied, await_arrivals, initialise_barrier, invalidate_barrier, sync_units,
-    wait_copies,
+    arrive, arrive_when_copied, await_arrivals, fresh, initialise_barrier, invalidate_barrier,
+    sync_units, wait_copies,
 };
 use super::pipeline::{Pipeline, Source, finish_loads};
 use super::softmax::OnlineSoftmax;
@@ -73,7 +73,8 @@ impl Roles {
 pub fn takes(#[comptime] role: Machine) -> bool {
     match comptime![role.role] {
         Some(taken) => {
-            let group = plane_broadcast(UNIT_POS / WARPGROUP as u32, 0u32);
+            // Asked anew, which is cheaper than to keep the answer while the accumulators fill the registers.
+            let group = plane_broadcast(fresh(UNIT_POS) / WARPGROUP as u32, 0u32);
             let first = comptime![(taken.first / WARPGROUP) as u32];
             let end = comptime![first + (role.team / WARPGROUP) as u32];
             group >= first && group < end
@@ -211,8 +212,11 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
                 #[unroll]
                 for i in 0..BARRIERS {
                     // Each unit arrives at a tile twice: when its copies are there, and with what it stored.
-                    let arrivals =
-                        comptime![if i < FACTORS { 2 * roles.outputs.team } else { roles.scores.team }];
+                    let arrivals = comptime![if i < FACTORS {
+                        2 * roles.outputs.team
+                    } else {
+                        roles.scores.team
+                    }];
                     initialise_barrier(&mut self.words, i, arrivals as u32);
                 }
             }
@@ -222,6 +226,8 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
             } else {
                 #[unroll]
                 for n in 0..PLACES {
+                    // Where the first tiles are would be kept for another pass through all of this one.
+                    let n = fresh(n as u32) as usize;
                     let rows = self.tiles.source.look_up(n);
                     self.fill(n, &rows);
                 }
@@ -290,7 +296,8 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         for own in 0..comptime![layout.own_rows()] {
             if comptime![self.roles.are_apart()] {
                 if lane_of(layout) == 0 {
-                    self.factors[place * comptime![layout.rows] + row_of(own, layout)] = numbers[own];
+                    self.factors[place * comptime![layout.rows] + row_of(own, layout)] =
+                        numbers[own];
                 }
             } else {
                 self.own[own] = numbers[own];
@@ -331,7 +338,12 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
     }
 
     /// Turns the scores of the `n`-th tile into probabilities by `softmax`, and hands them over.
-    pub fn put<W: Size>(&mut self, n: usize, scores: &mut Fragment<W>, softmax: &mut OnlineSoftmax) {
+    pub fn put<W: Size>(
+        &mut self,
+        n: usize,
+        scores: &mut Fragment<W>,
+        softmax: &mut OnlineSoftmax,
+    ) {
         if comptime![self.roles.are_apart()] {
             let mut panel = self.tiles.source.tile(n).last_panel();
             #[unroll]

@@ -220,7 +220,8 @@ pub fn store_part<S: Numeric, W: Size>(
             // Cells come in pairs of adjacent columns.
             let panels = comptime![tile.shape.k_major()];
             let size = S::size();
-            let (first, count) = comptime![(part.first(layout.run() / 2), part.count(layout.run() / 2))];
+            let (first, count) =
+                comptime![(part.first(layout.run() / 2), part.count(layout.run() / 2))];
             #[unroll]
             for pair in 0..count {
                 let pair = first + pair;
