@@ -16,6 +16,7 @@ use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 use record::{load_record, rope_at};
+use refill::{ACROSS, down};
 
 /// The rows of keys, each of which is a value in its first columns.
 #[derive(Clone, Copy, Debug)]
@@ -196,14 +197,32 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 
     /// The row of key `j`, -1 if it is none. There is at least one entry, and one row.
     fn row_of_key(&self, j: usize) -> i32 {
-        let counts = j < self.end;
-        let row = match comptime![self.lists.key_set] {
-            KeySet::Listed => self.lists.indices.data[self.list + select(counts, j, 0usize)],
+        let entry = match comptime![self.lists.key_set] {
+            KeySet::Listed => self.lists.indices.data[self.list + select(j < self.end, j, 0usize)],
             KeySet::Range => j as i32,
         };
+        self.checked(j, entry)
+    }
+
+    /// The row that the entry `entry` of key `j` names, -1 if it is none.
+    fn checked(&self, j: usize, entry: i32) -> i32 {
         // Compared before it is multiplied by any stride: INT_MIN and INT_MAX are harmless.
-        let valid = counts && row >= 0 && row < self.cache.pages.count as i32;
-        select(valid, row, -1i32)
+        let valid = j < self.end && entry >= 0 && entry < self.cache.pages.count as i32;
+        select(valid, entry, -1i32)
+    }
+
+    /// Where the row `row` begins, and whether there is such a row.
+    fn place_of(&self, row: i32) -> (usize, bool) {
+        let exists = row >= 0;
+        // The offset of a missing row is never used, but it must not be computed from -1 either.
+        (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
+    }
+
+    /// The key of the `n`-th tile that this unit loads in a step.
+    fn own_key(&self, n: usize, #[comptime] step: usize) -> usize {
+        let shape = comptime![self.ring.shape];
+        let r = comptime![step * down(shape)] + unit_id(shape.machine) / comptime![ACROSS];
+        self.first + n * comptime![shape.rows] + r
     }
 
     /// Asks for the entries of the tile after the `n`-th, which are looked up in the next turn: a product that is
@@ -269,10 +288,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 #[cube]
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows<S> for KeyTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
-        let row = self.row_of_key(i);
-        let exists = row >= 0;
-        // The offset of a missing row is never used, but it must not be computed from -1 either.
-        (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
+        self.place_of(self.row_of_key(i))
     }
 
     fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool) {

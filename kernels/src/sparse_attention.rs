@@ -176,14 +176,14 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size> Stage<KeyTurns<'a, E
     for Outputs<W>
 {
     fn turn(&mut self, n: usize, turns: &mut KeyTurns<'a, E, N, B, S>) {
-        let next = turns.look_up(n);
+        let mut next = turns.look_up(n);
         turns.rescale(n, &mut self.cells);
         if self.pass > 0 {
             turns.await_probabilities(n);
             let tile = turns.tiles.source.tile(n);
             replace_values(&mut tile.leading(self.cells.layout.cols), self.pass);
         }
-        turns.multiply_nn(n, &mut self.cells, &next);
+        turns.multiply_nn(n, &mut self.cells, &mut next);
     }
 }
 

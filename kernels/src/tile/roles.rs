@@ -132,10 +132,19 @@ pub trait Refill<S: Numeric> {
     /// The place of the `n`-th tile.
     fn tile(&self, n: usize) -> Tile<S>;
 
-    /// The rows of the `n`-th tile that this unit loads, none beyond the last tile.
-    fn look_up(&self, n: usize) -> FoundRows;
+    /// How many rows of a tile a unit loads.
+    fn own_rows(&self) -> comptime_type!(usize);
 
-    /// Starts to load a block of the `n`-th tile, of rows that were looked up.
+    /// Asks which rows of the `n`-th tile this unit loads, to be looked at in a later turn.
+    fn ask(&self, n: usize, entries: &mut Array<i32>);
+
+    /// The rows of the `n`-th tile that were asked for, none beyond the last tile.
+    fn find(&self, n: usize, entries: &Array<i32>) -> FoundRows;
+
+    /// Reads a part of the rows that were looked up, where units store what they load.
+    fn read(&self, rows: &mut FoundRows, #[comptime] part: Part);
+
+    /// Starts to load a block of the `n`-th tile, of rows that were looked up, and a part of them that was read.
     fn load_found(&self, n: usize, rows: &FoundRows, #[comptime] block: Block);
 
     /// Whether units store what they load, so that it must be made visible to products.
@@ -153,6 +162,8 @@ pub struct Turns<L: Source + CubeType, S: Numeric> {
     own: Array<f32>,
     /// What probabilities go through where units have both roles.
     via: Tile<S>,
+    /// Which rows of the next tile to be loaded this unit has asked for.
+    asked: Array<i32>,
     /// mbarriers.
     words: Shared<[u64]>,
     #[cube(comptime)]
@@ -200,7 +211,9 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         let via = Tile::<S>::new(comptime![roles.via(layout)]);
         let words = team_memory::<u64>(comptime![roles.barriers()], 8usize, roles.all);
         let own = Array::<f32>::new(comptime![layout.own_rows()]);
-        Turns::<L, S> { tiles, factors, own, via, words, layout, roles }
+        let entries = tiles.source.own_rows();
+        let asked = Array::<i32>::new(entries);
+        Turns::<L, S> { tiles, factors, own, via, asked, words, layout, roles }
     }
 
     /// Starts to load the first of `count` tiles. Everything that the scores' units loaded before is there for them
@@ -224,24 +237,37 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
             if takes(roles.scores) {
                 finish_loads(roles.scores);
             } else {
-                #[unroll]
-                for n in 0..PLACES {
-                    // Where the first tiles are would be kept for another pass through all of this one.
-                    let n = fresh(n as u32) as usize;
-                    let rows = self.tiles.source.look_up(n);
-                    self.fill(n, &rows);
-                }
+                self.fill_places();
             }
         } else {
             self.tiles.start(count);
         }
     }
 
-    /// Loads all of the `n`-th tile.
-    fn fill(&mut self, n: usize, rows: &FoundRows) {
-        self.tiles.source.load_found(n, rows, comptime![Block::Rows(Part::WHOLE)]);
-        self.tiles.source.load_found(n, rows, comptime![Block::LastPanel]);
-        self.loaded(n);
+    /// Starts to load a tile in every place.
+    fn fill_places(&mut self) {
+        let entries = self.tiles.source.own_rows();
+        let mut asked = Sequence::<Array<i32>>::new();
+        #[unroll]
+        for n in 0..PLACES {
+            // Where the first tiles are would be kept for another pass through all of this one.
+            let mut of_tile = Array::<i32>::new(entries);
+            self.tiles.source.ask(fresh(n as u32) as usize, &mut of_tile);
+            asked.push(of_tile);
+        }
+        self.tiles.source.ask(fresh(PLACES as u32) as usize, &mut self.asked);
+        #[unroll]
+        for n in 0..PLACES {
+            let mut rows = self.tiles.source.find(fresh(n as u32) as usize, asked.index(n));
+            #[unroll]
+            for index in 0..PARTS {
+                let part = comptime![Part { index, of: PARTS }];
+                self.tiles.source.read(&mut rows, part);
+                self.tiles.source.load_found(n, &rows, comptime![Block::Rows(part)]);
+            }
+            self.tiles.source.load_found(n, &rows, comptime![Block::LastPanel]);
+            self.loaded(n);
+        }
     }
 
     /// Arrives at the `n`-th tile, all of whose blocks are on their way.
@@ -287,7 +313,8 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
 
     /// Hands over what the outputs are multiplied by in the end.
     pub fn put_scales(&mut self, scales: &Array<f32>) {
-        self.publish(PLACES.runtime(), scales);
+        let place = self.place_of_scales();
+        self.publish(place, scales);
     }
 
     fn publish(&mut self, place: usize, numbers: &Array<f32>) {
@@ -326,7 +353,17 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         if comptime![self.roles.are_apart()] {
             await_arrivals(&mut self.words, comptime![FACTORS + PLACES], 0u32);
         }
-        self.number(PLACES.runtime(), own, layout)
+        let place = self.place_of_scales();
+        self.number(place, own, layout)
+    }
+
+    /// The place after those of the tiles, asked anew: its address would be kept beside theirs through the loop.
+    fn place_of_scales(&self) -> usize {
+        if comptime![self.roles.are_apart()] {
+            fresh(comptime![PLACES as u32]) as usize
+        } else {
+            PLACES.runtime()
+        }
     }
 
     fn number(&self, place: usize, own: usize, #[comptime] layout: Layout) -> f32 {
@@ -372,18 +409,16 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         }
     }
 
-    /// The rows of the tile that this unit is to load in place of the `n`-th.
-    pub fn look_up(&self, n: usize) -> FoundRows {
-        if comptime![self.roles.are_apart()] {
-            self.tiles.source.look_up(n + PLACES)
-        } else {
-            FoundRows { at: Array::new(1usize), exist: Array::new(1usize) }
-        }
+    /// The rows of the tile that this unit is to load in place of the `n`-th, which were asked for a turn ago.
+    pub fn look_up(&mut self, n: usize) -> FoundRows {
+        let rows = self.tiles.source.find(n + PLACES, &self.asked);
+        self.tiles.source.ask(n + comptime![PLACES + 1], &mut self.asked);
+        rows
     }
 
     /// Adds the product of the `n`-th tile's probabilities and values to `acc`, and fills the tile's place with the one
     /// that is to come there, of whose rows `next` are this unit's.
-    pub fn multiply_nn<W: Size>(&mut self, n: usize, acc: &mut Fragment<W>, next: &FoundRows) {
+    pub fn multiply_nn<W: Size>(&mut self, n: usize, acc: &mut Fragment<W>, next: &mut FoundRows) {
         let roles = comptime![self.roles];
         let tile = self.tiles.source.tile(n);
         if comptime![roles.are_apart()] {
@@ -400,16 +435,17 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
             let later = n + PLACES;
             #[unroll]
             for index in 0..PARTS {
+                let part = comptime![Part { index, of: PARTS }];
+                self.tiles.source.read(next, part);
                 if comptime![index + 1 < PARTS] {
                     wait_mma(comptime![PARTS - 1 - index]);
                 } else {
                     finish_product(acc, 0usize);
                 }
                 meet(roles.outputs);
-                let part = comptime![Part { index, of: PARTS }];
-                self.tiles.source.load_found(later, next, comptime![Block::Rows(part)]);
+                self.tiles.source.load_found(later, &*next, comptime![Block::Rows(part)]);
             }
-            self.tiles.source.load_found(later, next, comptime![Block::LastPanel]);
+            self.tiles.source.load_found(later, &*next, comptime![Block::LastPanel]);
             self.loaded(later);
         } else {
             multiply_nn(acc, &self.via, &tile);
