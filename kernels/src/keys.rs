@@ -7,6 +7,7 @@
 //! An index that is negative or >= the number of rows is no key: nothing of its row is read.
 
 mod record;
+mod refill;
 
 use crate::dtype::DType;
 use crate::pages::{KvRecord, Pages, PagesLaunch};
@@ -15,6 +16,7 @@ use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
 use record::{load_record, rope_at};
+use refill::{ACROSS, down};
 
 /// The rows of keys, each of which is a value in its first columns.
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +165,8 @@ pub(crate) struct KeyTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
     pub end: usize,
     /// The tiles.
     pub ring: Ring<S>,
+    /// Which rows of each place are keys, where the units that load them are not those that ask.
+    noted: Shared<[u32]>,
     /// Columns of a row.
     #[cube(comptime)]
     pub d_qk: usize,
@@ -185,20 +189,40 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
             list = t * lists.indices.stride(0);
         }
         let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
-        let tiles = KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, d_qk };
+        let noted = team_memory::<u32>(comptime![noted(ring.shape)], 16usize, ring.shape.machine);
+        let tiles =
+            KeyTiles::<'a, E, N, B, S> { cache, lists, list, first, end, ring, noted, d_qk };
         Pipeline::<KeyTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
     /// The row of key `j`, -1 if it is none. There is at least one entry, and one row.
     fn row_of_key(&self, j: usize) -> i32 {
-        let counts = j < self.end;
-        let row = match comptime![self.lists.key_set] {
-            KeySet::Listed => self.lists.indices.data[self.list + select(counts, j, 0usize)],
+        let entry = match comptime![self.lists.key_set] {
+            KeySet::Listed => self.lists.indices.data[self.list + select(j < self.end, j, 0usize)],
             KeySet::Range => j as i32,
         };
+        self.checked(j, entry)
+    }
+
+    /// The row that the entry `entry` of key `j` names, -1 if it is none.
+    fn checked(&self, j: usize, entry: i32) -> i32 {
         // Compared before it is multiplied by any stride: INT_MIN and INT_MAX are harmless.
-        let valid = counts && row >= 0 && row < self.cache.pages.count as i32;
-        select(valid, row, -1i32)
+        let valid = j < self.end && entry >= 0 && entry < self.cache.pages.count as i32;
+        select(valid, entry, -1i32)
+    }
+
+    /// Where the row `row` begins, and whether there is such a row.
+    fn place_of(&self, row: i32) -> (usize, bool) {
+        let exists = row >= 0;
+        // The offset of a missing row is never used, but it must not be computed from -1 either.
+        (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
+    }
+
+    /// The key of the `n`-th tile that this unit loads in a step.
+    fn own_key(&self, n: usize, #[comptime] step: usize) -> usize {
+        let shape = comptime![self.ring.shape];
+        let r = comptime![step * down(shape)] + unit_id(shape.machine) / comptime![ACROSS];
+        self.first + n * comptime![shape.rows] + r
     }
 
     /// Asks for the entries of the tile after the `n`-th, which are looked up in the next turn: a product that is
@@ -213,29 +237,58 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
 
     /// Which columns of the scores of the `n`-th tile are keys.
     pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Mask<W> {
-        let first = self.first + n * comptime![self.ring.shape.rows];
         let mut bits = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
         #[unroll(layout.unrolled())]
         for cell in 0..comptime![layout.run()] {
             let mut value = Vector::<u32, W>::new(0u32);
             #[unroll]
             for i in 0..W::value() {
-                let row = self.row_of_key(first + col_of(cell, layout) + i);
-                value.insert(i, select(row >= 0, u32::MAX, 0u32));
+                value.insert(i, self.bits_of(n, col_of(cell, layout) + i));
             }
             bits[cell] = value;
         }
         Mask::of_columns(bits)
+    }
+
+    /// Whether a column of the scores of the `n`-th tile may be no key. The same in every unit of a plane.
+    pub fn lacks_keys(&self, n: usize) -> bool {
+        let shape = comptime![self.ring.shape];
+        if comptime![shape.machine.role.is_some()] {
+            let mut all = true.runtime();
+            #[unroll]
+            for i in 0..comptime![shape.rows / shape.machine.plane] {
+                let row = UNIT_POS_PLANE as usize + comptime![i * shape.machine.plane];
+                all = all && self.bits_of(n, row) != 0;
+            }
+            !plane_all(all)
+        } else {
+            true.runtime()
+        }
+    }
+
+    /// All bits if the row `r` of the `n`-th tile is a key, none otherwise.
+    fn bits_of(&self, n: usize, r: usize) -> u32 {
+        let shape = comptime![self.ring.shape];
+        if comptime![shape.machine.role.is_some()] {
+            self.noted[n % comptime![self.ring.stages] * comptime![shape.rows] + r]
+        } else {
+            let row = self.row_of_key(self.first + n * comptime![shape.rows] + r);
+            select(row >= 0, u32::MAX, 0u32)
+        }
+    }
+
+    /// Notes whether the row `r` of the `n`-th tile is a key.
+    fn note(&self, n: usize, r: usize, exists: bool) {
+        let at = n % comptime![self.ring.stages] * comptime![self.ring.shape.rows] + r;
+        let mut noted = self.noted.clone();
+        noted[at] = select(exists, u32::MAX, 0u32);
     }
 }
 
 #[cube]
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows<S> for KeyTiles<'a, E, N, B, S> {
     fn row(&self, i: usize) -> (usize, bool) {
-        let row = self.row_of_key(i);
-        let exists = row >= 0;
-        // The offset of a missing row is never used, but it must not be computed from -1 either.
-        (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
+        self.place_of(self.row_of_key(i))
     }
 
     fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool) {
@@ -270,6 +323,16 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N,
         }
         load_part::<S, KeyTiles<'_, E, N, B, S>>(&mut tile, self, first, part);
     }
+}
+
+/// How many rows of places of `shape` are noted.
+fn noted(shape: TileShape) -> usize {
+    if shape.machine.role.is_some() { PLACES * shape.rows } else { 1 }
+}
+
+/// The team memory that notes them.
+pub(crate) fn noted_piece(shape: TileShape) -> Piece {
+    Piece { bytes: noted(shape) * size_of::<u32>(), alignment: 16 }
 }
 
 /// Where a launch finds the rows of keys.

@@ -24,12 +24,11 @@
 //! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
 
 use crate::Result;
-pub use crate::attention::machine;
 use crate::attention::{AttentionArgs, AttentionOut, OUTPUTS, sink_factor};
 use crate::contract::Contract;
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Keys, Kv, Lists, RowFormat};
+use crate::keys::{KeyCache, KeyLists, KeyRows, KeyTiles, Keys, Kv, Lists, RowFormat, noted_piece};
 use crate::merge_splits::merge_splits;
 use crate::tensor::Tensor;
 use crate::tile::*;
@@ -61,65 +60,130 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
     let h0 = head_tile * tiling.heads;
     let (first, end, tiles) = lists.split(t, split, splits, tiling.keys);
 
-    let score_layout = comptime![Layout::new(machine, tiling.heads, tiling.keys)];
-    let out_layout = comptime![Layout::new(machine, tiling.heads, tiling.out_cols)];
-    let kv_shape = comptime![TileShape::new(machine, tiling.keys, tiling.kv_cols())];
+    let roles = comptime![Roles::of(machine)];
+    let score_layout = comptime![Layout::new(roles.scores, tiling.heads, tiling.keys)];
+    let out_layout = comptime![Layout::new(roles.outputs, tiling.heads, tiling.out_cols)];
+    let kv_shape = comptime![TileShape::new(roles.outputs, tiling.keys, tiling.kv_cols())];
     let kv_ring = Ring::<S>::new(kv_shape, tiling.stages);
     let kv_tiles = KeyTiles::new(rows, lists, t, first, end, kv_ring, tiling.d_qk);
-    let mut q_tile = Tile::<S>::new(comptime![TileShape::new(machine, tiling.heads, tiling.d_qk)]);
-    let mut p_tile = Tile::<S>::new(comptime![TileShape::via(score_layout)]);
-    q.rows(1, h0, t * q.stride(0), tiling.d_qk).load(&mut q_tile);
-    let mut softmax = OnlineSoftmax::new(softmax_scale, score_layout);
-    let mut acc = Fragment::<W>::zeroed(out_layout);
-    let mut scores = Fragment::<W>::zeroed(score_layout);
+    let mut turns = KeyTurns::<'_, E, N, B, S>::new(kv_tiles, score_layout, roles);
+    let q_shape = comptime![TileShape::new(roles.scores, tiling.heads, tiling.d_qk)];
+    let mut q_tile = Tile::<S>::new(q_shape);
+    if takes(roles.scores) {
+        q.rows(1, h0, t * q.stride(0), tiling.d_qk).load(&mut q_tile);
+    }
+    let softmax = OnlineSoftmax::new(softmax_scale, score_layout);
+    let mut scores = Scores::<S, W> { q_tile, cells: Fragment::zeroed(score_layout), softmax };
+    let mut outputs = Outputs::<W> { cells: Fragment::zeroed(out_layout), pass: 0u32.runtime() };
     let mut passes = Passes::new(machine);
-    let mut pass = 0u32.runtime();
-    while pass < PASSES {
-        softmax.clear();
-        acc.clear();
-        kv_tiles.start(tiles);
-        for n in 0..tiles {
-            kv_tiles.await_tile(n);
-            let mut kv_tile = kv_tiles.source.ring.tile(n);
-            scores.clear();
-            kv_tiles.start_nt(n, &mut scores, &q_tile, &kv_tile);
-            let mask = kv_tiles.source.mask(n, score_layout);
-            finish_product(&mut scores, 0usize);
-            scores.mask(&mask);
-            softmax.step(&mut scores, &mut acc);
-            if pass > 0 {
-                replace_values(&mut kv_tile, pass);
-            }
-            multiply_fragment_nn(&mut acc, &scores, &mut p_tile, &kv_tile);
-        }
-        softmax.finish();
-
-        #[unroll(out_layout.unrolled())]
-        for own in 0..comptime![out_layout.own_rows()] {
-            let head = asked_anew(h0, machine) + row_of(own, out_layout);
-            if head < heads {
-                let row = (split * tokens + t) * heads + head;
-                let mut scale = softmax.normaliser(own);
-                if comptime![tiling.has_sink] {
-                    scale *= sink_factor(softmax.lse(own), sink[head], machine);
+    while outputs.pass < PASSES {
+        scores.softmax.clear();
+        outputs.cells.clear();
+        turns.start(tiles);
+        run::<KeyTurns<'_, E, N, B, S>, Scores<S, W>, Outputs<W>>(
+            &mut scores,
+            &mut outputs,
+            &mut turns,
+            tiles,
+            roles,
+        );
+        if takes(roles.scores) {
+            scores.softmax.finish();
+            let mut scales = Array::<f32>::new(comptime![score_layout.own_rows()]);
+            #[unroll(score_layout.unrolled())]
+            for own in 0..comptime![score_layout.own_rows()] {
+                scales[own] = scores.softmax.normaliser(own);
+                let head = asked_anew(h0, machine) + row_of(own, score_layout);
+                if comptime![tiling.has_sink] && head < heads {
+                    scales[own] *= sink_factor(scores.softmax.lse(own), sink[head], machine);
                 }
-                let (known, d_v) = (softmax.is_known(own), comptime![tiling.d_v]);
-                passes.store_row(pass, &acc, own, scale, known, &mut out.data, row * d_v, d_v);
+            }
+            turns.put_scales(&scales);
+        }
+        if takes(roles.outputs) {
+            let pass = outputs.pass;
+            #[unroll(out_layout.unrolled())]
+            for own in 0..comptime![out_layout.own_rows()] {
+                let head = asked_anew(h0, machine) + row_of(own, out_layout);
+                let scale = turns.scale(own, out_layout);
+                if head < heads {
+                    let row = (split * tokens + t) * heads + head;
+                    let (known, d_v) = (!scale.is_nan(), comptime![tiling.d_v]);
+                    let acc = &outputs.cells;
+                    passes.store_row(pass, acc, own, scale, known, &mut out.data, row * d_v, d_v);
+                }
             }
         }
-        pass = passes.after(pass);
+        turns.finish();
+        outputs.pass = passes.after(outputs.pass);
     }
 
-    #[unroll(out_layout.unrolled())]
-    for own in 0..comptime![out_layout.own_rows()] {
-        let head = h0 + row_of(own, out_layout);
-        if head < heads && lane_of(out_layout) == 0 {
-            let row = (split * tokens + t) * heads + head;
-            let max_logit = softmax.max_logit(own);
-            // Parts are merged by what they add to their largest score.
-            lse[row] = softmax.lse_beyond(own, select(splits == 1, max_logit, 0.0f32));
-            max_logits[row] = max_logit;
+    if takes(roles.scores) {
+        #[unroll(score_layout.unrolled())]
+        for own in 0..comptime![score_layout.own_rows()] {
+            let head = h0 + row_of(own, score_layout);
+            if head < heads && lane_of(score_layout) == 0 {
+                let row = (split * tokens + t) * heads + head;
+                let max_logit = scores.softmax.max_logit(own);
+                // Parts are merged by what they add to their largest score.
+                lse[row] = scores.softmax.lse_beyond(own, select(splits == 1, max_logit, 0.0f32));
+                max_logits[row] = max_logit;
+            }
         }
+    }
+}
+
+/// What the stages hand over.
+type KeyTurns<'a, E, N, B, S> = Turns<KeyTiles<'a, E, N, B, S>, S>;
+
+/// The stage from a tile of keys to probabilities.
+#[derive(CubeType)]
+struct Scores<S: Numeric, W: Size> {
+    q_tile: Tile<S>,
+    cells: Fragment<W>,
+    softmax: OnlineSoftmax,
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size> Stage<KeyTurns<'a, E, N, B, S>>
+    for Scores<S, W>
+{
+    fn turn(&mut self, n: usize, turns: &mut KeyTurns<'a, E, N, B, S>) {
+        turns.await_tile(n);
+        self.cells.clear();
+        turns.start_nt(n, &mut self.cells, &self.q_tile);
+        finish_product(&mut self.cells, 0usize);
+        let keys = &turns.tiles.source;
+        if keys.lacks_keys(n) {
+            self.cells.mask(&keys.mask(n, self.cells.layout));
+        }
+        let factors = self.softmax.raise(&self.cells);
+        turns.put_factors(n, &factors);
+        turns.put(n, &mut self.cells, &mut self.softmax);
+    }
+}
+
+/// The stage from probabilities to outputs.
+#[derive(CubeType)]
+struct Outputs<W: Size> {
+    cells: Fragment<W>,
+    /// Of the [`Passes`].
+    pass: u32,
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size> Stage<KeyTurns<'a, E, N, B, S>>
+    for Outputs<W>
+{
+    fn turn(&mut self, n: usize, turns: &mut KeyTurns<'a, E, N, B, S>) {
+        let mut next = turns.look_up(n);
+        turns.rescale(n, &mut self.cells);
+        if self.pass > 0 {
+            turns.await_probabilities(n);
+            let tile = turns.tiles.source.tile(n);
+            replace_values(&mut tile.leading(self.cells.layout.cols), self.pass);
+        }
+        turns.multiply_nn(n, &mut self.cells, &mut next);
     }
 }
 
@@ -136,22 +200,31 @@ struct Tiling {
     d_v: usize,
     /// Columns of the output tile: d_v in whole cells for every unit.
     out_cols: usize,
+    /// Columns of a tile of rows that probabilities are handed over in.
+    panel: usize,
     has_sink: bool,
 }
 
 impl Tiling {
-    /// Columns of a tile of rows: those of the scores, and those of the output.
+    /// Columns of a tile of rows: those of the scores, and those of the output, beside which probabilities are handed
+    /// over where a tile has panels.
     fn kv_cols(&self) -> usize {
-        self.d_qk.max(self.out_cols)
+        self.d_qk.max(self.out_cols + self.panel)
     }
 
     /// Bytes of team memory that the kernel takes, its tiles' elements of `size` bytes.
     fn bytes(&self, machine: Machine, size: usize) -> usize {
-        let scores = Layout::new(machine, self.heads, self.keys);
+        let roles = Roles::of(machine);
+        let scores = Layout::new(roles.scores, self.heads, self.keys);
+        let kv_shape = TileShape::new(roles.outputs, self.keys, self.kv_cols());
+        let [factors, via, barriers] = roles.pieces(scores, size);
         bytes_of(&[
-            TileShape::new(machine, self.keys, self.kv_cols()).piece(self.stages, size),
-            TileShape::new(machine, self.heads, self.d_qk).piece(1, size),
-            TileShape::via(scores).piece(1, size),
+            kv_shape.piece(self.stages, size),
+            noted_piece(kv_shape),
+            factors,
+            via,
+            barriers,
+            TileShape::new(roles.scores, self.heads, self.d_qk).piece(1, size),
             OnlineSoftmax::piece(scores),
             Passes::PIECE,
         ])
@@ -160,17 +233,18 @@ impl Tiling {
     /// Whether a team of `machine` has memory and registers for the tiles of elements of type `elem`.
     fn fits(&self, machine: Machine, device: &Device, elem: ElemType) -> bool {
         self.bytes(machine, machine.kept(elem).size()) <= device.shared_memory()
-            && Layout::new(machine, self.heads, self.out_cols).has_room()
+            && Layout::new(Roles::of(machine).outputs, self.heads, self.out_cols).has_room()
     }
 
     /// The tiles that suit `machine`.
     fn new(machine: Machine, heads: usize, d_qk: usize, args: &AttentionArgs) -> Self {
         let (d_v, has_sink) = (args.d_v, args.attn_sink.is_some());
         if let Some(group) = machine.can().group {
-            // Each group holds the output of all heads in its part of the columns.
-            let out_cols = d_v.next_multiple_of(machine.can().tile_cols * machine.groups());
-            let (heads, keys, stages) = (group.rows, 64, 2);
-            return Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink };
+            // Each group of the outputs holds those of all heads in its part of the columns.
+            let panel = machine.can().tile_cols;
+            let out_cols = d_v.next_multiple_of(panel * Roles::of(machine).outputs.groups());
+            let (heads, keys, stages) = (group.rows, 64, PLACES);
+            return Self { heads, keys, stages, d_qk, d_v, out_cols, panel, has_sink };
         }
         // The more heads share a gathered tile the better. A GPU's team takes 16, fewer padded: with fewer
         // rows its units stand along them, and the keys they need do not fit shared memory.
@@ -179,7 +253,7 @@ impl Tiling {
         let cells = LANES * Layout::new(machine, heads, LANES).lanes();
         let (keys, stages) = (cells.max(32), 1);
         let out_cols = d_v.next_multiple_of(cells);
-        Self { heads, keys, stages, d_qk, d_v, out_cols, has_sink }
+        Self { heads, keys, stages, d_qk, d_v, out_cols, panel: 0, has_sink }
     }
 }
 
@@ -241,6 +315,12 @@ pub const DENSE_MLA_PAGED: Contract = Contract {
     sizes: RECORD_SIZES,
     ..SPARSE_MLA
 };
+
+/// How attention of `dtype` runs on `device`, sizes permitting.
+pub fn machine(device: &Device, dtype: DType) -> Machine {
+    // A wave of 64, or a warpgroup for each of the roles.
+    device.matrix_machine(dtype.elem(), 3).unwrap_or_else(|| device.machine(64))
+}
 
 /// Attention of each query token's heads over rows that they share, its list of them or its range: the same body, so
 /// that neither side is tuned better than the other ([`SPARSE_MLA`], [`SPARSE_MLA_PAGED`], [`DENSE_MLA`],
@@ -347,10 +427,8 @@ mod tests {
     /// What ptxas reports of the kernel; the header's budget is this in whole KB, and is held to what it takes.
     #[test]
     fn the_tiles_of_production_take_the_memory_that_ptxas_reports() {
-        let machine = Machine::of_warpgroups(2);
-        let (heads, keys, stages) = (64, 64, 2);
-        let tiling =
-            Tiling { heads, keys, stages, d_qk: 576, d_v: 512, out_cols: 512, has_sink: false };
+        let machine = Machine::of_warpgroups(3);
+        let tiling = Tiling::new(machine, 128, 576, &AttentionArgs::new(1.0, 512));
         assert_eq!(tiling.bytes(machine, 2), 229_892);
         let header = include_str!("sparse_attention.rs");
         assert!(header.contains(&format!(", {} KB of shared memory", 229_892usize.div_ceil(1024))));

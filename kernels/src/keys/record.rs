@@ -4,7 +4,7 @@ use crate::quant::BLOCK;
 use crate::tile::*;
 use cubecl::prelude::*;
 use cubecl_common::e4m3;
-use half::bf16;
+use half::{bf16, f16};
 
 /// [`Rows::load_piece`] of an fp8 record: codes times their block's scale, rounded to `E`, then the rope part.
 #[cube]
@@ -31,6 +31,76 @@ pub(super) fn load_record<E: Numeric, B: Size, S: Numeric>(
         };
         let value = select(exists, value, Vector::new(0.0f32));
         tile.put(r, col / LANES, Vector::cast_from(rounded_through::<E>(value, machine)));
+    }
+}
+
+/// Words of eight bytes that a unit reads of a record's latent of `columns` columns: those of its lane in each panel, and
+/// the scales, two a word.
+pub(super) fn latent_words(columns: usize) -> usize {
+    columns / PANEL + columns / BLOCK / 2
+}
+
+/// Columns of a panel.
+const PANEL: usize = 64;
+
+/// Reads what `lane` of eight has of the latent of the record that begins at byte `at`: of each 64 codes its eight, then
+/// all scales.
+#[cube]
+pub(super) fn read_latent<B: Size>(
+    words: &mut Array<u64>,
+    records: &[Vector<u8, B>],
+    at: usize,
+    lane: usize,
+    #[comptime] columns: usize,
+) {
+    let panels = comptime![columns / PANEL];
+    let first = at / LANES;
+    #[unroll]
+    for panel in 0..panels {
+        words[panel] = read_early_64(records, first + lane + panel * LANES);
+    }
+    #[unroll]
+    for pair in 0..comptime![columns / BLOCK / 2] {
+        words[panels + pair] = read_early_64(records, first + comptime![columns / LANES] + pair);
+    }
+}
+
+/// Writes what [`read_latent`] has read to the vectors `to`, `to + apart`, .. of a tile: codes times their block's scale,
+/// rounded to `E`; zeros if there is no such row.
+#[cube]
+pub(super) fn store_latent<E: Numeric, S: Numeric>(
+    tile: &mut [Vector<S, Const<8>>],
+    to: usize,
+    #[comptime] apart: usize,
+    words: &Array<u64>,
+    exists: bool,
+    #[comptime] panels: usize,
+) {
+    #[unroll]
+    for panel in 0..panels {
+        // The scale of a row that is none could be anything: 0 · inf is NaN.
+        let pair = words[comptime![panels + panel * PANEL / BLOCK / 2]];
+        let bits = pair >> comptime![(panel * PANEL / BLOCK % 2 * 32) as u64];
+        let scale = f32::reinterpret(select(exists, u32::cast_from(bits), 0u32));
+        let codes = words[panel];
+        let mut values = Vector::<S, Const<8>>::cast_from(Vector::<f32, Const<8>>::new(0.0f32));
+        #[unroll]
+        for half in 0..2usize {
+            let word = u32::cast_from(codes >> comptime![half as u64 * 32]);
+            let word = select(exists, word, 0u32);
+            #[unroll]
+            for pair in 0..2usize {
+                let two = widen_codes(word >> comptime![pair as u32 * 16]);
+                let two = Vector::<f16, Const<2>>::reinterpret(two);
+                #[unroll]
+                for e in 0..2usize {
+                    let value = f32::cast_from(two.extract(e)) * scale;
+                    let value = E::cast_from(value);
+                    values.insert(comptime![half * 4 + pair * 2 + e], S::cast_from(value));
+                }
+            }
+        }
+        tile[to + panel * apart] = values;
     }
 }
 

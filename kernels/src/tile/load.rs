@@ -17,6 +17,17 @@ pub trait Rows<S: Numeric> {
     fn load_piece(&self, tile: &mut Tile<S>, r: usize, col: usize, at: usize, exists: bool);
 }
 
+/// The rows of a tile that one unit loads: what [`Rows::row`] says of each.
+#[derive(CubeType)]
+pub struct FoundRows {
+    /// The element at which it begins.
+    pub at: Array<usize>,
+    /// Whether there is such a row.
+    pub exist: Array<bool>,
+    /// What has been read of a part of the rows, where units store what they load.
+    pub read: Array<u64>,
+}
+
 /// Fills `tile`: its row `r` is row `first + r` of `rows`; what does not exist, and the padding, is zeros, so that
 /// nothing of an unused row, not even a NaN, reaches a product. Of a `part` of the tile's rows.
 ///

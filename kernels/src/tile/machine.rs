@@ -1,5 +1,6 @@
 //! What a kernel is compiled for: the comptime value every body is parametrised by.
 
+use super::nvptx::sync_units;
 use crate::{KernelError, Result};
 use cubecl::ir::ElemType;
 use cubecl::ir::types::ArrayType;
@@ -152,18 +153,29 @@ pub struct Machine {
     pub plane: usize,
     /// Teams in a cube.
     pub teams: usize,
+    /// Which of a cube's units the team is, if they take different roles ([`Roles`](super::Roles)).
+    pub role: Option<Role>,
+}
+
+/// Some of the units of a cube, in whole groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Role {
+    /// The first of them.
+    pub first: usize,
+    /// The hardware's barrier at which they meet; 0 is that of the cube.
+    pub barrier: usize,
 }
 
 impl Machine {
     /// `teams` teams a cube of units that multiply for themselves, each team of `team` units in planes of `plane`.
     pub fn plain(team: usize, plane: usize, teams: usize) -> Self {
-        Self { matrix: MatrixUnit::Plain, team, plane, teams }
+        Self { matrix: MatrixUnit::Plain, team, plane, teams, role: None }
     }
 
     /// A team of `warpgroups` warpgroups.
     pub fn of_warpgroups(warpgroups: usize) -> Self {
         let team = warpgroups * WARPGROUP;
-        Self { matrix: MatrixUnit::Wgmma, team, plane: 32, teams: 1 }
+        Self { matrix: MatrixUnit::Wgmma, team, plane: 32, teams: 1, role: None }
     }
 
     /// Whether loops over a fragment's cells are unrolled: on a GPU the cells are registers, which
@@ -252,7 +264,16 @@ pub fn program_id(#[comptime] machine: Machine) -> usize {
 /// The position of this unit in its team.
 #[cube]
 pub fn unit_id(#[comptime] machine: Machine) -> usize {
-    if comptime![machine.team == 1] { 0usize.runtime() } else { UNIT_POS as usize }
+    match comptime![machine.role] {
+        Some(role) => UNIT_POS as usize - role.first,
+        None => {
+            if comptime![machine.team == 1] {
+                0usize.runtime()
+            } else {
+                UNIT_POS as usize
+            }
+        }
+    }
 }
 
 /// `x`, the same in every unit of the team and below 2^32, asked anew wherever this is called: what is computed of
@@ -270,7 +291,10 @@ pub fn sync_team(#[comptime] machine: Machine) {
         if comptime![machine.can().async_products] {
             sync_async_proxy_shared();
         }
-        sync_cube();
+        match comptime![machine.role] {
+            Some(role) => sync_units(role.barrier, machine.team),
+            None => sync_cube(),
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`multiply_nt`], [`multiply_nn`], [`multiply_fragment_nn`] | blocks of vector arithmetic | warpgroup MMAs into registers the body owns, from tiles or registers |
 //! | [`Fragment`], [`Layout`], [`Mask`] | cells of [`LANES`] columns | cells of the accumulator registers; warpgroups below or beside each other |
 //! | [`sum_lanes`], [`max_lanes`], [`scatter_sums`] | within a unit, then shuffles | shuffles of a quad |
+//! | [`run`] of two [`Stage`]s | one after the other | three warpgroups, which score and output side by side |
 //! | [`OnlineSoftmax`] | `exp`, a division | `ex2.approx`, `rcp.approx`, row maxima exchanged between warpgroups that share a row |
 //!
 //! What a lowering can do is its row of [`Abilities`] in `machine.rs`, the only file that knows lowerings by name but
@@ -27,6 +28,7 @@
 //!
 //! | floor | files | what is there |
 //! |---|---|---|
+//! | 7 | `roles` | the two stages of attention, in a row or side by side |
 //! | 6 | `pipeline`, `view` | loops over tiles that are loaded ahead; tensors as a kernel sees them |
 //! | 5 | `load`, `multiply`, `values` | what fills tiles, multiplies them, and mends their values |
 //! | 4 | `mask`, `softmax`, `tiles` | scores that count, their softmax; operands of products |
@@ -50,6 +52,7 @@ mod multiply;
 mod nvptx;
 mod pipeline;
 mod reduce;
+mod roles;
 mod softmax;
 mod tiles;
 mod values;
@@ -66,6 +69,7 @@ pub use multiply::*;
 pub use nvptx::*;
 pub use pipeline::*;
 pub use reduce::*;
+pub use roles::*;
 pub use softmax::*;
 pub use tiles::*;
 pub use values::*;

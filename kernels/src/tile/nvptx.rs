@@ -1,15 +1,17 @@
 //! Instructions of NVIDIA GPUs that CubeCL has no name for, as operations of our own in its IR: copies
-//! to shared memory that run while the units compute (`cp.async`), a power of two in one instruction, and
-//! the conversion of fp8 codes, for which CubeCL emits some ten integer instructions each.
+//! to shared memory that run while the units compute (`cp.async`), barriers of some of a cube's units, a power of two
+//! in one instruction, and the conversion of fp8 codes, for which CubeCL emits some ten integer instructions each.
 //!
 //! CubeCL lowers whatever implements its `ToLLVMDialect`, so an operation takes three pieces: a
 //! `#[cube_op]` struct, what it does to memory (by which CubeCL's optimiser orders it), and the LLVM it
 //! becomes. The pieces of all operations look alike, since CubeCL asks for each of them by name. They exist on NVPTX alone: a body chooses them at compile time, and another target refuses
 //! them by name.
 
+mod barriers;
 mod copies;
 mod numbers;
 
+pub use barriers::*;
 pub use copies::*;
 pub use numbers::*;
 

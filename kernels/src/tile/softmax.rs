@@ -4,7 +4,7 @@
 use super::fragment::{
     Fragment, Layout, group_of, lane_of, max_cell, max_lanes, row_of, sum_cell, sum_lanes,
 };
-use super::machine::{Machine, Piece, sync_team, team_memory};
+use super::machine::{Machine, Part, Piece, sync_team, team_memory};
 use super::nvptx::{exp2_fast, reciprocal_fast};
 use cubecl::prelude::*;
 
@@ -61,11 +61,23 @@ impl OnlineSoftmax {
 
     /// Takes in a tile of scores (not yet scaled; -inf where there is no key), turns it into
     /// probabilities relative to the new maxima, and rescales `acc` from the old maxima to the new.
+    pub fn step<W: Size>(&mut self, scores: &mut Fragment<W>, acc: &mut Fragment<W>) {
+        let layout = comptime![self.layout];
+        let factors = self.raise(&*scores);
+        self.exponentiate(scores, comptime![Part::WHOLE]);
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            acc.scale_row(own, factors[own]);
+        }
+    }
+
+    /// The first half of [`OnlineSoftmax::step`]: raises the maxima to those of a tile of scores, and returns what
+    /// each of the unit's rows of probabilities so far is to be multiplied by.
     ///
     /// The maximum starts at -inf, so that any finite score counts, however low; a row that has seen
     /// no key subtracts 0 instead, since -inf - -inf is NaN. A score that is NaN makes the maximum NaN, and all
     /// of the row.
-    pub fn step<W: Size>(&mut self, scores: &mut Fragment<W>, acc: &mut Fragment<W>) {
+    pub fn raise<W: Size>(&mut self, scores: &Fragment<W>) -> Array<f32> {
         let layout = comptime![self.layout];
         let mut tops = Array::<f32>::new(comptime![layout.own_rows()]);
         #[unroll(layout.unrolled())]
@@ -89,23 +101,37 @@ impl OnlineSoftmax {
                 }
             }
         }
+        let mut factors = Array::<f32>::new(comptime![layout.own_rows()]);
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
             let old = self.top[own];
             let top = max_nan(old, tops[own]);
-            let shift = select(top == f32::NEG_INFINITY, 0.0f32, top);
-            let mut tile_sum = Vector::<f32, W>::new(0.0f32);
+            let old = Vector::<f32, Const<1>>::new(old);
+            let factor = exp_of(old, shift_of(top), self.softmax_scale, layout).extract(0usize);
+            self.top[own] = top;
+            self.sum[own] *= factor;
+            factors[own] = factor;
+        }
+        factors
+    }
+
+    /// The second half of [`OnlineSoftmax::step`], of a part of each row's cells: turns scores that
+    /// [`OnlineSoftmax::raise`] has seen into probabilities.
+    pub fn exponentiate<W: Size>(&mut self, scores: &mut Fragment<W>, #[comptime] part: Part) {
+        let layout = comptime![self.layout];
+        let (first, count) = comptime![(part.first(layout.run()), part.count(layout.run()))];
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let shift = shift_of(self.top[own]);
+            let mut sum = Vector::<f32, W>::new(0.0f32);
             #[unroll(layout.unrolled())]
-            for cell in 0..comptime![layout.run()] {
+            for cell in 0..count {
+                let cell = first + cell;
                 let p = exp_of(scores.get(own, cell), shift, self.softmax_scale, layout);
-                tile_sum += p;
+                sum += p;
                 scores.set(own, cell, p);
             }
-            let old = Vector::<f32, Const<1>>::new(old);
-            let rescale = exp_of(old, shift, self.softmax_scale, layout).extract(0usize);
-            self.top[own] = top;
-            self.sum[own] = self.sum[own] * rescale + sum_cell(tile_sum);
-            acc.scale_row(own, rescale);
+            self.sum[own] += sum_cell(sum);
         }
     }
 
@@ -173,6 +199,12 @@ impl OnlineSoftmax {
 #[cube]
 pub fn reciprocal(x: f32, #[comptime] machine: Machine) -> f32 {
     if comptime![machine.can().fast_math] { reciprocal_fast(x) } else { 1.0f32 / x }
+}
+
+/// What is subtracted from the scores of a row whose largest is `top`.
+#[cube]
+fn shift_of(top: f32) -> f32 {
+    select(top == f32::NEG_INFINITY, 0.0f32, top)
 }
 
 /// `exp(softmax_scale · (score - shift))`.

@@ -1,7 +1,7 @@
 //! Tiles: matrices in the memory of a team, operands of products.
 
 use super::fragment::{Fragment, Layout, col_of, row_of};
-use super::machine::{LANES, Lanes, Machine, Piece, team_memory};
+use super::machine::{LANES, Lanes, Machine, Part, Piece, team_memory};
 use super::warpgroup::descriptor;
 use cubecl::prelude::*;
 use cubecl::wgmma::{Major, Swizzle, WgmmaTileLayout};
@@ -43,6 +43,12 @@ impl TileShape {
     /// Whether the tile has no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The shape of the first `cols` columns alone. Panels are kept one after the other, rows are not.
+    pub fn leading(&self, cols: usize) -> Self {
+        let cols = if self.machine.can().panel.is_some() { cols } else { self.cols };
+        Self { cols: cols.next_multiple_of(self.machine.can().tile_cols), ..*self }
     }
 
     /// The layout in which a warpgroup MMA reads the tile, its rows contiguous along K.
@@ -112,6 +118,23 @@ impl<S: Numeric> Tile<S> {
         self.first + vector_index::<S>(row, v, shape)
     }
 
+    /// The first columns of the tile, at least `cols` and a whole number of panels; all of it where there are none.
+    pub fn leading(&self, #[comptime] cols: usize) -> Tile<S> {
+        let shape = comptime![self.shape.leading(cols)];
+        Tile::<S> { memory: self.memory.clone(), first: self.first, shape }
+    }
+
+    /// The last panel of the tile, as a tile of its own.
+    pub fn last_panel(&self) -> Tile<S> {
+        let size = S::size();
+        let (shape, before) = comptime! {
+            let cols = self.shape.machine.can().panel.map_or(self.shape.cols, |bytes| bytes / size);
+            let shape = TileShape { cols, ..self.shape };
+            (shape, self.shape.len() - shape.len())
+        };
+        Tile::<S> { memory: self.memory.clone(), first: self.first + before, shape }
+    }
+
     /// What a warpgroup MMA finds the operand `layout` of this tile by, from its `row` on, the same number in
     /// every unit of a plane.
     pub fn describe(&self, #[comptime] layout: WgmmaTileLayout, row: usize) -> u64 {
@@ -179,6 +202,16 @@ fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) 
 /// Writes a fragment into a tile, rounded to the tile's element.
 #[cube]
 pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragment<W>) {
+    store_part(tile, fragment, comptime![Part::WHOLE]);
+}
+
+/// [`store_fragment`] of a part of each row's cells.
+#[cube]
+pub fn store_part<S: Numeric, W: Size>(
+    tile: &mut Tile<S>,
+    fragment: &Fragment<W>,
+    #[comptime] part: Part,
+) {
     let layout = comptime![fragment.layout];
     #[unroll(layout.unrolled())]
     for own in 0..comptime![layout.own_rows()] {
@@ -187,8 +220,11 @@ pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragme
             // Cells come in pairs of adjacent columns.
             let panels = comptime![tile.shape.k_major()];
             let size = S::size();
+            let (first, count) =
+                comptime![(part.first(layout.run() / 2), part.count(layout.run() / 2))];
             #[unroll]
-            for pair in 0..comptime![layout.run() / 2] {
+            for pair in 0..count {
+                let pair = first + pair;
                 let at = tile.first * LANES + panels.offset(row, col_of(pair * 2, layout), size);
                 let mut out =
                     Vector::<S, Const<2>>::cast_from(Vector::<f32, Const<2>>::new(0.0f32));
@@ -199,8 +235,10 @@ pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragme
                 tile.memory.with_vector_size_mut::<Const<2>>()[at / 2] = out;
             }
         } else {
+            let (first, count) = comptime![(part.first(layout.run()), part.count(layout.run()))];
             #[unroll(layout.unrolled())]
-            for cell in 0..comptime![layout.run()] {
+            for cell in 0..count {
+                let cell = first + cell;
                 let col = col_of(cell, layout);
                 let value = fragment.get(own, cell);
                 #[unroll]

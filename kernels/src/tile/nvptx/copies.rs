@@ -6,13 +6,15 @@ use cubecl::prelude::*;
 use cubecl_ir::attributes::IndexAttr;
 use cubecl_ir::interfaces::side_effects::{MemoryEffect, MemoryEffectsOp};
 use cubecl_ir::prelude::{
-    Context, DialectConversionRewriter, Op, OperandsInfo, Result as IrResult, Rewriter as _, Value,
-    op_interface_impl, op_traits,
+    Context, DialectConversionRewriter, Op, OperandsInfo, Result as IrResult, Rewriter as _,
+    Typed as _, Value, op_interface_impl, op_traits,
 };
 use cubecl_ir::{AddressSpace, CanMaterialize, HasSideEffects, cube_op};
-use cubecl_llvm::shared::intrinsic::call_void;
+use cubecl_llvm::shared::intrinsic::{call_void, int_ty};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_i32_const;
+use cubecl_llvm::shared::to_llvm::insert::insert;
+use cubecl_llvm::shared::to_llvm::prelude::{CastOpInterface as _, llvm};
 
 /// Bytes that one asynchronous copy moves.
 pub const COPY_BYTES: usize = 16;
@@ -89,6 +91,31 @@ pub fn prefetch_line<E: CubePrimitive>(source: &[E], at: usize) {
     intrinsic!(|scope| {
         let address = source.__expand_index_method(scope, at).value(scope);
         scope.register(&PrefetchOp::new(scope.ctx_mut(), address));
+    })
+}
+
+/// The four bytes of `source[at]`, asked for here and not where they are used: the assembler moves other reads below
+/// the products and barriers that come before their use, and what they hide is lost. PTX: `ld.global.b32`.
+#[cube]
+#[allow(unused_variables)]
+pub fn read_early_32<E: CubePrimitive>(source: &[E], at: usize) -> u32 {
+    let like = 0u32.runtime();
+    intrinsic!(|scope| {
+        let address = source.__expand_index_method(scope, at).value(scope);
+        let like = like.read_value(scope);
+        scope.register_with_result(&ReadEarlyOp::new(scope.ctx_mut(), address, like)).into()
+    })
+}
+
+/// [`read_early_32`] of eight bytes. PTX: `ld.global.b64`.
+#[cube]
+#[allow(unused_variables)]
+pub fn read_early_64<E: CubePrimitive>(source: &[E], at: usize) -> u64 {
+    let like = 0u64.runtime();
+    intrinsic!(|scope| {
+        let address = source.__expand_index_method(scope, at).value(scope);
+        let like = like.read_value(scope);
+        scope.register_with_result(&ReadEarlyOp::new(scope.ctx_mut(), address, like)).into()
     })
 }
 
@@ -188,6 +215,48 @@ impl ToLLVMDialect for WaitCopiesOp {
     }
 }
 
+/// A read of global memory that stays where it is, of as many bits as `like`.
+#[cube_op(name = "dsa.read_early")]
+#[result_ty(same_as = like)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+struct ReadEarlyOp {
+    pub address: Value,
+    pub like: Value,
+}
+
+#[op_interface_impl]
+impl MemoryEffectsOp for ReadEarlyOp {
+    fn memory_effects(&self, ctx: &Context) -> Vec<MemoryEffect> {
+        vec![MemoryEffect::Read(self.address(ctx))]
+    }
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for ReadEarlyOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> IrResult<()> {
+        only_nvptx(self, ctx)?;
+        let (word, long) = (int_ty(ctx, 32), int_ty(ctx, 64));
+        let address = in_space(ctx, rewriter, self.address(ctx), GLOBAL);
+        let address = llvm::PtrToIntOp::new(ctx, address, long);
+        let address = insert(ctx, rewriter, &address);
+        let ty = self.like(ctx).get_type(ctx);
+        let (text, constraints) = if ty == word {
+            ("ld.global.b32 $0, [$1];", "=r,l")
+        } else {
+            ("ld.global.b64 $0, [$1];", "=l,l")
+        };
+        let read = llvm::InlineAsmOp::new(ctx, ty, vec![address], text, constraints, true);
+        let read = insert(ctx, rewriter, &read);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![read]);
+        Ok(())
+    }
+}
+
 /// A line of global memory on its way to the first-level cache.
 #[cube_op(name = "dsa.prefetch_line")]
 #[result_ty(none)]
@@ -221,7 +290,7 @@ impl ToLLVMDialect for PrefetchOp {
 
 /// What committing and waiting do to memory: after them shared memory may hold other bytes than before,
 /// wherever the copies under way write, so no load from it is the same as one before.
-fn copies_land() -> Vec<MemoryEffect> {
+pub(super) fn copies_land() -> Vec<MemoryEffect> {
     vec![
         MemoryEffect::ReadAllInSpace(AddressSpace::Shared),
         MemoryEffect::WriteAllInSpace(AddressSpace::Shared),

@@ -1,0 +1,478 @@
+//! Attention's loop over tiles as two stages, scores and outputs: in a row, or side by side by the units of a cube.
+//!
+//! ```text
+//! scores:   await the tile · scores = q · kᵀ · factors of the rows so far · probabilities, part by part
+//! outputs:  rescale by the factors · out += p · v, part by part · the tile's place is filled with a later tile
+//! ```
+//!
+//! A machine of one role has all of its units do the one, then the other, for each tile. With three warpgroups one scores
+//! and two output, each half of the columns, so that the softmax of one tile runs beside the product of another:
+//!
+//! | what | is handed over |
+//! |---|---|
+//! | a tile | by an mbarrier that counts the copies of all units that load: those of the outputs, whose products free it |
+//! | factors | in memory, by an mbarrier of their own: the outputs are rescaled before there are probabilities |
+//! | probabilities | over the tile's own last panel, which only the scores needed; in two parts, an mbarrier each |
+//!
+//! Two tiles are in memory. Scores never wait for the next tile before they have handed on the present one: that tile
+//! can only come when the outputs have freed a place, which they cannot without these probabilities.
+
+use super::fragment::{Fragment, Layout, lane_of, row_of};
+use super::load::FoundRows;
+use super::machine::{Machine, Part, Piece, Role, WARPGROUP, sync_team, team_memory};
+use super::multiply::{Product, finish_product, multiply_nn, start_nt};
+use super::nvptx::{
+    arrive, arrive_when_copied, await_arrivals, fresh, initialise_barrier, invalidate_barrier,
+    sync_units, wait_copies,
+};
+use super::pipeline::{Pipeline, Source, finish_loads};
+use super::softmax::OnlineSoftmax;
+use super::tiles::{Tile, TileShape, store_part};
+use super::warpgroup::{commit_mma, wait_mma};
+use cubecl::prelude::*;
+use cubecl::wgmma::Major;
+
+/// Tiles in memory where roles are apart.
+pub const PLACES: usize = 2;
+/// Parts in which probabilities are handed over.
+const PARTS: usize = 2;
+
+/// Who takes which role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Roles {
+    /// The units that compute scores.
+    pub scores: Machine,
+    /// The units that load tiles and compute outputs.
+    pub outputs: Machine,
+    /// All of them.
+    pub all: Machine,
+}
+
+impl Roles {
+    /// Three warpgroups take a role each; any other machine has one role.
+    pub fn of(machine: Machine) -> Self {
+        if machine.groups() != 3 {
+            return Self { scores: machine, outputs: machine, all: machine };
+        }
+        let role = |first: usize, groups: usize, barrier: usize| Machine {
+            team: groups * WARPGROUP,
+            role: Some(Role { first: first * WARPGROUP, barrier }),
+            ..machine
+        };
+        Self { outputs: role(0, 2, 1), scores: role(2, 1, 2), all: machine }
+    }
+
+    /// Whether different units score and output.
+    pub fn are_apart(&self) -> bool {
+        self.scores != self.outputs
+    }
+}
+
+/// Whether this unit is of the team of `role`, the same in every unit of a plane.
+#[cube]
+pub fn takes(#[comptime] role: Machine) -> bool {
+    match comptime![role.role] {
+        Some(taken) => {
+            // Asked anew, which is cheaper than to keep the answer while the accumulators fill the registers.
+            let group = plane_broadcast(fresh(UNIT_POS) / WARPGROUP as u32, 0u32);
+            let first = comptime![(taken.first / WARPGROUP) as u32];
+            let end = comptime![first + (role.team / WARPGROUP) as u32];
+            group >= first && group < end
+        }
+        None => true.runtime(),
+    }
+}
+
+/// A stage of the loop, which works on what `T` hands over.
+#[cube]
+pub trait Stage<T: CubeType> {
+    /// Works on the `n`-th tile.
+    fn turn(&mut self, n: usize, turns: &mut T);
+}
+
+/// Runs both stages over `count` tiles, each unit those of its role.
+#[cube]
+pub fn run<T: CubeType, A: Stage<T>, B: Stage<T>>(
+    scores: &mut A,
+    outputs: &mut B,
+    turns: &mut T,
+    count: usize,
+    #[comptime] roles: Roles,
+) {
+    if comptime![roles.are_apart()] {
+        if takes(roles.scores) {
+            for n in 0..count {
+                scores.turn(n, turns);
+            }
+        } else {
+            for n in 0..count {
+                outputs.turn(n, turns);
+            }
+        }
+    } else {
+        for n in 0..count {
+            scores.turn(n, turns);
+            outputs.turn(n, turns);
+        }
+    }
+}
+
+/// Which of a tile's vectors are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Block {
+    /// Of a part of the rows all panels but the last.
+    Rows(Part),
+    /// The last panel, of all rows.
+    LastPanel,
+}
+
+/// A source whose places are filled by the units of one role, block by block.
+#[cube]
+pub trait Refill<S: Numeric> {
+    /// The place of the `n`-th tile.
+    fn tile(&self, n: usize) -> Tile<S>;
+
+    /// How many rows of a tile a unit loads.
+    fn own_rows(&self) -> comptime_type!(usize);
+
+    /// Asks which rows of the `n`-th tile this unit loads, to be looked at in a later turn.
+    fn ask(&self, n: usize, entries: &mut Array<i32>);
+
+    /// The rows of the `n`-th tile that were asked for, none beyond the last tile.
+    fn find(&self, n: usize, entries: &Array<i32>) -> FoundRows;
+
+    /// Reads a part of the rows that were looked up, where units store what they load.
+    fn read(&self, rows: &mut FoundRows, #[comptime] part: Part);
+
+    /// Starts to load a block of the `n`-th tile, of rows that were looked up, and a part of them that was read.
+    fn load_found(&self, n: usize, rows: &FoundRows, #[comptime] block: Block);
+
+    /// Whether units store what they load, so that it must be made visible to products.
+    fn stores(&self) -> comptime_type!(bool);
+}
+
+/// The tiles of the loop, and what its stages hand over.
+#[derive(CubeType)]
+pub struct Turns<L: Source + CubeType, S: Numeric> {
+    /// The tiles.
+    pub tiles: Pipeline<L>,
+    /// The factors of each place's tile, then the scales of the outputs; of each row.
+    factors: Shared<[f32]>,
+    /// The same of the unit's own rows where it has both roles.
+    own: Array<f32>,
+    /// What probabilities go through where units have both roles.
+    via: Tile<S>,
+    /// Which rows of the next tile to be loaded this unit has asked for.
+    asked: Array<i32>,
+    /// mbarriers.
+    words: Shared<[u64]>,
+    #[cube(comptime)]
+    layout: Layout,
+    #[cube(comptime)]
+    roles: Roles,
+}
+
+/// Which mbarrier says that a place's tile is there.
+const TILE: usize = 0;
+/// That its factors are there; the one after those of the places is that of the scales.
+const FACTORS: usize = TILE + PLACES;
+/// That a part of its probabilities is there.
+const PROBABILITIES: usize = FACTORS + PLACES + 1;
+const BARRIERS: usize = PROBABILITIES + PLACES * PARTS;
+
+impl Roles {
+    /// The team memory of [`Turns`] with scores laid out as `layout`, of elements of `size` bytes, in the order in which
+    /// it is taken.
+    pub fn pieces(&self, layout: Layout, size: usize) -> [Piece; 3] {
+        let words = Piece { bytes: self.barriers() * size_of::<u64>(), alignment: 8 };
+        let factors = Piece { bytes: self.factors(layout) * size_of::<f32>(), alignment: 16 };
+        [factors, self.via(layout).piece(1, size), words]
+    }
+
+    fn barriers(&self) -> usize {
+        if self.are_apart() { BARRIERS } else { 1 }
+    }
+
+    fn factors(&self, layout: Layout) -> usize {
+        if self.are_apart() { (PLACES + 1) * layout.rows } else { 1 }
+    }
+
+    fn via(&self, layout: Layout) -> TileShape {
+        let rows = if self.are_apart() { 8 } else { layout.rows };
+        TileShape::new(layout.machine, rows, layout.cols)
+    }
+}
+
+#[cube]
+impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
+    /// Nothing is loaded yet. `layout` is that of the scores.
+    pub fn new(tiles: Pipeline<L>, #[comptime] layout: Layout, #[comptime] roles: Roles) -> Self {
+        let factors = team_memory::<f32>(comptime![roles.factors(layout)], 16usize, roles.all);
+        let via = Tile::<S>::new(comptime![roles.via(layout)]);
+        let words = team_memory::<u64>(comptime![roles.barriers()], 8usize, roles.all);
+        let own = Array::<f32>::new(comptime![layout.own_rows()]);
+        let entries = tiles.source.own_rows();
+        let asked = Array::<i32>::new(entries);
+        Turns::<L, S> { tiles, factors, own, via, asked, words, layout, roles }
+    }
+
+    /// Starts to load the first of `count` tiles. Everything that the scores' units loaded before is there for them
+    /// with the first. Every unit of the cube calls it.
+    pub fn start(&mut self, count: usize) {
+        let roles = comptime![self.roles];
+        if comptime![roles.are_apart()] {
+            if UNIT_POS == 0 {
+                #[unroll]
+                for i in 0..BARRIERS {
+                    // Each unit arrives at a tile twice: when its copies are there, and with what it stored.
+                    let arrivals = comptime![if i < FACTORS {
+                        2 * roles.outputs.team
+                    } else {
+                        roles.scores.team
+                    }];
+                    initialise_barrier(&mut self.words, i, arrivals as u32);
+                }
+            }
+            sync_cube();
+            if takes(roles.scores) {
+                finish_loads(roles.scores);
+            } else {
+                self.fill_places();
+            }
+        } else {
+            self.tiles.start(count);
+        }
+    }
+
+    /// Starts to load a tile in every place.
+    fn fill_places(&mut self) {
+        let entries = self.tiles.source.own_rows();
+        let mut asked = Sequence::<Array<i32>>::new();
+        #[unroll]
+        for n in 0..PLACES {
+            // Where the first tiles are would be kept for another pass through all of this one.
+            let mut of_tile = Array::<i32>::new(entries);
+            self.tiles.source.ask(fresh(n as u32) as usize, &mut of_tile);
+            asked.push(of_tile);
+        }
+        self.tiles.source.ask(fresh(PLACES as u32) as usize, &mut self.asked);
+        #[unroll]
+        for n in 0..PLACES {
+            let mut rows = self.tiles.source.find(fresh(n as u32) as usize, asked.index(n));
+            #[unroll]
+            for index in 0..PARTS {
+                let part = comptime![Part { index, of: PARTS }];
+                self.tiles.source.read(&mut rows, part);
+                self.tiles.source.load_found(n, &rows, comptime![Block::Rows(part)]);
+            }
+            self.tiles.source.load_found(n, &rows, comptime![Block::LastPanel]);
+            self.loaded(n);
+        }
+    }
+
+    /// Arrives at the `n`-th tile, all of whose blocks are on their way.
+    fn loaded(&mut self, n: usize) {
+        let stores = self.tiles.source.stores();
+        if comptime![stores] {
+            sync_async_proxy_shared();
+        }
+        let at = comptime![TILE] + n % PLACES;
+        arrive_when_copied(&mut self.words, at);
+        arrive(&mut self.words, at);
+    }
+
+    /// Waits for the phase of the mbarrier `first + place` that the `n`-th tile ends.
+    fn wait(&mut self, n: usize, #[comptime] first: usize) {
+        let parity = (n / PLACES % 2) as u32;
+        await_arrivals(&mut self.words, first + n % PLACES, parity);
+    }
+
+    /// Waits until the `n`-th tile has arrived.
+    pub fn await_tile(&mut self, n: usize) {
+        if comptime![self.roles.are_apart()] {
+            self.wait(n, comptime![TILE]);
+        } else {
+            self.tiles.await_tile(n);
+        }
+    }
+
+    /// Starts `c += a · bᵀ`, b being the `n`-th tile.
+    pub fn start_nt<W: Size>(&self, n: usize, c: &mut Fragment<W>, a: &Tile<S>) {
+        let tile = self.tiles.source.tile(n);
+        if comptime![self.roles.are_apart()] {
+            start_nt(c, a, &tile);
+        } else {
+            self.tiles.start_nt(n, c, a, &tile);
+        }
+    }
+
+    /// Hands over what the outputs so far are multiplied by before the `n`-th tile's are added.
+    pub fn put_factors(&mut self, n: usize, factors: &Array<f32>) {
+        self.publish(n % PLACES, factors);
+    }
+
+    /// Hands over what the outputs are multiplied by in the end.
+    pub fn put_scales(&mut self, scales: &Array<f32>) {
+        let place = self.place_of_scales();
+        self.publish(place, scales);
+    }
+
+    fn publish(&mut self, place: usize, numbers: &Array<f32>) {
+        let layout = comptime![self.layout];
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            if comptime![self.roles.are_apart()] {
+                if lane_of(layout) == 0 {
+                    self.factors[place * comptime![layout.rows] + row_of(own, layout)] =
+                        numbers[own];
+                }
+            } else {
+                self.own[own] = numbers[own];
+            }
+        }
+        if comptime![self.roles.are_apart()] {
+            arrive(&mut self.words, comptime![FACTORS] + place);
+        }
+    }
+
+    /// Multiplies the rows of `acc` by the factors of the `n`-th tile.
+    pub fn rescale<W: Size>(&mut self, n: usize, acc: &mut Fragment<W>) {
+        let layout = comptime![acc.layout];
+        if comptime![self.roles.are_apart()] {
+            self.wait(n, comptime![FACTORS]);
+        }
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let factor = self.number(n % PLACES, own, layout);
+            acc.scale_row(own, factor);
+        }
+    }
+
+    /// What the `own`-th row of outputs laid out as `layout` is multiplied by in the end.
+    pub fn scale(&mut self, own: usize, #[comptime] layout: Layout) -> f32 {
+        if comptime![self.roles.are_apart()] {
+            await_arrivals(&mut self.words, comptime![FACTORS + PLACES], 0u32);
+        }
+        let place = self.place_of_scales();
+        self.number(place, own, layout)
+    }
+
+    /// The place after those of the tiles, asked anew: its address would be kept beside theirs through the loop.
+    fn place_of_scales(&self) -> usize {
+        if comptime![self.roles.are_apart()] {
+            fresh(comptime![PLACES as u32]) as usize
+        } else {
+            PLACES.runtime()
+        }
+    }
+
+    fn number(&self, place: usize, own: usize, #[comptime] layout: Layout) -> f32 {
+        if comptime![self.roles.are_apart()] {
+            self.factors[place * comptime![layout.rows] + row_of(own, layout)]
+        } else {
+            self.own[own]
+        }
+    }
+
+    /// Turns the scores of the `n`-th tile into probabilities by `softmax`, and hands them over.
+    pub fn put<W: Size>(
+        &mut self,
+        n: usize,
+        scores: &mut Fragment<W>,
+        softmax: &mut OnlineSoftmax,
+    ) {
+        if comptime![self.roles.are_apart()] {
+            let mut panel = self.tiles.source.tile(n).last_panel();
+            #[unroll]
+            for index in 0..PARTS {
+                let part = comptime![Part { index, of: PARTS }];
+                softmax.exponentiate(scores, part);
+                store_part(&mut panel, &*scores, part);
+                sync_async_proxy_shared();
+                let at = comptime![PROBABILITIES + index * PLACES] + n % PLACES;
+                arrive(&mut self.words, at);
+            }
+        } else {
+            softmax.exponentiate(scores, comptime![Part::WHOLE]);
+            store_part(&mut self.via, &*scores, comptime![Part::WHOLE]);
+            sync_team(comptime![self.roles.all]);
+        }
+    }
+
+    /// Waits for all probabilities of the `n`-th tile.
+    pub fn await_probabilities(&mut self, n: usize) {
+        if comptime![self.roles.are_apart()] {
+            #[unroll]
+            for part in 0..PARTS {
+                self.wait(n, comptime![PROBABILITIES + part * PLACES]);
+            }
+        }
+    }
+
+    /// The rows of the tile that this unit is to load in place of the `n`-th, which were asked for a turn ago.
+    pub fn look_up(&mut self, n: usize) -> FoundRows {
+        let rows = self.tiles.source.find(n + PLACES, &self.asked);
+        self.tiles.source.ask(n + comptime![PLACES + 1], &mut self.asked);
+        rows
+    }
+
+    /// Adds the product of the `n`-th tile's probabilities and values to `acc`, and fills the tile's place with the one
+    /// that is to come there, of whose rows `next` are this unit's.
+    pub fn multiply_nn<W: Size>(&mut self, n: usize, acc: &mut Fragment<W>, next: &mut FoundRows) {
+        let roles = comptime![self.roles];
+        let tile = self.tiles.source.tile(n);
+        if comptime![roles.are_apart()] {
+            let values = tile.leading(comptime![acc.layout.cols]);
+            let product = Product::new(&*acc, &tile.last_panel(), &values, comptime![Major::MN]);
+            #[unroll]
+            for index in 0..PARTS {
+                self.wait(n, comptime![PROBABILITIES + index * PLACES]);
+                product.begin(acc);
+                product.issue::<S, W>(acc, comptime![Part { index, of: PARTS }]);
+                commit_mma();
+            }
+            // A part's rows are free when every unit has multiplied them; the probabilities lie in the last panel.
+            let later = n + PLACES;
+            #[unroll]
+            for index in 0..PARTS {
+                let part = comptime![Part { index, of: PARTS }];
+                self.tiles.source.read(next, part);
+                if comptime![index + 1 < PARTS] {
+                    wait_mma(comptime![PARTS - 1 - index]);
+                } else {
+                    finish_product(acc, 0usize);
+                }
+                meet(roles.outputs);
+                self.tiles.source.load_found(later, &*next, comptime![Block::Rows(part)]);
+            }
+            self.tiles.source.load_found(later, &*next, comptime![Block::LastPanel]);
+            self.loaded(later);
+        } else {
+            multiply_nn(acc, &self.via, &tile);
+        }
+    }
+
+    /// After the last tile, when every unit has what it needs: the loop may be started anew. Every unit of the cube
+    /// calls it.
+    pub fn finish(&mut self) {
+        let roles = comptime![self.roles];
+        if comptime![roles.are_apart()] {
+            wait_copies(0usize);
+            sync_cube();
+            if UNIT_POS == 0 {
+                #[unroll]
+                for i in 0..BARRIERS {
+                    invalidate_barrier(&mut self.words, i);
+                }
+            }
+        }
+    }
+}
+
+/// Waits until every unit of the team is here; nothing is made visible to products.
+#[cube]
+fn meet(#[comptime] team: Machine) {
+    if let Some(role) = comptime![team.role] {
+        sync_units(role.barrier, team.team);
+    }
+}
