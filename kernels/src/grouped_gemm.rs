@@ -78,7 +78,8 @@ fn grouped_gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: 
     let expert = min(pairs.expert, experts - 1);
     let steps = select(pairs.expert == expert, k.div_ceil(tiling.k), 0usize);
 
-    let layout = comptime![Layout::new(machine, tiling.rows, tiling.cols)];
+    let roles = comptime![FeedRoles::of(machine, tiling.scaled)];
+    let layout = comptime![Layout::new(roles.products, tiling.rows, tiling.cols)];
     let rows = PairRows::<'_, E, N>::new(x, order, &pairs, top_k, by_token, tiling.rows, machine);
     let (blocks, m_blocks) = (k.div_ceil(BLOCK), m.div_ceil(BLOCK));
     let scales = BlockScales::new::<S, PairRows<'_, E, N>>(
@@ -91,29 +92,32 @@ fn grouped_gemm_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: 
         tiling,
         layout,
     );
-    let operands = Operands::<'_, E, N, S, PairRows<'_, E, N>>::new(
+    let mut operands = Operands::<'_, E, N, S, PairRows<'_, E, N>>::new(
         rows.from_column(0usize),
         w.rows(1, col, expert * w.stride(0), k),
         tiling,
-        machine,
+        roles,
     );
-    let sums = product::<E, N, S, PairRows<'_, E, N>, W>(&operands, &scales, steps, tiling, layout);
+    let sums =
+        product::<E, N, S, PairRows<'_, E, N>, W>(&mut operands, &scales, steps, tiling, layout);
 
-    #[unroll(layout.unrolled())]
-    for own in 0..comptime![layout.own_rows()] {
-        let i = row_of(own, layout);
-        if i < pairs.count {
-            // Nothing is zeros, whatever an expert's weights are.
-            let at = (pairs.first + i) * out.stride(0) + col;
-            let scale = select(rows.exists(i), 1.0f32, 0.0f32);
-            store_row(&sums, own, scale, &mut out.data, at, m - col);
+    if takes(roles.products) {
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let i = row_of(own, layout);
+            if i < pairs.count {
+                // Nothing is zeros, whatever an expert's weights are.
+                let at = (pairs.first + i) * out.stride(0) + col;
+                let scale = select(rows.exists(i), 1.0f32, 0.0f32);
+                store_row(&sums, own, scale, &mut out.data, at, m - col);
+            }
         }
     }
 }
 
-/// How products of `dtype` run on `device`.
+/// How products of `dtype` run on `device`, of many rows.
 pub fn machine(device: &Device, dtype: DType) -> Machine {
-    device.matrix_machine(dtype.elem(), 2).unwrap_or_else(|| device.machine(256))
+    crate::product::machine(device, dtype, usize::MAX)
 }
 
 /// Tiles of `rows` rows that `pairs` pairs of `experts` experts, and of none, take at most.
@@ -208,9 +212,9 @@ pub fn grouped_gemm(
             (x.codes, x.scale, codes, scale)
         }
     };
-    let machine = machine(device, x.dtype());
-    let scaled = x.dtype() == DType::E4m3;
-    let tiling = Tiling::new(machine, pairs.div_ceil(experts), m, scaled);
+    let (rows, scaled) = (pairs.div_ceil(experts), x.dtype() == DType::E4m3);
+    let machine = crate::product::machine(device, x.dtype(), rows);
+    let tiling = Tiling::new(machine, rows, m, scaled);
     let row_tiles = most_tiles(pairs, experts, tiling.rows);
     let programs = row_tiles * m.div_ceil(tiling.cols);
     let vectors = load_width(machine, x.dtype().size());

@@ -21,7 +21,7 @@
 //! Cost: `2 · n · m · k` FLOP; reads w once per tile of rows and the codes of x once per tile of columns, writes out
 //! once. Of few rows it is bound by reading w.
 //!
-//! Budget (sm_90a): at most 176 registers a unit, 192 KB of shared memory, no spills; wgmma e4m3.
+//! Budget (sm_90a): at most 152 registers a unit, 193 KB of shared memory, no spills; wgmma e4m3.
 //! Budget (gfx950): at most 136 registers a unit, 132 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
@@ -56,27 +56,35 @@ fn linear_fp8_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, P: Size, W: Si
     let (row_tile, col_tile) = in_bands(program, row_tiles, col_tiles);
     let (row, col) = (row_tile * tiling.rows, col_tile * tiling.cols);
 
-    let layout = comptime![Layout::new(machine, tiling.rows, tiling.cols)];
+    let roles = comptime![FeedRoles::of(machine, tiling.scaled)];
+    let layout = comptime![Layout::new(roles.products, tiling.rows, tiling.cols)];
     let blocks = k.div_ceil(BLOCK);
     let x_rows = Consecutive::new(x.rows(0, row, 0usize, k), row);
     let scales = BlockScales::new::<S, Consecutive<'_, E, N>>(
         x_scale, w_scale, &x_rows, 0usize, col, blocks, tiling, layout,
     );
-    let operands = Operands::<'_, E, N, S, Consecutive<'_, E, N>>::new(
+    let mut operands = Operands::<'_, E, N, S, Consecutive<'_, E, N>>::new(
         x_rows,
         w.rows(0, col, 0usize, k),
         tiling,
-        machine,
+        roles,
     );
-    let sums =
-        product::<E, N, S, Consecutive<'_, E, N>, W>(&operands, &scales, blocks, tiling, layout);
+    let sums = product::<E, N, S, Consecutive<'_, E, N>, W>(
+        &mut operands,
+        &scales,
+        blocks,
+        tiling,
+        layout,
+    );
 
-    #[unroll(layout.unrolled())]
-    for own in 0..comptime![layout.own_rows()] {
-        let t = row + row_of(own, layout);
-        if t < n {
-            let at = t * out.stride(0) + col;
-            store_row(&sums, own, 1.0f32, &mut out.data, at, m - col);
+    if takes(roles.products) {
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let t = row + row_of(own, layout);
+            if t < n {
+                let at = t * out.stride(0) + col;
+                store_row(&sums, own, 1.0f32, &mut out.data, at, m - col);
+            }
         }
     }
 }
@@ -108,7 +116,7 @@ impl<'a, E: Numeric, N: Size, S: Numeric> TileRows<S> for Consecutive<'a, E, N> 
     }
 }
 
-/// How products of codes run on `device`.
+/// How products of many rows of codes run on `device`.
 pub fn machine(device: &Device) -> Machine {
     crate::grouped_gemm::machine(device, DType::E4m3)
 }
@@ -150,7 +158,7 @@ pub fn linear_fp8(
         return Ok(out);
     }
     let x = act_quant(x, fmt)?;
-    let machine = machine(device);
+    let machine = crate::product::machine(device, DType::E4m3, n);
     let tiling = Tiling::new(machine, n, m, true);
     let programs = n.div_ceil(tiling.rows) * m.div_ceil(tiling.cols);
     let vectors = load_width(machine, DType::E4m3.size());

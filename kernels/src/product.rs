@@ -11,6 +11,8 @@
 //! MMA adds one instruction's columns (32 bytes) after the other into the element's register, and which instruction
 //! it is, of how many columns or whose rows they are, changes nothing about one element. Rows of padding are zeros.
 
+use crate::device::Device;
+use crate::dtype::DType;
 use crate::quant::BLOCK;
 use crate::tile::*;
 use cubecl::prelude::*;
@@ -37,12 +39,12 @@ impl Tiling {
         if let Some(group) = machine.can().group {
             // A panel: of codes a block.
             let k = if scaled { BLOCK } else { 64 };
-            let most = group.rows * machine.groups();
-            // Of few rows two teams run on a core, and their groups share the columns.
+            let most = group.rows * FeedRoles::of(machine, scaled).products.groups();
+            // Of few rows several teams run on a core.
             let (rows, cols, stages) = match (rows, cols, scaled) {
-                (_, _, true) if rows <= group.rows => (group.rows, 64, 6),
+                (_, _, true) if rows <= group.rows => (group.rows, 64, 4),
                 _ if rows <= group.rows => (group.rows, 128, 4),
-                // Two blocks' sums and those of all blocks take a register each.
+                // Sums of a block and of all blocks take a register each.
                 (_, _, true) => (most, 128, 6),
                 (_, 0..=128, false) => (most, 128, 4),
                 _ => (most, group.most_cols, 4),
@@ -59,7 +61,13 @@ impl Tiling {
         let lanes = Layout::new(machine, rows, LANES).lanes();
         Self { rows, cols: (LANES * lanes).max(64), k: BLOCK, stages: 1, scaled }
     }
+}
 
+/// How products with about `rows` rows run on `device`, of `dtype`: two warpgroups multiply numbers, which they load too;
+/// codes are loaded by a warpgroup of its own for two others, or of few rows for one.
+pub(crate) fn machine(device: &Device, dtype: DType, rows: usize) -> Machine {
+    let groups = if dtype == DType::E4m3 && rows > WARPGROUP_ROWS { 3 } else { 2 };
+    device.matrix_machine(dtype.elem(), groups).unwrap_or_else(|| device.machine(256))
 }
 
 /// Row tiles that take turns before the next tile of columns: programs that run side by side read the same rows of x
@@ -101,15 +109,16 @@ impl<'a, E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType> Operands<'a
         x_rows: R,
         w_rows: Strided<'a, E, N>,
         #[comptime] tiling: Tiling,
-        #[comptime] machine: Machine,
-    ) -> Pipeline<Operands<'a, E, N, S, R>> {
-        let x_shape = comptime![TileShape::new(machine, tiling.rows, tiling.k)];
-        let w_shape = comptime![TileShape::new(machine, tiling.cols, tiling.k)];
+        #[comptime] roles: FeedRoles,
+    ) -> Feed<Operands<'a, E, N, S, R>> {
+        let x_shape = comptime![TileShape::new(roles.loads, tiling.rows, tiling.k)];
+        let w_shape = comptime![TileShape::new(roles.loads, tiling.cols, tiling.k)];
         let x_ring = Ring::<S>::new(x_shape, tiling.stages);
         let w_ring = Ring::<S>::new(w_shape, tiling.stages);
         let tiles = Operands::<'a, E, N, S, R> { x_rows, w_rows, x_ring, w_ring };
-        let schedule = comptime![Schedule::of_running_products(machine, tiling.stages)];
-        Pipeline::<Operands<'a, E, N, S, R>>::new(tiles, schedule)
+        let width = N::value();
+        let (stores, running) = comptime![(width == 1, !tiling.scaled)];
+        Feed::<Operands<'a, E, N, S, R>>::new(tiles, tiling.stages, running, stores, roles)
     }
 }
 
@@ -165,95 +174,57 @@ impl<'a> BlockScales<'a> {
         BlockScales::<'a> { x, w, rows: starts, cols, layout }
     }
 
-    /// What the products of block `b`, of `blocks`, are to be multiplied by, of each own row; 0 behind the last.
-    fn of_block(&self, b: usize, blocks: usize) -> Array<f32> {
+    /// What the products of block `b` are to be multiplied by, of each own row.
+    fn of_block(&self, b: usize) -> Array<f32> {
         let layout = comptime![self.layout];
-        let (exists, b) = (b < blocks, min(b, blocks - 1));
         let of_cols = self.w[self.cols + b];
         let mut factors = Array::<f32>::new(comptime![layout.own_rows()]);
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
-            factors[own] = select(exists, self.x[self.rows[own] + b] * of_cols, 0.0f32);
+            factors[own] = self.x[self.rows[own] + b] * of_cols;
         }
         factors
     }
 }
 
-/// The sums over `steps` tiles along k.
+/// The sums over `steps` tiles along k. Every unit of the cube calls it; of those that only load, they are zeros.
 #[cube]
 pub(crate) fn product<E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType, W: Size>(
-    operands: &Pipeline<Operands<'_, E, N, S, R>>,
+    operands: &mut Feed<Operands<'_, E, N, S, R>>,
     scales: &BlockScales<'_>,
     steps: usize,
     #[comptime] tiling: Tiling,
     #[comptime] layout: Layout,
 ) -> Fragment<W> {
-    operands.start(steps);
-    if comptime![tiling.scaled] {
-        scaled::<E, N, S, R, W>(operands, scales, steps, layout)
-    } else {
-        let mut sums = Fragment::<W>::zeroed(layout);
-        for step in 0..steps {
-            start_step::<E, N, S, R, W>(operands, &mut sums, step);
-            // This product runs while the next is started; the one before is done.
-            finish_product(&mut sums, 1usize);
-        }
-        finish_product(&mut sums, 0usize);
-        sums
-    }
-}
-
-/// [`product`] of codes. Two blocks take turns: while one is scaled and added, the matrix unit works on the other.
-/// What is started beyond the last is a product of zeros, which are added as such.
-#[cube]
-fn scaled<E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType, W: Size>(
-    operands: &Pipeline<Operands<'_, E, N, S, R>>,
-    scales: &BlockScales<'_>,
-    steps: usize,
-    #[comptime] layout: Layout,
-) -> Fragment<W> {
     let mut sums = Fragment::<W>::zeroed(layout);
-    let mut even = Fragment::<W>::zeroed(layout);
-    if comptime![layout.machine.can().async_products] {
-        let mut odd = Fragment::<W>::zeroed(layout);
-        start_step::<E, N, S, R, W>(operands, &mut even, 0usize);
-        finish_product(&mut even, 0usize);
-        for pair in 0..steps.div_ceil(2) {
-            let step = 2 * pair;
-            let factors = scales.of_block(step, steps);
-            odd.clear();
-            start_step::<E, N, S, R, W>(operands, &mut odd, step + 1);
-            add_scaled(&mut sums, &even, &factors);
-            finish_product(&mut odd, 0usize);
-
-            let factors = scales.of_block(step + 1, steps);
-            even.clear();
-            start_step::<E, N, S, R, W>(operands, &mut even, step + 2);
-            add_scaled(&mut sums, &odd, &factors);
-            finish_product(&mut even, 0usize);
-        }
-    } else {
+    operands.start(steps);
+    if takes(layout.machine) {
         for step in 0..steps {
-            even.clear();
-            start_step::<E, N, S, R, W>(operands, &mut even, step);
-            add_scaled(&mut sums, &even, &scales.of_block(step, steps));
+            operands.await_tile(step);
+            let x_tile = operands.tiles.source.x_ring.tile(step);
+            let w_tile = operands.tiles.source.w_ring.tile(step);
+            if comptime![tiling.scaled] {
+                let mut block = Fragment::<W>::zeroed(layout);
+                start_nt(&mut block, &x_tile, &w_tile);
+                // Looked up while the product runs.
+                let factors = scales.of_block(step);
+                finish_product(&mut block, 0usize);
+                operands.used(step);
+                add_scaled(&mut sums, &block, &factors);
+            } else {
+                start_nt(&mut sums, &x_tile, &w_tile);
+                // This product runs while the next is started; the one before is done.
+                finish_product(&mut sums, 1usize);
+                if step > 0 {
+                    operands.used(step - 1);
+                }
+            }
+        }
+        if comptime![!tiling.scaled] {
+            finish_product(&mut sums, 0usize);
         }
     }
     sums
-}
-
-/// Starts to add the product of tile `step` to `sums`.
-#[cube]
-fn start_step<E: Numeric, N: Size, S: Numeric, R: TileRows<S> + CubeType, W: Size>(
-    operands: &Pipeline<Operands<'_, E, N, S, R>>,
-    sums: &mut Fragment<W>,
-    step: usize,
-) {
-    operands.await_tile(step);
-    operands.load_next(step);
-    let x_tile = operands.source.x_ring.tile(step);
-    let w_tile = operands.source.w_ring.tile(step);
-    start_nt(sums, &x_tile, &w_tile);
 }
 
 /// `sums += block · factors`, a factor for each of this unit's rows; each sum is rounded once.

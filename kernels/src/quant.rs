@@ -10,15 +10,15 @@
 //!
 //! DeepSeek-V3.2-Exp demo, `act_quant`, operation by operation: the codes are bit-exact.
 //!
-//! Cost: two reads of x and one write of a quarter to a half of its bytes; bound by memory.
+//! Cost: one read of x and one write of a quarter to a half of its bytes; bound by memory.
 //!
-//! Budget (sm_90a): at most 40 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 24 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 40 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 40 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::Contract;
 use crate::device::Device;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, width_of};
 use crate::tile::*;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -72,14 +72,26 @@ pub(crate) fn block_scale(amax: f32, #[comptime] fmt: ScaleFmt, #[comptime] floo
     }
 }
 
-/// The e4m3 code of `x / scale`. NaN stays NaN, of the one code on every device: their own conversions differ in
-/// its sign, and a cache must not.
+/// The e4m3 code of `x / scale`.
 #[cube]
 pub(crate) fn quantise(x: f32, scale: f32) -> e4m3 {
-    let y = x / scale;
-    let y = select(y > E4M3_MAX, E4M3_MAX, y);
-    let code = e4m3::cast_from(select(y < -E4M3_MAX, -E4M3_MAX, y));
+    code_of(x / scale)
+}
+
+/// The e4m3 code of `y`, clamped. NaN stays NaN, of the one code on every device: their own conversions differ in its
+/// sign, and a cache must not.
+#[cube]
+fn code_of(y: f32) -> e4m3 {
+    let near = select(y > E4M3_MAX, E4M3_MAX, y);
+    let code = e4m3::cast_from(select(near < -E4M3_MAX, -E4M3_MAX, near));
     e4m3::reinterpret(select(y.is_nan(), 0x7fu8, u8::reinterpret(code)))
+}
+
+/// The inverse of a power of two; 0 of an infinity.
+#[cube]
+fn inverse(power: f32) -> f32 {
+    let bits = u32::reinterpret(power);
+    select(power.is_inf(), 0.0f32, f32::reinterpret((254u32 << 23) - bits))
 }
 
 /// The largest magnitude of `x[at .. at + n]`, NaN left out.
@@ -98,89 +110,150 @@ pub(crate) fn amax<E: Numeric>(x: &[E], at: usize, n: usize, #[comptime] machine
     max_team(top, machine)
 }
 
-/// The block of a row that a program quantises: its `n` columns from `first` on, which begin at element `at`,
-/// and their scale.
+/// Units that quantise a block together where there are several: each reads 16 bytes of a 2-byte type.
+const SHARE: usize = 16;
+
+/// What one unit has of a block: every [`share`]-th of its vectors.
 #[derive(CubeType)]
-struct Block {
+struct OfBlock<N: Size> {
     row: usize,
-    first: usize,
-    n: usize,
-    at: usize,
+    /// The column of the unit's first vector.
+    col: usize,
+    /// Where the vectors end: the columns of the row, or none of a block that there is not.
+    end: usize,
+    /// The number of the block.
+    number: usize,
+    values: Array<Vector<f32, N>>,
     scale: f32,
+    #[cube(comptime)]
+    machine: Machine,
 }
 
-/// Block `program` of `x`.
+/// Units that have a block together.
+fn share(machine: Machine) -> usize {
+    machine.team.min(SHARE)
+}
+
+/// Blocks that a program quantises.
+fn blocks_of(machine: Machine) -> usize {
+    machine.team / share(machine)
+}
+
 #[cube]
-fn block_of<E: Numeric>(
-    x: &View<E>,
-    program: usize,
-    #[comptime] fmt: ScaleFmt,
-    #[comptime] machine: Machine,
-) -> Block {
-    let cols = x.shape(1);
-    let blocks = cols.div_ceil(BLOCK);
-    let (row, nth) = divided(program, blocks);
-    let first = nth * BLOCK;
-    let n = min(cols - first, BLOCK);
-    let at = row * x.stride(0) + first;
-    let scale = block_scale(amax(&x.data, at, n, machine), fmt, Floor::Amax);
-    Block { row, first, n, at, scale }
+impl<N: Size> OfBlock<N> {
+    /// Reads this unit's part of block `program ..` of `x`, and finds the block's scale.
+    fn read<E: Numeric>(
+        x: &View<Vector<E, N>>,
+        #[comptime] fmt: ScaleFmt,
+        #[comptime] machine: Machine,
+    ) -> OfBlock<N> {
+        let share = comptime![share(machine)];
+        let (rows, cols) = (x.shape(0), x.shape(1));
+        let number = program_id(machine) * comptime![blocks_of(machine)] + unit_id(machine) / share;
+        let (row, nth) = divided(number, cols.div_ceil(BLOCK));
+        let col = nth * BLOCK + unit_id(machine) % share * N::value();
+        let end = select(row < rows, min(cols, (nth + 1) * BLOCK), 0usize);
+        let width = N::value();
+        let mut values = Array::<Vector<f32, N>>::new(comptime![BLOCK / width / share]);
+        let mut top = 0.0f32.runtime();
+        #[unroll(machine.unrolled())]
+        for i in 0..comptime![BLOCK / width / share] {
+            let at = col + i * comptime![share * width];
+            let mut value = Vector::<f32, N>::new(0.0f32);
+            if at < end {
+                value = Vector::cast_from(x.data[(row * x.stride(0) + at) / width]);
+            }
+            values[i] = value;
+            #[unroll]
+            for lane in 0..N::value() {
+                let one = value.extract(lane);
+                let magnitude = select(one < 0.0f32, -one, one);
+                // A comparison with NaN is false, so NaN never becomes the maximum.
+                top = select(magnitude > top, magnitude, top);
+            }
+        }
+        if comptime![share > 1] {
+            #[unroll]
+            for step in 0..comptime![share.ilog2()] {
+                top = max(top, plane_shuffle_xor(top, comptime![1u32 << step]));
+            }
+        }
+        let scale = block_scale(top, fmt, Floor::Amax);
+        OfBlock::<N> { row, col, end, number, values, scale, machine }
+    }
+
+    /// The column of the unit's `i`-th vector.
+    fn at(&self, i: usize) -> usize {
+        self.col + i * comptime![share(self.machine)] * N::value()
+    }
+
+    /// The codes of the unit's `i`-th vector.
+    fn codes(&self, i: usize, #[comptime] fmt: ScaleFmt) -> Vector<e4m3, N> {
+        let mut codes = Vector::<e4m3, N>::new(e4m3::cast_from(0.0f32));
+        #[unroll]
+        for lane in 0..N::value() {
+            let one = self.values[i].extract(lane);
+            let code = if comptime![fmt == ScaleFmt::Ue8m0] {
+                // A power of two: the product with its inverse is the quotient, bit for bit.
+                code_of(one * inverse(self.scale))
+            } else {
+                quantise(one, self.scale)
+            };
+            codes.insert(lane, code);
+        }
+        codes
+    }
 }
 
-/// One program quantises one block of one row.
+/// One program quantises [`blocks_of`] blocks.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn act_quant_kernel<E: Numeric>(
-    x: &View<E>,            // [rows, cols]
-    codes: &mut View<e4m3>, // [rows, cols]
-    scales: &mut [f32],     // [rows, ceil(cols / 128)]
+fn act_quant_kernel<E: Numeric, N: Size>(
+    x: &View<Vector<E, N>>,            // [rows, cols]
+    codes: &mut View<Vector<e4m3, N>>, // [rows, cols]
+    scales: &mut [f32],                // [rows, ceil(cols / 128)]
     #[comptime] fmt: ScaleFmt,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
-    let program = program_id(machine);
-    if program >= x.shape(0) * x.shape(1).div_ceil(BLOCK) {
-        terminate!();
-    }
-    let block = block_of(x, program, fmt, machine);
-    let to = block.row * codes.stride(0) + block.first;
-    for step in 0..block.n.div_ceil(comptime![machine.team]) {
-        let i = step * comptime![machine.team] + unit_id(machine);
-        if i < block.n {
-            codes.data[to + i] = quantise(f32::cast_from(x.data[block.at + i]), block.scale);
+    let block = OfBlock::<N>::read(x, fmt, machine);
+    #[unroll(machine.unrolled())]
+    for i in 0..block.values.len() {
+        let at = block.at(i);
+        if at < block.end {
+            let to = (block.row * codes.stride(0) + at) / N::value();
+            codes.data[to] = block.codes(i, fmt);
         }
     }
-    if unit_id(machine) == 0 {
-        scales[program] = block.scale;
+    if block.end > 0 && unit_id(machine) % comptime![share(machine)] == 0 {
+        scales[block.number] = block.scale;
     }
 }
 
-/// One program quantises one block of one row and writes what the codes stand for.
+/// One program quantises [`blocks_of`] blocks and writes what the codes stand for.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn round_trip_kernel<E: Numeric>(
-    x: &View<E>,       // [rows, cols]
-    out: &mut View<E>, // [rows, cols]
+fn round_trip_kernel<E: Numeric, N: Size>(
+    x: &View<Vector<E, N>>,       // [rows, cols]
+    out: &mut View<Vector<E, N>>, // [rows, cols]
     #[comptime] fmt: ScaleFmt,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
-    let program = program_id(machine);
-    if program >= x.shape(0) * x.shape(1).div_ceil(BLOCK) {
-        terminate!();
-    }
-    let block = block_of(x, program, fmt, machine);
-    let to = block.row * out.stride(0) + block.first;
-    for step in 0..block.n.div_ceil(comptime![machine.team]) {
-        let i = step * comptime![machine.team] + unit_id(machine);
-        if i < block.n {
-            let code = quantise(f32::cast_from(x.data[block.at + i]), block.scale);
-            out.data[to + i] = round_to::<E>(f32::cast_from(code) * block.scale, machine);
+    let block = OfBlock::<N>::read(x, fmt, machine);
+    #[unroll(machine.unrolled())]
+    for i in 0..block.values.len() {
+        let at = block.at(i);
+        if at < block.end {
+            let codes = block.codes(i, fmt);
+            let values = Vector::<f32, N>::cast_from(codes) * Vector::new(block.scale);
+            let to = (block.row * out.stride(0) + at) / N::value();
+            out.data[to] = round_vector::<E, N>(values, machine);
         }
     }
 }
 
 /// How these kernels run on `device`.
 pub fn machine(device: &Device) -> Machine {
-    device.machine(32)
+    device.machine(256)
 }
 
 /// What [`act_quant`] returns.
@@ -226,15 +299,17 @@ pub fn act_quant(x: &Tensor, fmt: ScaleFmt) -> Result<Quantised> {
     let (codes, scale) = (bound.output("codes")?, bound.output("scale")?);
     if rows * cols > 0 {
         let machine = machine(device);
+        let width = width_of(&[x, &codes]);
         // SAFETY: every access is below rows and cols, which are the shapes of all three tensors.
         unsafe {
             act_quant_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows * blocks)?,
+                machine.cube_count((rows * blocks).div_ceil(blocks_of(machine)))?,
                 machine.cube_dim(),
                 device.addresses([x, &codes]),
-                x.view(1),
-                codes.view(1),
+                width,
+                x.view(width),
+                codes.view(width),
                 scale.arg(1),
                 fmt,
                 machine,
@@ -259,16 +334,17 @@ pub fn round_trip(x: &Tensor, out: &Tensor, fmt: ScaleFmt) -> Result<()> {
         return Ok(());
     }
     let machine = machine(device);
-    // SAFETY: every access is below rows and cols, the shape of both tensors; a block is read whole
-    // before it is written.
+    let (blocks, width) = (rows * cols.div_ceil(BLOCK), width_of(&[x, out]));
+    // SAFETY: every access is below rows and cols, the shape of both tensors; a unit reads what it writes before.
     unsafe {
         round_trip_kernel::launch_unchecked(
             device.client(),
-            machine.cube_count(rows * cols.div_ceil(BLOCK))?,
+            machine.cube_count(blocks.div_ceil(blocks_of(machine)))?,
             machine.cube_dim(),
             device.addresses([x, out]),
-            x.view(1),
-            out.view(1),
+            width,
+            x.view(width),
+            out.view(width),
             fmt,
             machine,
             x.dtype().elem(),

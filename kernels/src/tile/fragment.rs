@@ -2,7 +2,6 @@
 
 use super::convert::round_to;
 use super::machine::{CellOrder, LANES, Machine, WARPGROUP, WARPGROUP_ROWS, unit_id};
-use super::nvptx::own_zero;
 use cubecl::prelude::*;
 
 /// How the cells of a `rows x cols` tile of results are shared out among the units of a team.
@@ -252,11 +251,7 @@ impl<W: Size> Fragment<W> {
         let layout = comptime![self.layout];
         #[unroll(layout.unrolled())]
         for i in 0..comptime![layout.own_rows() * layout.run()] {
-            if comptime![layout.machine.can().async_products] {
-                self.cells[i] = Vector::new(own_zero(0.0f32));
-            } else {
-                self.cells[i] = Vector::new(0.0f32);
-            }
+            self.cells[i] = Vector::new(0.0f32);
         }
     }
 

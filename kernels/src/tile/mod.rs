@@ -44,6 +44,7 @@
 //! an instruction chosen by a comptime value, and a softmax whose empty rows stay finite.
 
 mod convert;
+mod feed;
 mod fragment;
 mod load;
 mod machine;
@@ -61,6 +62,7 @@ mod view;
 mod warpgroup;
 
 pub use convert::*;
+pub use feed::*;
 pub use fragment::*;
 pub use load::*;
 pub use machine::*;

@@ -6,8 +6,7 @@ use cubecl_ir::prelude::{
     Context, DialectConversionRewriter, Op, OperandsInfo, Result as IrResult, Rewriter as _,
     Typed as _, Value, op_interface_impl, op_traits,
 };
-use cubecl_ir::interfaces::side_effects::{MemoryEffect, MemoryEffectsOp};
-use cubecl_ir::{CanMaterialize, HasSideEffects, Pure, cube_op};
+use cubecl_ir::{CanMaterialize, Pure, cube_op};
 use cubecl_llvm::shared::intrinsic::{call_intrinsic, int_ty};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::insert::insert;
@@ -46,51 +45,6 @@ pub fn widen_codes(codes: u32) -> u32 {
         let codes = codes.read_value(scope);
         scope.register_with_result(&WidenCodesOp::new(scope.ctx_mut(), codes)).into()
     })
-}
-
-/// `zero` in a register that holds no other. A zero that the cells of two products begin with would be a register in
-/// common, and ptxas has products that share one wait for each other (C7511). PTX: `mov.b32 $0, 0f00000000`.
-#[cube]
-#[allow(unused_variables)]
-pub fn own_zero(zero: f32) -> f32 {
-    intrinsic!(|scope| {
-        let zero = zero.read_value(scope);
-        scope.register_with_result(&OwnZeroOp::new(scope.ctx_mut(), zero)).into()
-    })
-}
-
-/// A zero; the input is one too, and names its type.
-#[cube_op(name = "dsa.own_zero")]
-#[result_ty(same_as = input)]
-#[op_traits(CanMaterialize, HasSideEffects)]
-struct OwnZeroOp {
-    pub input: Value,
-}
-
-#[op_interface_impl]
-impl MemoryEffectsOp for OwnZeroOp {
-    fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
-        // None: only what has side effects is not merged with its like.
-        vec![]
-    }
-}
-
-#[op_interface_impl]
-impl ToLLVMDialect for OwnZeroOp {
-    fn rewrite(
-        &self,
-        ctx: &mut Context,
-        rewriter: &mut DialectConversionRewriter,
-        _operands_info: &OperandsInfo,
-    ) -> IrResult<()> {
-        only_nvptx(self, ctx)?;
-        let ty = self.input(ctx).get_type(ctx);
-        let text = "mov.b32 $0, 0f00000000;";
-        let zero = llvm::InlineAsmOp::new(ctx, ty, vec![], text, "=f", true);
-        let zero = insert(ctx, rewriter, &zero);
-        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![zero]);
-        Ok(())
-    }
 }
 
 /// 2 to the power of an f32.
