@@ -159,7 +159,7 @@ impl Plan {
             Stage::Prefill => Batch::chunk(cache, 0, start, tokens, mode)?,
             Stage::Decode => Batch::decode(cache, &vec![start; tokens], mode)?,
         };
-        let batch = batch.measured();
+        let batch = batch.measured()?;
         let (output, (x, trace)) = layer.trace(x, Some(residual), &batch, cache.layer(0)?)?;
         cache.advance(&batch);
         Ok(Timed { output, x, trace, batch })

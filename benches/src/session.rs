@@ -16,6 +16,7 @@ use dsa_files::printable;
 use dsa_gate::bench::{Named, Spec};
 use dsa_gate::gate::{gate, judge_on};
 use dsa_gate::kernels;
+use dsa_kernels::timing::Stopwatch;
 use dsa_kernels::{Device, DeviceKind};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -260,6 +261,11 @@ fn hash_of(bench: &str) -> Option<String> {
     }
 }
 
+/// More launches than a call makes.
+const LAUNCHES: usize = 18;
+/// Calls of a sample that are timed one by one.
+const MOST_CALLS: u64 = 10;
+
 /// Times one call with criterion on the device's own clock; returns seconds a call, sample by sample, and what
 /// the last call computed.
 fn time(
@@ -267,24 +273,34 @@ fn time(
     device: &Device,
     spec: &Spec,
 ) -> anyhow::Result<(Vec<f64>, Named)> {
+    let watch = Stopwatch::new(device, LAUNCHES)?;
     let mut samples = Vec::new();
-    let mut failed = None;
+    let mut failed: Option<dsa_kernels::KernelError> = None;
     let mut outputs = Named::new();
     let name: Vec<String> = spec.shape.iter().map(|(name, n)| format!("{name}={n}")).collect();
     group.bench_function(format!("{} {}", spec.dtype, name.join(" ")), |bencher| {
         bencher.iter_custom(|calls| {
-            let timed = device.time(|| {
-                (0..calls).try_for_each(|_| {
-                    // Those of the call before go first, so that a call needs no more memory than it does.
-                    outputs.clear();
-                    outputs = (spec.work)()?;
-                    Ok(())
-                })
-            });
+            // Where each call is timed behind copies, those take longer than most calls: a few make a sample.
+            let (windows, each) = match watch.covers() {
+                true => (calls.min(MOST_CALLS), 1),
+                false => (1, calls),
+            };
+            let mut call = || {
+                // Those of the call before go first, so that a call needs no more memory than it does.
+                outputs.clear();
+                outputs = (spec.work)()?;
+                Ok(())
+            };
+            let mut timed = Ok(Duration::ZERO);
+            for _ in 0..windows {
+                let window = watch.time(|| (0..each).try_for_each(|_| call()));
+                timed = timed.and_then(|sum| Ok(sum + window?));
+            }
             match timed {
                 Ok(time) => {
-                    samples.push(time.as_secs_f64() / calls as f64);
-                    time
+                    let seconds = time.as_secs_f64() / (windows * each) as f64;
+                    samples.push(seconds);
+                    Duration::from_secs_f64(seconds * calls as f64)
                 }
                 Err(error) => {
                     failed = Some(error);

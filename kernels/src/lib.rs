@@ -49,6 +49,7 @@ pub mod sparse_attention;
 pub mod swiglu;
 pub mod tensor;
 pub mod tile;
+pub mod timing;
 pub mod top_k;
 pub mod upload;
 pub mod weight;

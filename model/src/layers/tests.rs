@@ -91,7 +91,7 @@ fn bf16_runs_in_both_modes_and_stages_are_measured() {
     cache.fill_random(20, 3).unwrap();
     for mode in [Mode::Dense, Mode::Sparse] {
         let x = device.upload_f32(&vec![0.5; 3 * 40], &[3, 40], dtype).unwrap();
-        let batch = Batch::chunk(&cache, 0, 20, 3, mode).unwrap().measured();
+        let batch = Batch::chunk(&cache, 0, 20, 3, mode).unwrap().measured().unwrap();
         let y = layer.forward(&x, &batch, cache.layer(0).unwrap()).unwrap();
         cache.advance(&batch);
         let stages = batch.stages();

@@ -180,9 +180,12 @@ impl Batch {
     }
 
     /// The same batch, with its stages' device time measured.
-    pub fn measured(mut self) -> Self {
-        self.stages = Stages::measuring(&self.device);
-        self
+    ///
+    /// # Errors
+    /// As [`Stages::measuring`].
+    pub fn measured(mut self) -> Result<Self> {
+        self.stages = Stages::measuring(&self.device)?;
+        Ok(self)
     }
 
     /// The same batch, of which `take` sees the tensors that the layers make, in their order. What it returns takes the

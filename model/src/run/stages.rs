@@ -1,5 +1,6 @@
 //! The stages that a step's time is divided into.
 
+use dsa_kernels::timing::Stopwatch;
 use dsa_kernels::{Device, KernelError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -62,13 +63,17 @@ impl std::fmt::Display for Stage {
     }
 }
 
+/// More launches than a stage makes.
+const LAUNCHES: usize = 48;
+
 /// Runs the stages of steps and, if asked to, adds up the device time of each.
 ///
-/// Measuring waits for the device after every stage: the sum is the time of the kernels, not of the
-/// step, whose launches then no longer overlap with anything.
+/// Measuring waits for the device after every stage, and begins each behind other work, so that the host's launches
+/// count for nothing ([`Stopwatch`]): the sum is the time of the kernels, as in a step that is launched as one recorded
+/// graph.
 #[derive(Default)]
 pub struct Stages {
-    device: Option<Device>,
+    watch: Option<(Device, Stopwatch)>,
     seconds: Mutex<[f64; Stage::ALL.len()]>,
 }
 
@@ -79,8 +84,12 @@ impl Stages {
     }
 
     /// Runs them and measures on `device`.
-    pub fn measuring(device: &Device) -> Self {
-        Self { device: Some(device.clone()), ..Self::default() }
+    ///
+    /// # Errors
+    /// As [`Stopwatch::new`].
+    pub fn measuring(device: &Device) -> dsa_kernels::Result<Self> {
+        let watch = (device.clone(), Stopwatch::new(device, LAUNCHES)?);
+        Ok(Self { watch: Some(watch), ..Self::default() })
     }
 
     /// Device time spent in `stage` so far, in seconds; 0 if not measuring.
@@ -99,11 +108,11 @@ impl Stages {
         stage: Stage,
         work: impl FnOnce() -> Result<T, E> + Send,
     ) -> Result<T, E> {
-        let Some(device) = &self.device else {
+        let Some((device, watch)) = &self.watch else {
             return work();
         };
         let mut made = None;
-        let time = device.time(|| {
+        let time = watch.time(|| {
             made = Some(work());
             Ok(())
         })?;
