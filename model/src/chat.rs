@@ -22,6 +22,7 @@ mod guard;
 mod json;
 mod message;
 mod prompt;
+mod reader;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -33,4 +34,5 @@ pub use guard::Guard;
 pub use json::Json;
 pub use message::{Message, Role, ToolCall, tools};
 pub use prompt::{Piece, Prompt};
+pub use reader::Reader;
 pub use template::Template;

@@ -5,6 +5,7 @@
 pub mod chat;
 pub mod config;
 pub mod error;
+pub mod generate;
 pub mod intermediates;
 mod json;
 pub mod layers;

@@ -79,6 +79,11 @@ impl Model {
         })
     }
 
+    /// Where its weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The configuration it was made for.
     pub fn config(&self) -> &Config {
         &self.config
@@ -116,6 +121,25 @@ impl Model {
     /// model's; [`Error::NotFinite`] if a part of the model puts out a NaN or an infinity; [`Error::Kernel`] if a
     /// kernel refuses or fails; that of who [watches](Batch::watched). The cache then holds what it held before.
     pub fn forward(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let x = self.step(ids, batch, cache)?; // [n, hidden]
+        let logits = self.lm_head.forward_f32(&x)?; // [n, vocab]
+        cache.advance(batch);
+        Ok(logits)
+    }
+
+    /// [`Model::forward`] of which only the last token's logits are computed: `[1, vocab_size]`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_last(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let x = self.step(ids, batch, cache)?; // [n, hidden]
+        let logits = self.lm_head.forward_f32(&x.narrow(0, ids.len() - 1, 1)?)?; // [1, vocab]
+        cache.advance(batch);
+        Ok(logits)
+    }
+
+    /// What the head makes logits of: `[n, hidden]`.
+    fn step(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         self.check(ids, batch, cache)?;
         let x = self.embed(ids)?; // [n, hidden]
         let x = self.run(&x, batch, cache, |_, _| Ok(()))?; // [n, hidden]
@@ -125,9 +149,7 @@ impl Model {
             self.find_not_finite(ids, batch, cache)?;
             return Err(wrong("model.norm", row, batch));
         }
-        let logits = self.lm_head.forward_f32(&x)?; // [n, vocab]
-        cache.advance(batch);
-        Ok(logits)
+        Ok(x)
     }
 
     /// An empty cache for `requests` requests of up to `max_seq` tokens, for all of which it has `tokens` tokens' pages:

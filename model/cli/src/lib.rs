@@ -17,6 +17,8 @@ mod check;
 mod compiled;
 mod convert;
 mod failure;
+mod generate;
+mod load;
 mod logits;
 mod make_tiny;
 mod pass;
@@ -58,6 +60,8 @@ enum Command {
     /// The code is that of DeepSeek-V3.2's dimensions: each kernel that the launcher launches for them,
     /// one after the other, each under a comment that numbers and describes it.
     Emit(compiled::Emit),
+    /// Answers a question, those of a file, or those of a conversation.
+    Generate(generate::GenerateArgs),
     /// Runs a whole model on token ids read from a safetensors file and writes its logits.
     Logits(logits::Logits),
     /// Makes of a checkpoint in Hugging Face's layout one in that of DeepSeek's inference demo: a file for each rank.
@@ -168,6 +172,10 @@ pub fn run(
                 return Err(Usage::error("--device with --reference: it runs on no device"));
             }
             logits::logits(out, &logits)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Generate(args) => {
+            generate::generate(out, &args)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Convert(convert) => {

@@ -123,8 +123,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for the weights, [`Error::Unread`] for one
-    /// that the layer would compute without;
-    /// [`Error::Argument`] for another `dtype`; [`Error::Kernel`] if the device refuses.
+    /// that the layer would compute without; [`Error::Argument`] for another `dtype`; [`Error::Kernel`] if the device refuses.
     pub fn new<W: Weights>(
         device: &Device,
         config: &Config,
@@ -267,6 +266,7 @@ impl Attention {
             let attention = stages.run(Stage::Attention, attend)?; // [n, h, v]
             (q, attention.out.clone(), Some((k, v)), attention)
         } else {
+            let q = watch.show("mla.q", q)?; // [n, h, rank + rope]
             let attention =
                 stages.run(Stage::Attention, || self.attend(&q, indices.as_ref(), batch, cache))?; // [n, h, rank]
             let o = stages.run(Stage::Projections, || self.kv_b_proj.values(&attention.out))?; // [n, h, v]
