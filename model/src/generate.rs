@@ -5,7 +5,7 @@
 //! generator.begin(Request::new(tokenizer.encode(&prompt)?))?;
 //! while generator.is_busy() {
 //!     for event in generator.step()? {
-//!         if let What::Token(token) = event.what { print!("{}", token.text); }
+//!         print!("{}", event.text());
 //!     }
 //! }
 //! ```
@@ -63,6 +63,14 @@ pub struct Settings {
     pub format: KvFormat,
     /// Most tokens of a prompt in one step.
     pub chunk: usize,
+}
+
+impl Default for Settings {
+    /// One request of up to 4096 tokens, sparse, in chunks of 512.
+    fn default() -> Self {
+        let (attention, format) = (Attention::Sparse, KvFormat::Elements);
+        Self { attention, requests: 1, max_seq: 4096, format, chunk: 512 }
+    }
 }
 
 /// A prompt and how it is to be continued.
@@ -124,6 +132,17 @@ pub struct Event {
     pub slot: usize,
     /// What.
     pub what: What,
+}
+
+impl Event {
+    /// The text of the answer that it makes certain.
+    pub fn text(&self) -> &str {
+        match &self.what {
+            What::Read(..) => "",
+            What::Token(token) => &token.text,
+            What::Ended(ended) => &ended.text,
+        }
+    }
 }
 
 /// See [`Event`].

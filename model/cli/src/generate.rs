@@ -9,7 +9,7 @@ use drive::{Job, News, Outcome, drive, most_tokens, trouble};
 use dsa_model::Model;
 use dsa_model::chat::{Conversation, Message, Role};
 use dsa_model::generate::{self, DEFAULT_MAX_NEW_TOKENS, Generator, Request, Settings};
-use input::{Input, asking};
+use input::Input;
 use report::{Printer, ROW_HEAD};
 use std::io::Write;
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ pub(super) fn generate(out: &mut dyn Write, args: &GenerateArgs) -> anyhow::Resu
         (Some(prompt), _) => vec![Input {
             place: "the prompt".into(),
             id: None,
-            conversation: asking(&start, prompt),
+            conversation: start.and_asked(prompt),
             text: prompt.clone(),
             request: usual,
         }],

@@ -271,3 +271,33 @@ fn describe_device(out: &mut dyn Write, device: &Device) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a line of a shell, in which double quotes hold words together.
+    fn words(line: &str) -> Vec<String> {
+        let parts = line.split('"').enumerate();
+        let words = |(n, part): (usize, &str)| match n % 2 {
+            0 => part.split_whitespace().map(str::to_string).collect(),
+            _ => vec![part.to_string()],
+        };
+        parts.flat_map(words).collect()
+    }
+
+    #[test]
+    fn every_command_line_that_the_readme_shows_is_one_that_is_taken() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+        let readme = dsa_files::read_text(path.as_ref(), 1 << 20).unwrap();
+        let shown = readme.lines().filter_map(|line| line.strip_prefix("dsa "));
+        let shown: Vec<&str> = shown.map(|line| line.split(" #").next().unwrap_or(line)).collect();
+        assert!(shown.len() > 5, "{shown:?}");
+        for line in shown {
+            let args = std::iter::once("dsa".to_string()).chain(words(line.trim_end_matches(" &")));
+            if let Err(error) = Cli::try_parse_from(args) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

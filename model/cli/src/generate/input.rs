@@ -9,7 +9,7 @@
 
 use super::super::Usage;
 use dsa_files::{printable, read_text};
-use dsa_model::chat::{Conversation, Json, Message, Role, tools};
+use dsa_model::chat::{Conversation, Json, Message, tools};
 use dsa_model::generate::Request;
 use dsa_model::sample::Sampling;
 use std::path::Path;
@@ -55,13 +55,6 @@ pub(super) fn read(
     lines.map(read).collect()
 }
 
-/// A conversation of `start` and a question.
-pub(super) fn asking(start: &Conversation, question: &str) -> Conversation {
-    let mut conversation = start.clone();
-    conversation.messages.push(Message::new(Role::User, question));
-    conversation
-}
-
 /// Prompts with blank lines between them.
 fn blocks(text: &str, usual: &Request, start: &Conversation) -> Vec<Input> {
     let mut all: Vec<String> = vec![String::new()];
@@ -79,7 +72,7 @@ fn blocks(text: &str, usual: &Request, start: &Conversation) -> Vec<Input> {
     let input = |(n, text): (usize, String)| Input {
         place: format!("prompt {}", n + 1),
         id: None,
-        conversation: asking(start, &text),
+        conversation: start.clone().and_asked(&text),
         text,
         request: Request { number: n as u64, ..usual.clone() },
     };
@@ -119,7 +112,7 @@ fn of_line(
         match &name[..] {
             "id" => id = Some(value.clone()),
             "prompt" => {
-                conversation = asking(start, &text(value)?);
+                conversation = start.clone().and_asked(&text(value)?);
                 said += 1;
             }
             "messages" => {
@@ -160,6 +153,7 @@ fn of_line(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dsa_model::chat::Role;
 
     fn of(text: &str) -> anyhow::Result<Vec<Input>> {
         let folder = tempfile::tempdir()?;

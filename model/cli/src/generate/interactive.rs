@@ -80,8 +80,7 @@ pub(super) fn talk(
             }
             _ => {
                 interrupted.store(false, Ordering::SeqCst);
-                let question = Message::new(Role::User, line);
-                conversation.messages.push(question);
+                conversation.messages.push(Message::new(Role::User, line));
                 let job = prepared.job(args, &conversation, usual.clone());
                 let job = job.and_then(|job| Ok(job.request.check(max_seq).map(|()| job)?));
                 let answered = match job {
