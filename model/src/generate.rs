@@ -16,6 +16,7 @@
 //! begins as the one before it in the same place is read from where they differ.
 
 use crate::error::{Error, Result};
+use crate::model::PAGE_SIZE;
 use crate::run::KvFormat;
 use crate::sample::Sampling;
 
@@ -63,13 +64,15 @@ pub struct Settings {
     pub format: KvFormat,
     /// Most tokens of a prompt in one step.
     pub chunk: usize,
+    /// Tokens of a page of the cache.
+    pub page_size: usize,
 }
 
 impl Default for Settings {
     /// One request of up to 4096 tokens, sparse, in chunks of 512.
     fn default() -> Self {
         let (attention, format) = (Attention::Sparse, KvFormat::Elements);
-        Self { attention, requests: 1, max_seq: 4096, format, chunk: 512 }
+        Self { attention, requests: 1, max_seq: 4096, format, chunk: 512, page_size: PAGE_SIZE }
     }
 }
 

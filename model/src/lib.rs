@@ -5,6 +5,7 @@
 pub mod chat;
 pub mod config;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod intermediates;
 mod json;
@@ -20,5 +21,5 @@ pub mod weights;
 
 pub use config::Config;
 pub use error::{Error, Result};
-pub use model::Model;
+pub use model::{Model, PAGE_SIZE};
 pub use plan::Plan;

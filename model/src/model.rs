@@ -30,7 +30,7 @@ use dsa_kernels::gemm::gemm;
 use dsa_kernels::{DType, Device, Tensor};
 
 /// Tokens of a page of the cache: FlashMLA's and DeepGEMM's.
-pub(crate) const PAGE_SIZE: usize = 64;
+pub const PAGE_SIZE: usize = 64;
 
 /// A model: its weights on a device.
 #[derive(Clone)]
@@ -95,6 +95,27 @@ impl Model {
         self
     }
 
+    /// The same weights selecting other keys: as many, and by the indexers of those layers, as `config` says, which is the
+    /// model's but for `index_topk` and `indexer_types`. Indexers that are not used are let go.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for the configuration of another model, and for a layer with an indexer that has none.
+    pub fn selecting(mut self, config: &Config) -> Result<Self> {
+        let as_own = Config {
+            index_topk: self.config.index_topk,
+            indexer_types: self.config.indexer_types.clone(),
+            overrides: self.config.overrides.clone(),
+            ..config.clone()
+        };
+        let expected = "the model's own, but for the keys that are selected";
+        Error::check(as_own == self.config, "configuration", "another model's", expected)?;
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            layer.select(config, number)?;
+        }
+        self.config = config.clone();
+        Ok(self)
+    }
+
     /// An empty cache for `requests` requests of up to `max_seq` tokens, whose latents are rows.
     ///
     /// # Errors
@@ -108,8 +129,21 @@ impl Model {
     /// # Errors
     /// As [`Cache::new`].
     pub fn cache_of(&self, requests: usize, max_seq: usize, format: KvFormat) -> Result<Cache> {
-        let layers = self.layers.len();
-        let size = CacheSize { layers, requests, max_seq, page_size: PAGE_SIZE };
+        self.cache_in_pages(requests, max_seq, PAGE_SIZE, format)
+    }
+
+    /// [`Model::cache_of`] with pages of `page_size` tokens in place of 64.
+    ///
+    /// # Errors
+    /// As [`Cache::new`].
+    pub fn cache_in_pages(
+        &self,
+        requests: usize,
+        max_seq: usize,
+        page_size: usize,
+        format: KvFormat,
+    ) -> Result<Cache> {
+        let size = CacheSize { layers: self.layers.len(), requests, max_seq, page_size };
         Cache::new(&self.device, &self.config, size, self.dtype, format)
     }
 

@@ -7,7 +7,7 @@ use dsa_model::generate::{
 };
 use dsa_model::layers::Precision;
 use dsa_model::make_tiny::{Like, MakeTiny};
-use dsa_model::run::{Batch, KvFormat, Mode};
+use dsa_model::run::{Batch, Mode};
 use dsa_model::sample::Sampling;
 use dsa_model::tokenizer::Tokenizer;
 use dsa_model::weights::{Checkpoint, Stored};
@@ -40,7 +40,7 @@ fn model(folder: &Path) -> Model {
 }
 
 fn settings(attention: Attention, requests: usize, chunk: usize) -> Settings {
-    Settings { attention, requests, max_seq: 128, format: KvFormat::Elements, chunk }
+    Settings { attention, requests, max_seq: 128, chunk, ..Settings::default() }
 }
 
 /// A prompt of `n` bytes.
@@ -98,18 +98,13 @@ fn an_answer_depends_neither_on_its_company_nor_on_chunks_nor_on_what_the_cache_
             ids(&run(&mut generator, std::slice::from_ref(request)))
         })
         .collect();
-    // Two at a time, so that the others come when one ends, and in chunks that end anywhere.
-    for (places, chunk) in [(2, 7), (4, 512), (1, 16)] {
-        let many = settings(Attention::Sparse, places, chunk);
+    // Two at a time, so that the others come when one ends, in chunks that end anywhere and pages of another size.
+    for (places, chunk, page_size) in [(2, 7, 16), (4, 512, 64)] {
+        let many = Settings { page_size, ..settings(Attention::Sparse, places, chunk) };
         let mut generator = Generator::new(&model, tokenizer, &[], many).unwrap();
-        assert_eq!(
-            ids(&run(&mut generator, &requests)),
-            alone,
-            "{places} places, chunks of {chunk}"
-        );
+        assert_eq!(ids(&run(&mut generator, &requests)), alone, "{places} places");
         // Again, with the prompts in the cache.
-        let again = run(&mut generator, &requests);
-        assert_eq!(ids(&again), alone, "{places} places again");
+        assert_eq!(ids(&run(&mut generator, &requests)), alone, "{places} places again");
     }
     let mut generator =
         Generator::new(&model, tokenizer, &[], settings(Attention::Sparse, 1, 512)).unwrap();

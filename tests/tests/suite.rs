@@ -48,6 +48,8 @@ mod refusals_of_numbers;
 mod refusals_of_strides;
 mod replay;
 mod samples;
+mod serve;
+mod serve_broken;
 mod sparse_memory;
 mod stages;
 mod support;

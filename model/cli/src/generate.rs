@@ -171,6 +171,7 @@ impl Prepared {
             max_seq,
             format: args.model.kv_cache.format(),
             chunk: args.model.prefill_chunk as usize,
+            page_size: args.model.page_size as usize,
         };
         let mut generator = Generator::new(model, &self.tokenizer, &self.ends, settings)?;
         if args.trace.is_some() {

@@ -24,6 +24,7 @@ mod make_tiny;
 mod pass;
 mod plan;
 mod run;
+mod serve;
 
 pub use failure::{Usage, report};
 
@@ -72,6 +73,10 @@ enum Command {
     MakeTiny(make_tiny::MakeTinyArgs),
     /// What a model takes of a device's memory, and whether it fits, before anything is allocated; fails if it does not.
     Plan(plan::PlanArgs),
+    /// Answers over HTTP, as OpenAI's interface does: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
+    ///
+    /// One request runs at a time. SIGTERM or Ctrl-C finishes it and ends; a second one ends at once.
+    Serve(serve::ServeArgs),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -183,6 +188,10 @@ pub fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Plan(args) => plan::plan(out, &args),
+        Command::Serve(args) => {
+            serve::run(out, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Verify { checkpoint, config, tokens, device, seed } => {
             // A link that leads nowhere is a text too: verify says what is wrong with it.
             let stored = checkpoint.as_ref().map(|folder| folder.join("expected.safetensors"));

@@ -39,6 +39,10 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 512, visible_alias = "chunked-prefill-size",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_chunk: u32,
+    /// Tokens of a page of the cache.
+    #[arg(long, value_name = "N", default_value_t = dsa_model::PAGE_SIZE as u32,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub page_size: u32,
     /// Most bytes of index logits that are held at a time; at least those of one token are. Changes no bit.
     #[arg(long, value_name = "BYTES", default_value_t = Execution::default().logits_budget)]
     pub logits_budget: usize,

@@ -54,8 +54,7 @@ impl<'a> Generator<'a> {
             Attention::Sparse => &[Mode::Sparse],
             Attention::Both => &[Mode::Sparse, Mode::Dense],
         };
-        let size = (settings.requests, settings.max_seq);
-        let pass = |mode: &Mode| Pass::new(model, *mode, size, settings.format);
+        let pass = |mode: &Mode| Pass::new(model, *mode, &settings);
         Ok(Self {
             model,
             tokenizer,

@@ -1,10 +1,11 @@
 //! One way of attending, with a cache of its own: what a step of it puts out.
 
+use super::Settings;
 use super::compare::{Kept, attention, kept};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::run::{Batch, Cache, KvFormat, Mode, Shown, Stage};
+use crate::run::{Batch, Cache, Mode, Shown, Stage};
 use dsa_kernels::gemm::gemm;
 use dsa_kernels::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -27,13 +28,9 @@ pub(super) struct Out {
 }
 
 impl Pass {
-    pub fn new(
-        model: &Model,
-        mode: Mode,
-        (requests, max_seq): (usize, usize),
-        format: KvFormat,
-    ) -> Result<Self> {
-        Ok(Self { mode, cache: model.cache_of(requests, max_seq, format)? })
+    pub fn new(model: &Model, mode: Mode, settings: &Settings) -> Result<Self> {
+        let Settings { requests, max_seq, page_size, format, .. } = *settings;
+        Ok(Self { mode, cache: model.cache_in_pages(requests, max_seq, page_size, format)? })
     }
 
     /// A chunk of one request's prompt, from position `start` on: the logits behind its last token.

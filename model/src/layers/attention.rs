@@ -48,6 +48,7 @@ use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
+mod select;
 
 /// The attention of one layer: its weights on a device.
 #[derive(Clone)]
@@ -91,8 +92,7 @@ const READ: [&str; 12] = [
 /// Parts that the keys of a token are summed in, each by a program of its own, where a row may not depend on its
 /// company: a number that no number of rows changes.
 ///
-/// Lists are as long in a prompt, whose rows keep every core busy, as in decoding. More parts than one would cost
-/// a prompt a write and a read of all of them.
+/// Lists are as long in a prompt, whose rows keep every core busy, as in decoding: more parts would cost it a write and a read.
 const LISTED_PARTS: usize = 1;
 /// Ranges are of decoded tokens alone, of which there are few, and of any length: a prompt has the expanded form.
 const SEEN_PARTS: usize = 32;
