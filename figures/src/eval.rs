@@ -130,3 +130,92 @@ pub fn read(path: &Path) -> Result<Vec<EvalRow>, Error> {
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(row).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draw_eval;
+
+    fn rows() -> Vec<EvalRow> {
+        let subject = Subject {
+            checkpoint: "a\u{1b}[2J".into(),
+            config: [("indexer".to_string(), "16 keys".to_string())].into(),
+            device: "d".into(),
+            dtype: "bf16".into(),
+            text: "sha256 0".into(),
+        };
+        let origin = Origin::now(None, None, "dsa eval".into());
+        let row = |measured| EvalRow::new(measured, subject.clone(), origin.clone());
+        let needle = |depth, selected| {
+            row(Measured::Needle { context: 1024, depth, found: depth > 0.0, selected })
+        };
+        let quality = |attention: &str, topk| {
+            let (attention, pattern) = (attention.to_string(), "FS".to_string());
+            row(Measured::Quality {
+                attention,
+                topk,
+                pattern,
+                tokens: 7,
+                perplexity: 2.5,
+                kl: 0.1,
+                same_top: 0.5,
+            })
+        };
+        let overlap = |layer, other, later| {
+            row(Measured::Overlap { layer, other, later, tokens: 9, share: 0.5, chance: 0.1 })
+        };
+        vec![
+            needle(0.0, vec![None, Some(0.25)]),
+            needle(0.5, vec![None]),
+            quality("dense", 0),
+            quality("sparse", 16),
+            overlap(0, 1, 0),
+            overlap(1, 1, 1),
+        ]
+    }
+
+    #[test]
+    fn rows_are_read_as_they_were_written_and_others_are_refused_with_their_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        write(&path, &rows()).unwrap();
+        assert_eq!(read(&path).unwrap(), rows());
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to, says) in [
+            ("\"schema\":1", "\"schema\":2", "line 1: schema 2, expected 1"),
+            ("\"context\":1024", "\"context\":-1", "line 1: "),
+            ("\"eval\":\"needle\"", "\"eval\":\"x\"", "line 1: unknown variant `x`"),
+        ] {
+            std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_row_has_its_picture_and_no_row_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = draw_eval(&rows(), folder.path()).unwrap();
+        let names: Vec<_> =
+            files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        let expected = ["needles", "perplexity", "overlap"];
+        let expected: Vec<_> = expected
+            .iter()
+            .flat_map(|name| ["svg", "png", "csv"].map(|end| format!("{name}.{end}")))
+            .collect();
+        assert_eq!(names, expected);
+        for (name, has) in [
+            ("needles.svg", "0.25"),
+            ("needles.svg", "all *"),
+            ("needles.csv", "1024,0,false,0.25\n"),
+            ("perplexity.svg", "16 keys, FS"),
+            ("perplexity.csv", "\"sparse\",16,\"FS\",7,2.5,0.1,0.5\n"),
+            ("overlap.svg", "random choices would share 0.100"),
+            ("overlap.csv", "1,1,1,9,0.5,0.1\n"),
+        ] {
+            let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+            assert!(text.contains(has) && !text.contains('\u{1b}'), "{name}: {text}");
+        }
+        assert!(matches!(draw_eval(&[], folder.path()), Err(Error::Nothing { .. })));
+    }
+}

@@ -25,6 +25,7 @@ mod edges_top_k;
 mod emit;
 mod equivalence;
 mod equivalence_cache;
+mod eval;
 mod examples;
 mod gates;
 mod generate;

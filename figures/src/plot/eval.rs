@@ -57,7 +57,7 @@ fn provenance(rows: &[&EvalRow]) -> Vec<String> {
             short(&origin.commit),
             printable(&subject.text, 24),
         ),
-        shown(&origin.command),
+        printable(&origin.command, 400),
     ]
 }
 

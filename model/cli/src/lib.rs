@@ -16,6 +16,7 @@ use std::process::ExitCode;
 mod check;
 mod compiled;
 mod convert;
+mod eval;
 mod failure;
 mod generate;
 mod load;
@@ -73,6 +74,9 @@ enum Command {
     MakeTiny(make_tiny::MakeTinyArgs),
     /// What a model takes of a device's memory, and whether it fits, before anything is allocated; fails if it does not.
     Plan(plan::PlanArgs),
+    /// What a model's answers lose by attending sparsely: planted sentences, perplexity, overlap of the chosen keys; as rows
+    /// and pictures.
+    Eval(eval::EvalArgs),
     /// Answers over HTTP, as OpenAI's interface does: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
     ///
     /// One request runs at a time. SIGTERM or Ctrl-C finishes it and ends; a second one ends at once.
@@ -188,6 +192,10 @@ pub fn run(
             Ok(ExitCode::SUCCESS)
         }
         Command::Plan(args) => plan::plan(out, &args),
+        Command::Eval(args) => {
+            eval::eval(out, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Serve(args) => {
             serve::run(out, &args)?;
             Ok(ExitCode::SUCCESS)

@@ -173,6 +173,11 @@ impl Prepared {
         Ok(Self { config, tokenizer, chat, defaults, ends, warnings, checkpoint, precision })
     }
 
+    /// The type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.precision.dtype
+    }
+
     /// Loads the model onto the device, if that has room for it and for `requests` requests of `max_seq` tokens, `dense`
     /// ones too.
     pub fn load(

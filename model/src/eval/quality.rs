@@ -46,7 +46,8 @@ impl Quality {
 /// `model` that select other keys ([`Model::selecting`]). After each chunk `done` is told how many tokens have run.
 ///
 /// - `window`: tokens of a window, at least 2;
-/// - `chunk`: tokens of a step, which no result depends on.
+/// - `chunk`: tokens of a step. Nothing of sparse attention depends on it; of dense attention a chunk of one token runs in
+///   the form of decoding, whose last bits are others.
 ///
 /// # Errors
 /// [`Error::Argument`] for a window or a chunk that is too small, and a text of fewer than two tokens; as
