@@ -161,6 +161,18 @@ fn what_cannot_be_answered_is_refused_before_anything_is_loaded_and_a_full_conte
     assert!(out.len() > 1 && out.ends_with(b"\n"));
 }
 
+#[test]
+fn a_converted_checkpoint_answers_as_the_one_it_was_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let (made, converted) = (folder.path().join("made"), folder.path().join("converted"));
+    let (made, converted) = (text(&made), text(&converted));
+    dsa(&["make-tiny", made, "--layers", "2"]).unwrap();
+    dsa(&["convert", "--hf-ckpt-path", made, "--save-path", converted]).unwrap();
+    let few = ["Who are you?", "--max-new-tokens", "6"];
+    let answer = |flag, of| dsa(&[&["generate", flag, of], &few[..]].concat()).unwrap().0;
+    assert_eq!(answer("--ckpt-path", converted), answer("--ckpt", made));
+}
+
 /// Set in a child of the test: it is `dsa` with these arguments, a line each.
 const CHILD: &str = "DSA_TEST_CHILD";
 

@@ -9,6 +9,7 @@ use drive::{Job, News, Outcome, drive, most_tokens, trouble};
 use dsa_model::Model;
 use dsa_model::chat::{Conversation, Message, Role};
 use dsa_model::generate::{self, DEFAULT_MAX_NEW_TOKENS, Generator, Request, Settings};
+use indicatif::ProgressBar;
 use input::Input;
 use report::{Printer, ROW_HEAD};
 use std::io::Write;
@@ -215,13 +216,7 @@ fn texts(
     let never = AtomicBool::new(false);
     drive(generator, &prepared.chat, jobs, &never, |job, news| {
         match news {
-            News::Read(read, all) => {
-                bar.set_length(all as u64);
-                bar.set_position(read as u64);
-                if read == all {
-                    bar.finish_and_clear();
-                }
-            }
+            News::Read(read, all) => reading(&bar, read, all),
             News::Token(token, deltas) => {
                 let position = lengths[job] + rows[job].len();
                 let row = report::row(&prepared.tokenizer, position, token);
@@ -270,6 +265,15 @@ fn texts(
         Ok(())
     })?;
     Ok(troubles)
+}
+
+/// Shows how much of a prompt has been read, until all of it is.
+fn reading(bar: &ProgressBar, read: usize, all: usize) {
+    bar.set_length(all as u64);
+    bar.set_position(read as u64);
+    if read == all {
+        bar.finish_and_clear();
+    }
 }
 
 /// An answer that has ended.

@@ -2,8 +2,8 @@
 
 use super::drive::{Job, News, Outcome, drive, trouble};
 use super::report::{Printer, ROW_HEAD, row, stats, summary};
-use super::{Attention, GenerateArgs, write_trace};
-use crate::load::{Prepared, say};
+use super::{Attention, GenerateArgs, reading, write_trace};
+use crate::load::{Prepared, progress, say};
 use anyhow::Context;
 use clap::ValueEnum;
 use dsa_files::printable;
@@ -130,10 +130,10 @@ fn answer(
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Option<Outcome>> {
     let (mut printer, mut rows, from) = (Printer::default(), 0, job.request.prompt.len());
-    let mut done = None;
+    let (mut done, bar) = (None, progress(0, "prompt"));
     drive(generator, &prepared.chat, vec![job], interrupted, |_, news| {
         match news {
-            News::Read(..) => {}
+            News::Read(read, all) => reading(&bar, read, all),
             News::Token(token, deltas) => match row(&prepared.tokenizer, from + rows, token) {
                 Some(row) => {
                     if rows == 0 {
