@@ -100,11 +100,40 @@ impl EvalRow {
     }
 }
 
-/// Writes the rows, the file whole or not at all.
+impl Measured {
+    /// Whether `other` is of the same thing, whatever came out.
+    fn is_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Needle { context, depth, .. }, Self::Needle { context: c, depth: d, .. }) => {
+                (context, depth) == (c, d)
+            }
+            (
+                Self::Quality { attention, topk, pattern, tokens, .. },
+                Self::Quality { attention: a, topk: k, pattern: p, tokens: t, .. },
+            ) => (attention, topk, pattern, tokens) == (a, k, p, t),
+            (
+                Self::Overlap { layer, other, later, tokens, .. },
+                Self::Overlap { layer: l, other: o, later: b, tokens: t, .. },
+            ) => (layer, other, later, tokens) == (l, o, b, t),
+            _ => false,
+        }
+    }
+}
+
+/// Adds rows to a file, which is made if it is not there and replaced whole or not at all; rows of the same things go.
 ///
 /// # Errors
-/// [`Error::File`].
-pub fn write(path: &Path, rows: &[EvalRow]) -> Result<(), Error> {
+/// As [`read`]; [`Error::File`] if it cannot be written.
+pub fn keep(path: &Path, rows: &[EvalRow]) -> Result<(), Error> {
+    let mut all = if path.exists() { read(path)? } else { vec![] };
+    let same = |a: &EvalRow, b: &EvalRow| a.subject == b.subject && a.measured.is_of(&b.measured);
+    all.retain(|old| !rows.iter().any(|new| same(old, new)));
+    all.extend_from_slice(rows);
+    write(path, &all)
+}
+
+/// Writes the rows, the file whole or not at all.
+fn write(path: &Path, rows: &[EvalRow]) -> Result<(), Error> {
     let line = |row| serde_json::to_string(row).map_err(|error| Error::io(path, error.into()));
     let lines: Vec<String> = rows.iter().map(line).collect::<Result<_, _>>()?;
     replace(path, |out| out.write_all((lines.join("\n") + "\n").as_bytes()))?;
@@ -178,8 +207,20 @@ mod tests {
     fn rows_are_read_as_they_were_written_and_others_are_refused_with_their_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
-        write(&path, &rows()).unwrap();
+        keep(&path, &rows()).unwrap();
         assert_eq!(read(&path).unwrap(), rows());
+        // Of the same thing the newer row stays, and all others do.
+        let mut newer = rows()[2].clone();
+        if let Measured::Quality { kl, .. } = &mut newer.measured {
+            *kl = 0.7;
+        }
+        let mut other = rows()[2].clone();
+        other.subject.text = "sha256 1".into();
+        keep(&path, &[newer.clone(), other.clone()]).unwrap();
+        let kept = read(&path).unwrap();
+        assert_eq!((kept.len(), &kept[5..]), (7, &[newer, other][..]));
+        keep(&path, &rows()).unwrap();
+        write(&path, &rows()).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         for (from, to, says) in [
             ("\"schema\":1", "\"schema\":2", "line 1: schema 2, expected 1"),

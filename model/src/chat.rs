@@ -10,6 +10,7 @@
 //! for delta in answer.push(piece)? { … }                        // as the model writes
 //! for delta in answer.finish()? { … }
 //! ```
+//! A [`Reader`] takes whatever a model writes: what leaves the format is text.
 //!
 //! Source: the format that DeepSeek-V3.2 was published with (its `encoding_dsv32`), whose tool calls are marked up
 //! with the token `｜DSML｜`.

@@ -1,5 +1,5 @@
 //! DeepSeek-V3.2 and GLM-5 on the kernels: configuration, checkpoints, layers, and the whole model from token ids to
-//! logits.
+//! logits, and from text to text.
 #![forbid(unsafe_code)]
 
 pub mod chat;

@@ -187,6 +187,14 @@ fn the_command_line_writes_rows_with_their_origin_and_a_picture_of_each_evaluati
     let (said, _) = run("needles", &["--contexts", "250", "--depths", "0,1"]).unwrap();
     assert!(said.contains("tokens, depth 1.00: not found, 0."), "{said}");
     assert_eq!(rows("needles.jsonl").len(), 2);
+    // Again at one depth and at another: what is measured again is replaced.
+    run("needles", &["--contexts", "250", "--depths", "0,0.5"]).unwrap();
+    assert_eq!(rows("needles.jsonl").len(), 3);
+    let file = to.path().join("needles.jsonl");
+    let good = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "{}").unwrap();
+    assert!(run("needles", &[]).unwrap_err().contains("needles.jsonl, line 1"));
+    std::fs::write(&file, good).unwrap();
     for name in ["perplexity", "overlap", "needles"] {
         for end in ["svg", "png", "csv"] {
             assert!(to.path().join(format!("{name}.{end}")).exists());

@@ -63,7 +63,7 @@ fn a_field_that_would_change_the_answer_is_understood_or_refused_by_its_name() {
         ("temperature", json!("hot"), "temperature"),
         ("top_p", json!(1.5), "top_p"),
         ("max_tokens", json!(-5), "max_tokens"),
-        ("max_tokens", json!(0), "max_new_tokens"),
+        ("max_tokens", json!(0), "max_tokens"),
         ("stop", json!([""]), "stop"),
         ("stop", json!(vec!["x"; 17]), "stop"),
         ("stream", json!("yes"), "stream"),

@@ -3,7 +3,7 @@
 use super::Usage;
 use super::load::{ChatArgs, ChatFormat, ModelArgs, Prepared, progress};
 use clap::{Args, Subcommand};
-use dsa_figures::eval::{EvalRow, Measured, Subject, write};
+use dsa_figures::eval::{EvalRow, Measured, Subject, keep, read};
 use dsa_figures::{Origin, draw_eval, origin};
 use dsa_files::read_text;
 use dsa_model::Model;
@@ -42,7 +42,8 @@ enum What {
 /// Where results go.
 #[derive(Args, Debug)]
 struct Out {
-    /// The folder for the rows (NAME.jsonl) and the picture (NAME.svg, NAME.png, NAME.csv); made if it is not there.
+    /// The folder for the rows (NAME.jsonl, in which other rows stay) and the picture of this run (NAME.svg, NAME.png, NAME.csv);
+    /// made if it is not there.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -139,29 +140,34 @@ impl Evaluated {
         EvalRow::new(measured, self.subject.clone(), origin)
     }
 
-    /// Writes rows and pictures, and says where.
-    fn finish(
-        &self,
-        out: &mut dyn Write,
-        name: &str,
-        to: &Out,
-        measured: Vec<Measured>,
-    ) -> anyhow::Result<()> {
+    /// Adds a row to the file `name`: what was computed is there whatever comes.
+    fn keep(&self, to: &Out, name: &str, measured: Vec<Measured>) -> anyhow::Result<Vec<EvalRow>> {
         let rows: Vec<EvalRow> = measured.into_iter().map(|measured| self.row(measured)).collect();
-        let path = to.out.join(format!("{name}.jsonl"));
-        write(&path, &rows)?;
-        let mut files = vec![path];
-        files.extend(draw_eval(&rows, &to.out)?);
-        for file in files {
-            writeln!(out, "{}", file.display())?;
-        }
-        Ok(())
+        keep(&place(to, name), &rows)?;
+        Ok(rows)
     }
 }
 
-/// Makes the folder of results before anything is computed.
-fn ready(to: &Out) -> anyhow::Result<()> {
+/// Draws the rows of this run, and says where all is.
+fn finish(out: &mut dyn Write, name: &str, to: &Out, rows: &[EvalRow]) -> anyhow::Result<()> {
+    let drawn = draw_eval(rows, &to.out)?;
+    for file in std::iter::once(place(to, name)).chain(drawn) {
+        writeln!(out, "{}", file.display())?;
+    }
+    Ok(())
+}
+
+fn place(to: &Out, name: &str) -> PathBuf {
+    to.out.join(format!("{name}.jsonl"))
+}
+
+/// Makes the folder of results, and reads what rows there are, before anything is computed.
+fn ready(to: &Out, name: &str) -> anyhow::Result<()> {
     dsa_figures::plot::ready(&to.out)?;
+    let path = place(to, name);
+    if path.exists() {
+        read(&path)?;
+    }
     Ok(())
 }
 
@@ -199,7 +205,7 @@ fn perplexity(out: &mut dyn Write, args: &QualityArgs) -> anyhow::Result<()> {
             variants.push(overrides.apply(config.clone())?.0);
         }
     }
-    ready(&args.out)?;
+    ready(&args.out, "perplexity")?;
     let window = (args.window as usize).min(ids.len());
     let caches = 1 + variants.len();
     let evaluated = Evaluated::load(prepared, &args.model, (caches, window), true, text)?;
@@ -242,13 +248,14 @@ fn perplexity(out: &mut dyn Write, args: &QualityArgs) -> anyhow::Result<()> {
             )?;
         }
     }
-    evaluated.finish(out, "perplexity", &args.out, measured)
+    let rows = evaluated.keep(&args.out, "perplexity", measured)?;
+    finish(out, "perplexity", &args.out, &rows)
 }
 
 fn overlaps(out: &mut dyn Write, args: &OverlapArgs) -> anyhow::Result<()> {
     let prepared = Prepared::new(&args.model, &RAW)?;
     let (ids, text) = text_ids(&prepared, &args.text, args.tokens as usize)?;
-    ready(&args.out)?;
+    ready(&args.out, "overlap")?;
     let evaluated = Evaluated::load(prepared, &args.model, (1, ids.len()), false, text)?;
     let chunk = args.model.prefill_chunk as usize;
     let format = args.model.kv_cache.format();
@@ -276,5 +283,6 @@ fn overlaps(out: &mut dyn Write, args: &OverlapArgs) -> anyhow::Result<()> {
             "layer {layer:>2}: with the next layer {next_layer}, with itself one token later {next:.3}"
         )?;
     }
-    evaluated.finish(out, "overlap", &args.out, measured)
+    let rows = evaluated.keep(&args.out, "overlap", measured)?;
+    finish(out, "overlap", &args.out, &rows)
 }

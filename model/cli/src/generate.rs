@@ -8,7 +8,7 @@ use clap::Args;
 use drive::{Job, News, Outcome, drive, most_tokens, trouble};
 use dsa_model::Model;
 use dsa_model::chat::{Conversation, Message, Role};
-use dsa_model::generate::{self, DEFAULT_MAX_NEW_TOKENS, Generator, Request, Settings};
+use dsa_model::generate::{self, DEFAULT_MAX_NEW_TOKENS, Generator, Request};
 use indicatif::ProgressBar;
 use input::Input;
 use report::{Printer, ROW_HEAD};
@@ -20,9 +20,6 @@ mod drive;
 mod input;
 mod interactive;
 mod report;
-
-/// Tokens of a conversation where nobody says.
-const DEFAULT_MAX_SEQ: usize = 8192;
 
 /// What `dsa generate` takes.
 #[derive(Args, Debug)]
@@ -97,7 +94,7 @@ pub(super) fn generate(out: &mut dyn Write, args: &GenerateArgs) -> anyhow::Resu
     };
     let limit = prepared.config.max_position_embeddings;
     if args.interactive {
-        let max_seq = args.model.max_seq.unwrap_or(limit.min(DEFAULT_MAX_SEQ));
+        let max_seq = args.model.room(limit);
         // What is wrong with the flags is found before anything is loaded.
         Request { prompt: vec![0], ..usual.clone() }.check(max_seq).map_err(Usage::error)?;
         prepared.say_warnings();
@@ -164,16 +161,9 @@ impl Prepared {
         args: &GenerateArgs,
         model: &'a Model,
         attention: Attention,
-        (requests, max_seq): (usize, usize),
+        sizes: (usize, usize),
     ) -> anyhow::Result<Generator<'a>> {
-        let settings = Settings {
-            attention: attention.generate(),
-            requests,
-            max_seq,
-            format: args.model.kv_cache.format(),
-            chunk: args.model.prefill_chunk as usize,
-            page_size: args.model.page_size as usize,
-        };
+        let settings = args.model.settings(attention.generate(), sizes);
         let mut generator = Generator::new(model, &self.tokenizer, &self.ends, settings)?;
         if args.trace.is_some() {
             generator.trace();

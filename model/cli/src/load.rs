@@ -8,6 +8,7 @@ use dsa_kernels::upload::Upload;
 use dsa_kernels::{DType, Device};
 use dsa_model::chat::{Chat, Format};
 use dsa_model::config::{Config, Overrides};
+use dsa_model::generate::{Attention, Settings};
 use dsa_model::layers::Precision;
 use dsa_model::plan::Load;
 use dsa_model::run::Execution;
@@ -62,6 +63,28 @@ pub(super) struct ModelArgs {
     /// cpu, cuda, hip or with an index, cuda:1.
     #[arg(long, env = "DSA_DEVICE", value_parser = device_name)]
     pub device: Option<String>,
+}
+
+/// Tokens of a conversation where nobody says.
+const DEFAULT_MAX_SEQ: usize = 8192;
+
+impl ModelArgs {
+    /// Most tokens of a conversation with a model of so many positions.
+    pub fn room(&self, positions: usize) -> usize {
+        self.max_seq.unwrap_or(positions.min(DEFAULT_MAX_SEQ))
+    }
+
+    /// How requests are run.
+    pub fn settings(&self, attention: Attention, (requests, max_seq): (usize, usize)) -> Settings {
+        Settings {
+            attention,
+            requests,
+            max_seq,
+            format: self.kv_cache.format(),
+            chunk: self.prefill_chunk as usize,
+            page_size: self.page_size as usize,
+        }
+    }
 }
 
 /// How a conversation becomes a prompt.

@@ -5,7 +5,7 @@ use super::load::{ChatArgs, ModelArgs, Prepared, SamplingArgs, say};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dsa_files::{printable, read_text};
-use dsa_model::generate::{Attention, Generator, Settings};
+use dsa_model::generate::{Attention, Generator};
 use dsa_serve::{Limits, Options, Served, Stop, serve};
 use std::io::Write;
 use std::net::{IpAddr, TcpListener};
@@ -13,8 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Tokens of a conversation where nobody says.
-const DEFAULT_MAX_SEQ: usize = 8192;
 /// A file with a longer key is refused.
 const MAX_KEY: u64 = 4096;
 
@@ -70,8 +68,7 @@ pub(super) fn run(out: &mut dyn Write, args: &ServeArgs) -> anyhow::Result<()> {
     let folder = args.model.ckpt.canonicalize().unwrap_or_else(|_| args.model.ckpt.clone());
     let folder = folder.file_name().map(|name| printable(&name.to_string_lossy(), 200));
     let name = args.served_model_name.clone().or(folder).unwrap_or_else(|| "model".into());
-    let limit = prepared.config.max_position_embeddings;
-    let max_seq = args.model.max_seq.unwrap_or(limit.min(DEFAULT_MAX_SEQ));
+    let max_seq = args.model.room(prepared.config.max_position_embeddings);
     if !args.host.is_loopback() && key.is_none() {
         say(
             "warning: everybody who reaches this address can use it: --api-key-file names a key to be shown",
@@ -87,14 +84,7 @@ pub(super) fn run(out: &mut dyn Write, args: &ServeArgs) -> anyhow::Result<()> {
         Way::Dense => Attention::Dense,
     };
     let model = prepared.load(&args.model, (1, max_seq), attention == Attention::Dense)?;
-    let settings = Settings {
-        attention,
-        requests: 1,
-        max_seq,
-        format: args.model.kv_cache.format(),
-        chunk: args.model.prefill_chunk as usize,
-        page_size: args.model.page_size as usize,
-    };
+    let settings = args.model.settings(attention, (1, max_seq));
     let Prepared { tokenizer, chat, ends, .. } = prepared;
     let (tokenizer, chat) = (Arc::new(tokenizer), Arc::new(chat));
     let mut generator = Generator::new(&model, &tokenizer, &ends, settings)?;

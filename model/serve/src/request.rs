@@ -92,8 +92,13 @@ impl Asked {
             Kind::Text => (text(&fields, app)?, Reader::new(&Chat::Raw(None), false)),
         };
         // What is asked for and what the server grants; where neither says, what the context has room for.
-        let names = ["max_completion_tokens", "max_tokens"];
-        let asked = names.iter().find_map(|name| fields.whole(name).transpose()).transpose()?;
+        let mut asked = None;
+        for name in ["max_tokens", "max_completion_tokens"] {
+            asked = fields.whole(name)?.or(asked);
+            if fields.whole(name)? == Some(0) {
+                return Err(ApiError::field(name, 0, "at least 1"));
+            }
+        }
         let room = app.max_seq.saturating_sub(prompt.len()).max(1);
         let most = app.options.max_tokens.unwrap_or(usize::MAX);
         let number = app.number();

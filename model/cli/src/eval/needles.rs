@@ -1,7 +1,7 @@
 //! `dsa eval needles`.
 
 use super::haystack::{Haystack, Secret};
-use super::{Evaluated, MAX_TEXT, Out, ready};
+use super::{Evaluated, MAX_TEXT, Out, finish, ready};
 use crate::Usage;
 use crate::load::{ChatArgs, ModelArgs, Prepared, progress};
 use clap::Args;
@@ -71,13 +71,13 @@ pub(super) fn needles(out: &mut dyn Write, args: &NeedleArgs) -> anyhow::Result<
             planted.push((*context, *depth, secret, needle.map_err(Usage::error)?));
         }
     }
-    ready(&args.out)?;
+    ready(&args.out, "needles")?;
     let of = match &args.text {
         Some(path) => super::text_ids(&prepared, path, 0)?.1,
         None => format!("made up, seed {}", args.seed),
     };
     let evaluated = Evaluated::load(prepared, &args.model, (1, longest + ANSWER), false, of)?;
-    let (mut measured, topk) = (Vec::new(), evaluated.prepared.config.index_topk);
+    let (mut rows, topk) = (Vec::new(), evaluated.prepared.config.index_topk);
     let bar = progress(planted.len() as u64, "needles");
     for (context, depth, secret, needle) in planted {
         let sizes = (args.model.prefill_chunk as usize, ANSWER);
@@ -97,15 +97,12 @@ pub(super) fn needles(out: &mut dyn Write, args: &NeedleArgs) -> anyhow::Result<
         writeln!(out, "{:>8} tokens, depth {depth:.2}: {is}, {share}", needle.prompt.len())?;
         out.flush()?;
         bar.inc(1);
-        measured.push(Measured::Needle {
-            context,
-            depth,
-            found: is == "found",
-            selected: found.selected,
-        });
+        let (found, selected) = (is == "found", found.selected);
+        let measured = Measured::Needle { context, depth, found, selected };
+        rows.extend(evaluated.keep(&args.out, "needles", vec![measured])?);
     }
     bar.finish_and_clear();
-    evaluated.finish(out, "needles", &args.out, measured)
+    finish(out, "needles", &args.out, &rows)
 }
 
 #[cfg(test)]
