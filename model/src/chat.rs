@@ -10,6 +10,7 @@
 //! for delta in answer.push(piece)? { … }                        // as the model writes
 //! for delta in answer.finish()? { … }
 //! ```
+//! A [`Reader`] takes whatever a model writes: what leaves the format is text.
 //!
 //! Source: the format that DeepSeek-V3.2 was published with (its `encoding_dsv32`), whose tool calls are marked up
 //! with the token `｜DSML｜`.
@@ -22,6 +23,7 @@ mod guard;
 mod json;
 mod message;
 mod prompt;
+mod reader;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -33,4 +35,5 @@ pub use guard::Guard;
 pub use json::Json;
 pub use message::{Message, Role, ToolCall, tools};
 pub use prompt::{Piece, Prompt};
+pub use reader::Reader;
 pub use template::Template;

@@ -30,7 +30,7 @@ use dsa_kernels::gemm::gemm;
 use dsa_kernels::{DType, Device, Tensor};
 
 /// Tokens of a page of the cache: FlashMLA's and DeepGEMM's.
-pub(crate) const PAGE_SIZE: usize = 64;
+pub const PAGE_SIZE: usize = 64;
 
 /// A model: its weights on a device.
 #[derive(Clone)]
@@ -79,6 +79,11 @@ impl Model {
         })
     }
 
+    /// Where its weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The configuration it was made for.
     pub fn config(&self) -> &Config {
         &self.config
@@ -88,6 +93,27 @@ impl Model {
     pub fn executed(mut self, execution: Execution) -> Self {
         self.layers.iter_mut().for_each(|layer| layer.execute(execution));
         self
+    }
+
+    /// The same weights selecting other keys: as many, and by the indexers of those layers, as `config` says, which is the
+    /// model's but for `index_topk` and `indexer_types`. Indexers that are not used are let go.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for the configuration of another model, and for a layer with an indexer that has none.
+    pub fn selecting(mut self, config: &Config) -> Result<Self> {
+        let as_own = Config {
+            index_topk: self.config.index_topk,
+            indexer_types: self.config.indexer_types.clone(),
+            overrides: self.config.overrides.clone(),
+            ..config.clone()
+        };
+        let expected = "the model's own, but for the keys that are selected";
+        Error::check(as_own == self.config, "configuration", "another model's", expected)?;
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            layer.select(config, number)?;
+        }
+        self.config = config.clone();
+        Ok(self)
     }
 
     /// An empty cache for `requests` requests of up to `max_seq` tokens, whose latents are rows.
@@ -103,8 +129,21 @@ impl Model {
     /// # Errors
     /// As [`Cache::new`].
     pub fn cache_of(&self, requests: usize, max_seq: usize, format: KvFormat) -> Result<Cache> {
-        let layers = self.layers.len();
-        let size = CacheSize { layers, requests, max_seq, page_size: PAGE_SIZE };
+        self.cache_in_pages(requests, max_seq, PAGE_SIZE, format)
+    }
+
+    /// [`Model::cache_of`] with pages of `page_size` tokens in place of 64.
+    ///
+    /// # Errors
+    /// As [`Cache::new`].
+    pub fn cache_in_pages(
+        &self,
+        requests: usize,
+        max_seq: usize,
+        page_size: usize,
+        format: KvFormat,
+    ) -> Result<Cache> {
+        let size = CacheSize { layers: self.layers.len(), requests, max_seq, page_size };
         Cache::new(&self.device, &self.config, size, self.dtype, format)
     }
 
@@ -116,6 +155,25 @@ impl Model {
     /// model's; [`Error::NotFinite`] if a part of the model puts out a NaN or an infinity; [`Error::Kernel`] if a
     /// kernel refuses or fails; that of who [watches](Batch::watched). The cache then holds what it held before.
     pub fn forward(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let x = self.step(ids, batch, cache)?; // [n, hidden]
+        let logits = self.lm_head.forward_f32(&x)?; // [n, vocab]
+        cache.advance(batch);
+        Ok(logits)
+    }
+
+    /// [`Model::forward`] of which only the last token's logits are computed: `[1, vocab_size]`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_last(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let x = self.step(ids, batch, cache)?; // [n, hidden]
+        let logits = self.lm_head.forward_f32(&x.narrow(0, ids.len() - 1, 1)?)?; // [1, vocab]
+        cache.advance(batch);
+        Ok(logits)
+    }
+
+    /// What the head makes logits of: `[n, hidden]`.
+    fn step(&self, ids: &[u32], batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         self.check(ids, batch, cache)?;
         let x = self.embed(ids)?; // [n, hidden]
         let x = self.run(&x, batch, cache, |_, _| Ok(()))?; // [n, hidden]
@@ -125,9 +183,7 @@ impl Model {
             self.find_not_finite(ids, batch, cache)?;
             return Err(wrong("model.norm", row, batch));
         }
-        let logits = self.lm_head.forward_f32(&x)?; // [n, vocab]
-        cache.advance(batch);
-        Ok(logits)
+        Ok(x)
     }
 
     /// An empty cache for `requests` requests of up to `max_seq` tokens, for all of which it has `tokens` tokens' pages:

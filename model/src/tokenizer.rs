@@ -129,6 +129,14 @@ impl Tokenizer {
         self.controls.get(name).copied()
     }
 
+    /// The bytes that `id` stands for, a control token's name being its; `None` for an id without a token.
+    pub fn bytes(&self, id: u32) -> Option<&[u8]> {
+        self.bytes
+            .get(&id)
+            .map(|bytes| &bytes[..])
+            .or_else(|| self.names.get(&id).map(String::as_bytes))
+    }
+
     /// The names of all control tokens.
     pub fn controls(&self) -> impl Iterator<Item = &str> {
         self.controls.keys().map(String::as_str)

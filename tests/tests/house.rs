@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The crates from top to bottom, and the crates of ours that each stands on, whatever for: to be built, to be
 /// tested or by its build script.
-const HOUSE: [(&str, &[&str]); 10] = [
-    ("tests", &["cli", "figures", "gate", "kernels", "model", "offline", "reference"]),
-    ("cli", &["files", "gate", "kernels", "model", "offline"]),
+const HOUSE: [(&str, &[&str]); 11] = [
+    ("tests", &["cli", "figures", "gate", "kernels", "model", "offline", "reference", "serve"]),
+    ("cli", &["figures", "files", "gate", "kernels", "model", "offline", "serve"]),
+    ("serve", &["files", "model"]),
     ("benches", &["figures", "files", "gate", "kernels", "model"]),
     ("gate", &["figures", "files", "kernels", "model", "offline", "reference"]),
     ("figures", &["files"]),
@@ -23,9 +24,11 @@ const HOUSE: [(&str, &[&str]); 10] = [
 const PLANTED: &[&str] = &["gate", "kernels", "model"];
 
 /// What a crate must not be made of, by the first letters of its name.
-const STRANGERS: [(&str, &str); 7] = [
+const STRANGERS: [(&str, &str); 9] = [
     ("model", "ndarray"),
     ("cli", "ndarray"),
+    ("serve", "ndarray"),
+    ("serve", "cubecl"),
     ("kernels", "ndarray"),
     ("offline", "ndarray"),
     ("reference", "cubecl"),

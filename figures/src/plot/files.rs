@@ -7,7 +7,7 @@ use dsa_files::{FileError, replace};
 use crate::Error;
 use crate::error::make_folder;
 
-/// Every picture there is.
+/// Every picture of a bench.
 const STEMS: [&str; 3] = ["cost_vs_context", "time_stack", "roofline"];
 const ENDINGS: [&str; 3] = ["svg", "png", "csv"];
 

@@ -1,6 +1,7 @@
 //! The pictures. Each is written as SVG, PNG and a CSV of what is drawn.
 
 mod cost_vs_context;
+mod eval;
 mod files;
 mod panel;
 mod ratio;
@@ -17,6 +18,7 @@ use roofline::roofline;
 use time_stack::time_stack;
 
 pub use cost_vs_context::CostFigure;
+pub use eval::draw_eval;
 pub use files::ready;
 
 use dsa_files::printable;

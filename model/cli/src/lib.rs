@@ -16,12 +16,16 @@ use std::process::ExitCode;
 mod check;
 mod compiled;
 mod convert;
+mod eval;
 mod failure;
+mod generate;
+mod load;
 mod logits;
 mod make_tiny;
 mod pass;
 mod plan;
 mod run;
+mod serve;
 
 pub use failure::{Usage, report};
 
@@ -58,6 +62,8 @@ enum Command {
     /// The code is that of DeepSeek-V3.2's dimensions: each kernel that the launcher launches for them,
     /// one after the other, each under a comment that numbers and describes it.
     Emit(compiled::Emit),
+    /// Answers a question, those of a file, or those of a conversation.
+    Generate(generate::GenerateArgs),
     /// Runs a whole model on token ids read from a safetensors file and writes its logits.
     Logits(logits::Logits),
     /// Makes of a checkpoint in Hugging Face's layout one in that of DeepSeek's inference demo: a file for each rank.
@@ -68,6 +74,13 @@ enum Command {
     MakeTiny(make_tiny::MakeTinyArgs),
     /// What a model takes of a device's memory, and whether it fits, before anything is allocated; fails if it does not.
     Plan(plan::PlanArgs),
+    /// What a model's answers lose by attending sparsely: planted sentences, perplexity, overlap of the chosen keys; as rows
+    /// and pictures.
+    Eval(eval::EvalArgs),
+    /// Answers over HTTP, as OpenAI's interface does: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
+    ///
+    /// One request runs at a time. SIGTERM or Ctrl-C finishes it and ends; a second one ends at once.
+    Serve(serve::ServeArgs),
     /// Compares sparse with dense attention and with the reference; fails if they disagree.
     Verify {
         /// A checkpoint folder; random weights if none is given.
@@ -170,11 +183,23 @@ pub fn run(
             logits::logits(out, &logits)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Generate(args) => {
+            generate::generate(out, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Convert(convert) => {
             convert::convert(out, &convert)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Plan(args) => plan::plan(out, &args),
+        Command::Eval(args) => {
+            eval::eval(out, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve(args) => {
+            serve::run(out, &args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Verify { checkpoint, config, tokens, device, seed } => {
             // A link that leads nowhere is a text too: verify says what is wrong with it.
             let stored = checkpoint.as_ref().map(|folder| folder.join("expected.safetensors"));
@@ -262,4 +287,34 @@ fn describe_device(out: &mut dyn Write, device: &Device) -> anyhow::Result<()> {
         )?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a line of a shell, in which double quotes hold words together.
+    fn words(line: &str) -> Vec<String> {
+        let parts = line.split('"').enumerate();
+        let words = |(n, part): (usize, &str)| match n % 2 {
+            0 => part.split_whitespace().map(str::to_string).collect(),
+            _ => vec![part.to_string()],
+        };
+        parts.flat_map(words).collect()
+    }
+
+    #[test]
+    fn every_command_line_that_the_readme_shows_is_one_that_is_taken() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+        let readme = dsa_files::read_text(path.as_ref(), 1 << 20).unwrap();
+        let shown = readme.lines().filter_map(|line| line.strip_prefix("dsa "));
+        let shown: Vec<&str> = shown.map(|line| line.split(" #").next().unwrap_or(line)).collect();
+        assert!(shown.len() > 5, "{shown:?}");
+        for line in shown {
+            let args = std::iter::once("dsa".to_string()).chain(words(line.trim_end_matches(" &")));
+            if let Err(error) = Cli::try_parse_from(args) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
 }

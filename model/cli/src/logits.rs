@@ -108,7 +108,7 @@ pub(super) struct Logits {
 
 /// Which keys a token attends to.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Attention {
+pub(super) enum Attention {
     Sparse,
     Dense,
     Both,

@@ -34,6 +34,20 @@ pub struct Conversation {
     pub kwargs: Vec<(String, Json)>,
 }
 
+impl Conversation {
+    /// A conversation that begins with `question`.
+    pub fn asking(question: &str) -> Self {
+        Self::default().and_asked(question)
+    }
+
+    /// The same with one question more.
+    #[must_use]
+    pub fn and_asked(mut self, question: &str) -> Self {
+        self.messages.push(Message::new(Role::User, question));
+        self
+    }
+}
+
 /// Everything a template might copy into a prompt.
 impl fmt::Display for Conversation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

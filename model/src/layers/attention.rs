@@ -48,6 +48,7 @@ use dsa_kernels::rope::{Pairing, rope};
 use dsa_kernels::sparse_attention::mla;
 use dsa_kernels::top_k::Policy;
 use dsa_kernels::{DType, Device, Tensor};
+mod select;
 
 /// The attention of one layer: its weights on a device.
 #[derive(Clone)]
@@ -91,8 +92,7 @@ const READ: [&str; 12] = [
 /// Parts that the keys of a token are summed in, each by a program of its own, where a row may not depend on its
 /// company: a number that no number of rows changes.
 ///
-/// Lists are as long in a prompt, whose rows keep every core busy, as in decoding. More parts than one would cost
-/// a prompt a write and a read of all of them.
+/// Lists are as long in a prompt, whose rows keep every core busy, as in decoding: more parts would cost it a write and a read.
 const LISTED_PARTS: usize = 1;
 /// Ranges are of decoded tokens alone, of which there are few, and of any length: a prompt has the expanded form.
 const SEEN_PARTS: usize = 32;
@@ -123,8 +123,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Shape`], [`Error::Dtype`] for the weights, [`Error::Unread`] for one
-    /// that the layer would compute without;
-    /// [`Error::Argument`] for another `dtype`; [`Error::Kernel`] if the device refuses.
+    /// that the layer would compute without; [`Error::Argument`] for another `dtype`; [`Error::Kernel`] if the device refuses.
     pub fn new<W: Weights>(
         device: &Device,
         config: &Config,
@@ -267,6 +266,7 @@ impl Attention {
             let attention = stages.run(Stage::Attention, attend)?; // [n, h, v]
             (q, attention.out.clone(), Some((k, v)), attention)
         } else {
+            let q = watch.show("mla.q", q)?; // [n, h, rank + rope]
             let attention =
                 stages.run(Stage::Attention, || self.attend(&q, indices.as_ref(), batch, cache))?; // [n, h, rank]
             let o = stages.run(Stage::Projections, || self.kv_b_proj.values(&attention.out))?; // [n, h, v]

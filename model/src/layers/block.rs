@@ -125,6 +125,11 @@ impl Block {
         }
     }
 
+    /// Layer `layer` selects from now on as `config` says.
+    pub(crate) fn select(&mut self, config: &Config, layer: usize) -> Result<()> {
+        self.self_attn.select(config, config.indexer_of(layer) == Indexer::Full)
+    }
+
     /// A step: `x` and `residual` `[n, hidden]` of the batch's n tokens; before the first layer there is no residual.
     ///
     /// # Errors

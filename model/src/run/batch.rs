@@ -42,10 +42,8 @@ pub struct Batch {
     mode: Mode,
     stages: Stages,
     watch: Watch,
-    /// The first request that takes part.
-    request: usize,
-    /// How many take part. If it is more than one, row i belongs to request `request + i`.
-    requests: usize,
+    /// The requests that take part. If it is more than one, row i belongs to the i-th of them.
+    requests: Vec<usize>,
     /// Position of each row in its request.
     positions: Vec<usize>,
     places: Places,
@@ -94,7 +92,7 @@ impl Batch {
         let fits = start <= most && tokens <= most - start;
         Error::check(fits, "start", got, format!("at most the cache's {most} positions"))?;
         let positions = (start..start + tokens).collect();
-        Self::new(cache, Phase::of(tokens), (request, 1), positions, mode)
+        Self::new(cache, Phase::of(tokens), vec![request], positions, mode)
     }
 
     /// The next token of each of the first requests, where `positions` says: row i is of request i.
@@ -106,24 +104,40 @@ impl Batch {
         let right = (1..=requests).contains(&n);
         let expected = format!("1 to the cache's {requests} requests");
         Error::check(right, "positions", format!("{n} positions"), expected)?;
-        for position in positions {
+        let next: Vec<_> = positions.iter().copied().enumerate().collect();
+        Self::decode_of(cache, &next, mode)
+    }
+
+    /// The next token of each of some requests, each with its position: row i is of the i-th of `next`.
+    ///
+    /// # Errors
+    /// As [`Batch::chunk`]; for a request that is there twice, whose tokens do not know each other.
+    pub fn decode_of(cache: &Cache, next: &[(usize, usize)], mode: Mode) -> Result<Self> {
+        Error::check(!next.is_empty(), "requests", "none", "at least 1")?;
+        for (nth, (request, position)) in next.iter().enumerate() {
+            let requests = cache.requests();
+            Error::check(*request < requests, "request", request, format!("below {requests}"))?;
+            let once = next[..nth].iter().all(|(other, _)| other != request);
+            Error::check(once, "request", request, "each request once")?;
             let (right, most) = (*position < cache.max_seq(), cache.max_seq());
             Error::check(right, "position", position, format!("below {most}"))?;
         }
-        Self::new(cache, Phase::Decode, (0, n), positions.to_vec(), mode)
+        let (requests, positions) = next.iter().copied().unzip();
+        Self::new(cache, Phase::Decode, requests, positions, mode)
     }
 
     fn new(
         cache: &Cache,
         phase: Phase,
-        (request, requests): (usize, usize),
+        requests: Vec<usize>,
         positions: Vec<usize>,
         mode: Mode,
     ) -> Result<Self> {
         let page_size = cache.page_size();
-        let of = |row: usize| request + if requests > 1 { row } else { 0 };
-        for (row, position) in positions.iter().enumerate().take(requests) {
-            cache.check(of(row), *position, mode)?;
+        // The place among the requests of the one that a row belongs to.
+        let nth = |row: usize| if requests.len() > 1 { row } else { 0 };
+        for (row, position) in positions.iter().enumerate().take(requests.len()) {
+            cache.check(requests[nth(row)], *position, mode)?;
         }
         let longest = positions.iter().max().map_or(0, |last| last + 1);
         let device = cache.device();
@@ -133,16 +147,15 @@ impl Batch {
             device.upload_i32(&values, &[values.len()])
         };
         let rows = || positions.iter().enumerate();
-        let begin = |row: usize| (of(row) - request) * longest;
+        let begin = |row: usize| nth(row) * longest;
         let slot = |request: usize, position: usize| {
             let page = cache.table(request).get(position / page_size)?;
             Some(page * page_size + position % page_size)
         };
         let pages = longest.div_ceil(page_size);
         let (mut block_table, mut table_slots) = (Vec::new(), Vec::new());
-        for nth in 0..requests {
-            let request = request + nth;
-            let own = positions.iter().enumerate().filter(|(row, _)| of(*row) == request);
+        for (place, &request) in requests.iter().enumerate() {
+            let own = positions.iter().enumerate().filter(|(row, _)| nth(*row) == place);
             let own = own.map(|(_, last)| last + 1).max().unwrap_or(0);
             let page = |i| cache.table(request).get(i).map_or(-1, |page| *page as i32);
             block_table.extend((0..pages).map(page));
@@ -151,7 +164,7 @@ impl Batch {
         }
         let places = Places {
             positions: vector(positions.clone())?,
-            slots: vector(rows().filter_map(|(row, p)| slot(of(row), *p)).collect())?,
+            slots: vector(rows().filter_map(|(row, p)| slot(requests[nth(row)], *p)).collect())?,
             first: vector(rows().map(|(row, _)| begin(row)).collect())?,
             last: vector(rows().map(|(row, p)| begin(row) + p + 1).collect())?,
             back: device.upload_i32(
@@ -160,7 +173,7 @@ impl Batch {
             )?,
             zero: vector(vec![0; positions.len()])?,
             seen: vector(positions.iter().map(|p| p + 1).collect())?,
-            block_table: device.upload_i32(&block_table, &[requests, pages])?,
+            block_table: device.upload_i32(&block_table, &[requests.len(), pages])?,
             table_slots: device.upload_i32(&table_slots, &[table_slots.len()])?,
         };
         Ok(Self {
@@ -169,7 +182,6 @@ impl Batch {
             mode,
             stages: Stages::new(),
             watch: Watch::default(),
-            request,
             requests,
             positions,
             places,
@@ -226,12 +238,12 @@ impl Batch {
 
     /// Requests that take part.
     pub fn requests(&self) -> usize {
-        self.requests
+        self.requests.len()
     }
 
     /// The request of a row.
     pub fn request_of(&self, row: usize) -> usize {
-        self.request + if self.requests > 1 { row } else { 0 }
+        self.requests[if self.requests.len() > 1 { row } else { 0 }]
     }
 
     /// Position of each row in its request.
@@ -246,7 +258,7 @@ impl Batch {
 
     /// Rows of the step's table: as many of each request as the longest context has.
     pub fn rows(&self) -> usize {
-        self.requests * self.longest()
+        self.requests() * self.longest()
     }
 
     /// The slots of the cache that the rows of the table are in: `[rows]` i32, -1 for none.

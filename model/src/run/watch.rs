@@ -11,7 +11,7 @@
 //! ```
 //! The names are those of [`intermediates`](crate::intermediates), and `mla.lse`, `[n, h]` f32: the natural logarithm
 //! of the sum over the keys attended to, of which two passes' difference is the share of the attention that some keys
-//! hold. The hidden state behind a layer is `block.residual` plus `block.ffn_out`.
+//! hold; and where the form is absorbed `mla.q`, `[n, h, rank + rope]`, what asks the cached rows. The hidden state behind a layer is `block.residual` plus `block.ffn_out`.
 
 use crate::error::{Error, Result};
 use dsa_kernels::Tensor;
