@@ -36,6 +36,9 @@ const START: usize = 2;
 /// Columns of the products of a narrow tile: one query of 64 heads.
 const NARROW: usize = 64;
 
+/// Teams a core of tiles of more than two queries.
+const WIDE_TEAMS: usize = 3;
+
 /// Programs for each core of a device whose units multiply for themselves.
 const PROGRAMS: usize = 4;
 
@@ -98,6 +101,13 @@ impl Tiling {
         rows * self.tile_dim * elem_size + scales
     }
 
+    /// Teams that a core with a matrix unit holds at once: as many as fit its memory. Where each lane writes several
+    /// logits of a tile, its registers let in fewer.
+    fn teams(&self, device: &Device, elem_size: usize) -> usize {
+        let by_memory = device.shared_memory() / (self.bytes(elem_size) + RESERVED);
+        by_memory.clamp(1, if self.queries > 2 { WIDE_TEAMS } else { by_memory.max(1) })
+    }
+
     /// Into how many spans `s_kv` keys are cut for each of `row_tiles` tiles of queries.
     pub fn spans(
         &self,
@@ -110,8 +120,7 @@ impl Tiling {
         if machine.can().group.is_none() {
             return (PROGRAMS * device.cores()).div_ceil(row_tiles);
         }
-        let teams = device.shared_memory() / (self.bytes(elem_size) + RESERVED);
-        let places = device.cores() * teams.max(1);
+        let places = device.cores() * self.teams(device, elem_size);
         let tiles = s_kv.div_ceil(self.keys);
         // Programs of one length run in waves of as many as there are places, and a wave that is not full takes as
         // long as one that is.
