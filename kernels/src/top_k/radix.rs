@@ -36,7 +36,8 @@ pub(crate) fn last_place<C: Columns>(
     let bounds = columns.bounds();
     // The bits that are known: those that all places begin with, and then those found. Of the columns that begin with
     // them `left` are still wanted.
-    let mut shift = shared_from(&bounds);
+    // There is at least one bit to look at, to count who reaches the place.
+    let mut shift = max(shared_from(&bounds), lowest_bit + 1u64);
     let mut known = !((1u64 << shift) - 1u64);
     if shift == 64 {
         known = 0u64;
