@@ -58,6 +58,9 @@ use sift::{pieces, sift};
 /// of so many have room with next to certainty.
 const ROOM: usize = 6144;
 
+/// Columns of a row that they surely include, though it may begin inside a vector.
+const SHORT_ROW: usize = ROOM - 4;
+
 /// Writes the best columns of each row. One program a row, which takes them from the row if it is short, from the
 /// lists of its `pieces` if they hold them, and from the row again otherwise.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -87,8 +90,8 @@ fn choose_kernel<N: Size>(
     let mut written = 0u32.runtime();
     if wanted > 0 {
         let (data, to) = (&logits.data, &mut indices.data);
-        let short = end - start <= ROOM as u32;
-        let whole = Row::new(data, base, &range, Runs::all(), LISTED, policy, machine);
+        let short = end - start <= SHORT_ROW as u32;
+        let whole = Row::new(data, base, &range, Runs::all(), IN_FLIGHT, policy, machine);
         let mut tools = Tools::new(machine);
         // Of a short row no list was made.
         let pieces = select(short, 0u32, pieces);
@@ -100,13 +103,13 @@ fn choose_kernel<N: Size>(
         let mut equals = Equals::new(in_order, sifted.floor, more);
         let mut done = short;
         if short || sifted.whole() && sifted.total <= ROOM as u32 {
-            let mut kept = Kept::new(ROOM, machine);
+            let mut kept = Kept::new(ROOM, true, machine);
             if short {
-                kept.take::<Row<N>>(&whole, start, end);
+                kept.take_row::<N>(&whole, true);
             } else {
-                kept.take::<Sifted>(&sifted, start, end);
+                kept.take_lists(&sifted);
             }
-            let best = min(kept.count(), wanted);
+            let best = select(short, wanted, listed);
             written = write_best::<Kept, N>(&kept, &equals, start, end, best, to, out, &mut tools);
             done = done || written == wanted || sifted.floor == 0;
         } else if sifted.whole() {
@@ -177,7 +180,7 @@ pub fn top_k_in_pieces(
     }
     let machine = machine(device);
     let width = if logits.in_whole_vectors(4) { 4 } else { 1 };
-    let lists = sift(logits, ks, ke, topk, width, pieces, ROOM as u32, policy, machine)?;
+    let lists = sift(logits, ks, ke, topk, width, pieces, SHORT_ROW as u32, policy, machine)?;
     // SAFETY: the kernel reads columns below `length` of rows below `rows`, or others of the same vectors,
     // all of which the buffer holds, and no list beyond `capacity`; it clamps the ranges, and writes `topk`
     // indices a row.

@@ -39,6 +39,9 @@ const NARROW: usize = 64;
 /// Teams a core of tiles of more than two queries.
 const WIDE_TEAMS: usize = 3;
 
+/// Waves of programs that are worth it, at most.
+const WAVES: usize = 4;
+
 /// Programs for each core of a device whose units multiply for themselves.
 const PROGRAMS: usize = 4;
 
@@ -124,10 +127,13 @@ impl Tiling {
         let tiles = s_kv.div_ceil(self.keys);
         // Programs of one length run in waves of as many as there are places, and a wave that is not full takes as
         // long as one that is.
-        let time = |spans: usize| {
-            (row_tiles * spans).div_ceil(places).saturating_mul(tiles.div_ceil(spans) + START)
+        let time = |spans: &usize| {
+            (row_tiles * spans).div_ceil(places).saturating_mul(tiles.div_ceil(*spans) + START)
         };
-        (1..=tiles.min(places)).min_by_key(|spans| time(*spans)).unwrap_or(1)
+        let of_waves = |waves: usize| (waves * places / row_tiles).clamp(1, tiles);
+        let spans = (1..=WAVES).map(of_waves).min_by_key(time).unwrap_or(1);
+        // As few as are no longer.
+        tiles.div_ceil(tiles.div_ceil(spans))
     }
 }
 

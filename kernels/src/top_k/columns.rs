@@ -1,27 +1,11 @@
 //! The columns of a row in ranked form, and where they are read from.
+//!
+//! Columns are ordered by their [`rank`], and those of one rank by their number, the lower first. A column of rank 0 is
+//! none.
 
 use super::policy::{Policy, exceeds, rank};
 use crate::tile::*;
 use cubecl::prelude::*;
-
-/// A column as a number that orders like the ranking: its [`rank`], and of equal ranks the lower column
-/// first. A column of rank 0 is none.
-#[cube]
-pub(crate) fn place(rank: u32, column: u32) -> u64 {
-    u64::cast_from(rank) << 32u64 | u64::cast_from(!column)
-}
-
-/// The rank in a place.
-#[cube]
-pub(crate) fn rank_of(place: u64) -> u32 {
-    u32::cast_from(place >> 32u64)
-}
-
-/// The column in a place.
-#[cube]
-pub(crate) fn column_of(place: u64) -> u32 {
-    !u32::cast_from(place & 0xffff_ffffu64)
-}
 
 /// The range of a row, clamped to its `length`.
 #[derive(CubeType)]
@@ -45,38 +29,44 @@ pub(crate) struct Walk {
     pub(crate) end: u32,
 }
 
-/// The lowest and the highest place that columns may have.
+/// The lowest and the highest number that some have.
 #[derive(CubeType)]
 pub(crate) struct Bounds {
-    pub(crate) low: u64,
-    pub(crate) high: u64,
+    pub(crate) low: u32,
+    pub(crate) high: u32,
 }
 
 #[cube]
 impl Bounds {
-    /// Those of any columns.
+    /// Those of any numbers.
     pub(crate) fn any() -> Self {
-        Bounds { low: place(1u32, 0xffff_ffffu32), high: place(0xffff_ffffu32, 0u32) }
+        Bounds { low: 0u32.runtime(), high: 0xffff_ffffu32.runtime() }
     }
+}
+
+/// Some columns and their ranks.
+#[derive(CubeType)]
+pub(crate) struct Ranked {
+    pub(crate) ranks: Sequence<u32>,
+    pub(crate) columns: Sequence<u32>,
 }
 
 /// Ranked columns that a team walks over, each unit with a few in flight.
 #[cube]
 pub(crate) trait Columns: CubeType {
-    /// The steps in which the columns `from .. to` come up, and perhaps others.
+    /// The steps in which the columns `from .. to` come up, and perhaps others. Units may have different ones.
     fn walk(&self, from: u32, to: u32) -> Walk;
-    /// The places of this unit's columns of a step, of rank 0 where there is none.
-    fn load(&self, step: u32) -> Sequence<u64>;
-    /// Between what places they are.
+    /// This unit's columns of a step, of rank 0 where there is none.
+    fn load(&self, step: u32) -> Ranked;
+    /// The ranks of [`Columns::load`].
+    fn ranks(&self, step: u32) -> Sequence<u32>;
+    /// Between what ranks they are, but for those of rank 0.
     fn bounds(&self) -> Bounds;
 }
 
 /// Columns of a row that a unit of a GPU has in flight: two loads of four. A team of 512 then reads the sample of a
 /// long row in one step.
 pub(crate) const IN_FLIGHT: usize = 8;
-
-/// Columns of a list that it has in flight.
-pub(crate) const LISTED: usize = 4;
 
 /// Columns that a unit of `machine` has in flight, which come in vectors of `width`, where a unit of a GPU has
 /// `wanted`, or one vector.
@@ -150,6 +140,12 @@ impl<'a, N: Size> Row<'a, N> {
         let vectors = (lead + (end - start)).div_ceil(comptime![width as u32]);
         let first = at / width;
         Row::<'a, N> { logits, start, end, first, lead, vectors, runs, together, policy, machine }
+    }
+
+    /// Columns that a unit has in a step.
+    pub(crate) fn columns_of_step(&self) -> comptime_type!(usize) {
+        let width = N::value();
+        comptime![in_flight(self.machine, width, self.together)]
     }
 
     /// The `i`-th of this unit's vectors of a step.
@@ -238,12 +234,12 @@ impl<'a, N: Size> Row<'a, N> {
     /// Which of this unit's columns of a step, the `i`-th as bit `i`, have the rank `wanted` and a number in
     /// `first .. first + limit`.
     pub(crate) fn equal(&self, step: u32, wanted: u32, first: u32, limit: u32) -> u32 {
-        let places = self.load(step);
+        let loaded = self.load(step);
         let mut bits = 0u32.runtime();
         #[unroll]
-        for i in 0..places.len() {
-            let place = *places.index(i);
-            let equal = rank_of(place) == wanted && column_of(place) - first < limit;
+        for i in 0..loaded.ranks.len() {
+            let equal =
+                *loaded.ranks.index(i) == wanted && *loaded.columns.index(i) - first < limit;
             bits |= select(equal, comptime![1u32 << i], 0u32);
         }
         bits
@@ -264,11 +260,12 @@ impl<'a, N: Size> Columns for Row<'a, N> {
         Walk { first, end: select(from < to, (runs * grain).div_ceil(of_step), first) }
     }
 
-    fn load(&self, step: u32) -> Sequence<u64> {
+    fn load(&self, step: u32) -> Ranked {
         let width = N::value();
         let (machine, policy) = comptime![(self.machine, self.policy)];
         let loaded = self.vectors(step);
-        let mut places = Sequence::<u64>::new();
+        let mut ranks = Sequence::<u32>::new();
+        let mut columns = Sequence::<u32>::new();
         #[unroll]
         for i in 0..comptime![in_flight(machine, width, self.together) / width] {
             #[unroll]
@@ -276,11 +273,16 @@ impl<'a, N: Size> Columns for Row<'a, N> {
                 let offset = *loaded.offsets.index(i) + comptime![lane as u32];
                 let column = self.start + offset;
                 let logit = loaded.vectors.index(i).extract(lane);
-                let key = rank(logit, column, self.start, self.end, policy);
-                places.push(place(select(offset < self.end - self.start, key, 0u32), column));
+                let rank = rank(logit, column, self.start, self.end, policy);
+                ranks.push(select(offset < self.end - self.start, rank, 0u32));
+                columns.push(column);
             }
         }
-        places
+        Ranked { ranks, columns }
+    }
+
+    fn ranks(&self, step: u32) -> Sequence<u32> {
+        self.load(step).ranks
     }
 
     fn bounds(&self) -> Bounds {

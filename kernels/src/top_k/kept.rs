@@ -1,16 +1,17 @@
 //! Ranked columns that a team keeps in its memory, to look through them several times.
 
 use super::columns::*;
+use super::lists::Sifted;
 use crate::tile::*;
 use cubecl::prelude::*;
 
-/// Up to `room` columns in team memory, in no particular order.
+/// Up to `room` columns in team memory, in no particular order. One of rank 0 is none.
 #[derive(CubeType)]
 pub(crate) struct Kept {
-    places: Shared<[u64]>,
-    cursor: Cursor,
-    /// The lowest and the highest rank among them.
-    extremes: Shared<[Atomic<u32>]>,
+    ranks: Shared<[u32]>,
+    columns: Shared<[u32]>,
+    /// The highest rank among them.
+    highest: Shared<[Atomic<u32>]>,
     count: u32,
     bounds: Bounds,
     #[cube(comptime)]
@@ -21,70 +22,85 @@ pub(crate) struct Kept {
 
 /// Columns that a unit of `machine` looks at in one step.
 fn columns_of_step(machine: Machine) -> usize {
-    in_flight(machine, 4, LISTED)
+    in_flight(machine, 4, IN_FLIGHT)
 }
 
 #[cube]
 impl Kept {
-    /// None yet; the team syncs.
-    pub(crate) fn new(#[comptime] room: usize, #[comptime] machine: Machine) -> Self {
-        let places = team_memory::<u64>(room, 8usize, machine);
-        let extremes = team_memory::<Atomic<u32>>(2usize, 4usize, machine);
-        if unit_id(machine) == 0 {
-            extremes[0].store(0xffff_ffffu32);
-            extremes[1].store(0u32);
-        }
-        let cursor = Cursor::new(machine);
-        let bounds = Bounds::any();
-        Kept { places, cursor, extremes, count: 0u32.runtime(), bounds, room, machine }
+    /// None yet, and room for `room` ranks and the columns that have them, of which the team only keeps the ranks if
+    /// not `with_columns`.
+    pub(crate) fn new(
+        #[comptime] room: usize,
+        #[comptime] with_columns: bool,
+        #[comptime] machine: Machine,
+    ) -> Self {
+        let ranks = team_memory::<u32>(room, 4usize, machine);
+        let columns =
+            team_memory::<u32>(comptime![if with_columns { room } else { 1 }], 4usize, machine);
+        let highest = team_memory::<Atomic<u32>>(1usize, 4usize, machine);
+        let (count, bounds) = (0u32.runtime(), Bounds::any());
+        Kept { ranks, columns, highest, count, bounds, room, machine }
     }
 
-    /// Keeps those of `columns`, of `start .. end`, that are any; more than there is room for are left out. Every unit
-    /// of the team calls it once, and the team syncs.
-    pub(crate) fn take<C: Columns>(&mut self, columns: &C, start: u32, end: u32) {
+    /// Keeps the ranks, and the columns, of all of `row`, as many as there is room for. The team syncs after it.
+    pub(crate) fn take_row<N: Size>(&mut self, row: &Row<'_, N>, #[comptime] with_columns: bool) {
         let machine = comptime![self.machine];
-        let mut low = 0xffff_ffffu32.runtime();
-        let mut high = 0u32.runtime();
-        let walk = columns.walk(start, end);
+        let walk = row.walk(row.start, row.end);
         for step in walk.first..walk.end {
-            let places = columns.load(step);
-            let mut count = 0u32.runtime();
+            let loaded = row.load(step);
+            let columns = loaded.ranks.len();
             #[unroll]
-            for i in 0..places.len() {
-                count += select(rank_of(*places.index(i)) != 0, 1u32, 0u32);
-            }
-            let mut at = self.cursor.take(count);
-            #[unroll]
-            for i in 0..places.len() {
-                let place = *places.index(i);
-                let rank = rank_of(place);
-                if rank != 0 && at < comptime![self.room as u32] {
-                    self.places[at as usize] = place;
-                    low = min(low, rank);
-                    high = max(high, rank);
-                    at += 1;
+            for i in 0..columns {
+                let at = (step as usize * columns + i) * comptime![machine.team] + unit_id(machine);
+                if at < comptime![self.room] {
+                    self.ranks[at] = *loaded.ranks.index(i);
+                    if with_columns {
+                        self.columns[at] = *loaded.columns.index(i);
+                    }
                 }
             }
         }
+        let columns = row.columns_of_step();
+        let of_step = comptime![(columns * machine.team) as u32];
+        self.count = min(walk.end * of_step, comptime![self.room as u32]);
+        sync_team(machine);
+    }
+
+    /// Keeps all that is in the lists, for which there must be room. The team syncs before and after it.
+    pub(crate) fn take_lists(&mut self, lists: &Sifted<'_>) {
+        let machine = comptime![self.machine];
+        if unit_id(machine) == 0 {
+            self.highest[0].store(0u32);
+        }
+        sync_team(machine);
+        let mut highest = 0u32.runtime();
+        let walk = lists.walk(0u32, 0u32);
+        for step in walk.first..walk.end {
+            let loaded = lists.load(step);
+            let first = lists.number_of(step);
+            #[unroll]
+            for i in 0..loaded.ranks.len() {
+                let rank = *loaded.ranks.index(i);
+                if rank != 0 {
+                    let at = (first + lists.stride() * comptime![i as u32]) as usize;
+                    self.ranks[at] = rank;
+                    self.columns[at] = *loaded.columns.index(i);
+                }
+                highest = max(highest, rank);
+            }
+        }
         if comptime![machine.team == 1] {
-            self.extremes[0].store(low);
-            self.extremes[1].store(high);
+            self.highest[0].store(highest);
         } else {
-            let (low, high) = (plane_min(low), plane_max(high));
+            let highest = plane_max(highest);
             if unit_id(machine) % comptime![machine.plane] == 0 {
-                self.extremes[0].fetch_min(low);
-                self.extremes[1].fetch_max(high);
+                self.highest[0].fetch_max(highest);
             }
         }
         sync_team(machine);
-        self.count = min(self.cursor.taken(), comptime![self.room as u32]);
-        self.bounds.low = place(self.extremes[0].load(), end - 1);
-        self.bounds.high = place(self.extremes[1].load(), start);
-    }
-
-    /// How many there are.
-    pub(crate) fn count(&self) -> u32 {
-        self.count
+        self.count = lists.total;
+        self.bounds.low = lists.floor + 1;
+        self.bounds.high = self.highest[0].load();
     }
 }
 
@@ -95,21 +111,38 @@ impl Columns for Kept {
         Walk { first: 0u32.runtime(), end: self.count.div_ceil(of_step) }
     }
 
-    fn load(&self, step: u32) -> Sequence<u64> {
+    fn ranks(&self, step: u32) -> Sequence<u32> {
         let machine = comptime![self.machine];
         let columns = comptime![columns_of_step(machine) as u32];
-        let mut places = Sequence::<u64>::new();
+        let mut ranks = Sequence::<u32>::new();
         #[unroll]
         for i in 0..columns {
             let nth =
                 (step * columns + i) * comptime![machine.team as u32] + unit_id(machine) as u32;
-            let mut place = 0u64.runtime();
+            let mut rank = 0u32.runtime();
             if nth < self.count {
-                place = self.places[nth as usize];
+                rank = self.ranks[nth as usize];
             }
-            places.push(place);
+            ranks.push(rank);
         }
-        places
+        ranks
+    }
+
+    fn load(&self, step: u32) -> Ranked {
+        let machine = comptime![self.machine];
+        let steps = comptime![columns_of_step(machine) as u32];
+        let ranks = self.ranks(step);
+        let mut columns = Sequence::<u32>::new();
+        #[unroll]
+        for i in 0..steps {
+            let nth = (step * steps + i) * comptime![machine.team as u32] + unit_id(machine) as u32;
+            let mut column = 0u32.runtime();
+            if nth < self.count {
+                column = self.columns[nth as usize];
+            }
+            columns.push(column);
+        }
+        Ranked { ranks, columns }
     }
 
     fn bounds(&self) -> Bounds {

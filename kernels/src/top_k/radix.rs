@@ -4,81 +4,119 @@ use super::columns::*;
 use crate::tile::*;
 use cubecl::prelude::*;
 
-/// Where a selection ends.
+/// Where a search ends: a number of so many bits that as many columns reach as are wanted, or somewhat more.
 #[derive(CubeType)]
-pub(crate) struct Last {
-    /// A place of rank 1 at least, which as many columns reach as are wanted, or somewhat more.
-    pub(crate) place: u64,
-    /// How many columns reach it.
-    pub(crate) reach: u32,
+pub(crate) struct Found {
+    pub(crate) number: u32,
+    /// How many columns are above those that begin with the bits that were looked at, and how many begin with them.
+    pub(crate) above: u32,
+    pub(crate) count: u32,
 }
 
-/// Bits of a place below its rank.
-pub(crate) const COLUMN_BITS: u64 = 32;
-
 /// Bits by which columns are told apart in one look at them all.
-const DIGIT: u64 = 8;
+const DIGIT: u32 = 8;
 
-/// The place of the last of the `wanted` best columns, `wanted` being at least 1, or a lower one that no more than
-/// `slack` further columns reach; of fewer columns than `wanted`, one that all reach. Places are told apart by their
-/// bits from `lowest_bit` on.
+/// What columns are told apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// Their ranks.
+    Rank,
+    /// Their numbers, the lowest first, of those of one rank.
+    Column,
+}
+
+/// The `key` of the last of the `wanted` best columns, `wanted` being at least 1, or a lower one that no more than
+/// `slack` further columns reach; of fewer columns than `wanted`, one that all reach. Keys are between `bounds`; where
+/// they are columns, those of the rank `rank` are looked at.
 #[cube]
-pub(crate) fn last_place<C: Columns>(
+pub(crate) fn search<C: Columns>(
     columns: &C,
-    start: u32,
-    end: u32,
+    walk: &Walk,
+    bounds: &Bounds,
     wanted: u32,
     slack: u32,
-    #[comptime] lowest_bit: u64,
+    rank: u32,
+    #[comptime] key: Key,
     histogram: &mut Histogram,
-) -> Last {
-    let walk = columns.walk(start, end);
-    let bounds = columns.bounds();
-    // The bits that are known: those that all places begin with, and then those found. Of the columns that begin with
-    // them `left` are still wanted.
-    // There is at least one bit to look at, to count who reaches the place.
-    let mut shift = max(shared_from(&bounds), lowest_bit + 1u64);
-    let mut known = !((1u64 << shift) - 1u64);
-    if shift == 64 {
-        known = 0u64;
-    }
-    let mut found = bounds.low & known;
+) -> Found {
+    // The bits that are known: those that all keys begin with, and then those found. There is at least one to look at,
+    // to count who reaches the key. Of the columns that begin with the known bits `left` are still wanted.
+    let mut shift = max(32 - (bounds.low ^ bounds.high).leading_zeros(), 1u32);
+    let mut known = select(shift == 32, 0u32, u32::MAX << (shift % 32));
+    let mut found =
+        Found { number: bounds.low & known, above: 0u32.runtime(), count: 0u32.runtime() };
     let mut left = wanted;
-    let mut above = 0u32.runtime();
-    let mut count = 0u32.runtime();
-    while shift > lowest_bit {
-        let digit = min(shift - lowest_bit, DIGIT);
+    while shift > 0 {
+        let digit = min(shift, DIGIT);
         shift -= digit;
-        let mask = (1u64 << digit) - 1u64;
+        let mask = (1u32 << digit) - 1u32;
         histogram.clear();
         for step in walk.first..walk.end {
-            for place in columns.load(step) {
-                if rank_of(place) != 0 && (place & known) == found {
-                    histogram.add(u32::cast_from((place >> shift) & mask));
+            match comptime![key] {
+                Key::Rank => {
+                    for own in columns.ranks(step) {
+                        if own != 0 && (own & known) == found.number {
+                            histogram.add((own >> shift) & mask);
+                        }
+                    }
+                }
+                Key::Column => {
+                    let loaded = columns.load(step);
+                    #[unroll]
+                    for i in 0..loaded.ranks.len() {
+                        let own = !*loaded.columns.index(i);
+                        if *loaded.ranks.index(i) == rank && (own & known) == found.number {
+                            histogram.add((own >> shift) & mask);
+                        }
+                    }
                 }
             }
         }
         let bin = histogram.find(left);
-        found |= u64::cast_from(bin.number) << shift;
+        found.number |= bin.number << shift;
         known |= mask << shift;
-        above += bin.above;
-        count = bin.count;
+        found.above += bin.above;
+        found.count = bin.count;
         if bin.above + bin.count <= left + slack {
             // Hardly more than wanted: nothing more to tell apart.
-            shift = lowest_bit.runtime();
+            shift = 0u32;
         }
         left -= min(bin.above, left);
     }
-    Last { place: max(found, place(1u32, 0xffff_ffffu32)), reach: above + count }
+    found
 }
 
-/// The bit from which on all places between `bounds` are alike; 64 if none is.
+/// The last column that is taken: every one of a higher rank is, and of those of its rank those that are not above it.
+#[derive(CubeType)]
+pub(crate) struct Last {
+    rank: u32,
+    column: u32,
+}
+
+/// The last of the `wanted` best of `columns`, all of `start .. end`; if `wanted` is 0, one that all come before.
 #[cube]
-fn shared_from(bounds: &Bounds) -> u64 {
-    let differ = bounds.low ^ bounds.high;
-    let (high, low) = (u32::cast_from(differ >> 32u64), u32::cast_from(differ & 0xffff_ffffu64));
-    let bits = select(high != 0, 64 - high.leading_zeros(), 32 - low.leading_zeros());
-    u64::cast_from(bits)
+fn last_of<C: Columns>(
+    columns: &C,
+    start: u32,
+    end: u32,
+    wanted: u32,
+    histogram: &mut Histogram,
+) -> Last {
+    let mut last = Last { rank: 1u32.runtime(), column: u32::MAX.runtime() };
+    if wanted > 0 {
+        let (walk, bounds) = (columns.walk(start, end), columns.bounds());
+        let found = search::<C>(columns, &walk, &bounds, wanted, 0u32, 0u32, Key::Rank, histogram);
+        last.rank = max(found.number, 1u32);
+        if found.above + found.count > wanted {
+            // Some of those of the last rank, the first ones.
+            let bounds = Bounds { low: !(end - 1), high: !start };
+            let left = wanted - found.above;
+            let found =
+                search::<C>(columns, &walk, &bounds, left, 0u32, last.rank, Key::Column, histogram);
+            last.column = !found.number;
+        }
+    }
+    last
 }
 
 /// The memory that [`write_best`] works in.
@@ -129,11 +167,7 @@ pub(crate) fn write_best<C: Columns, N: Size>(
     at: usize,
     tools: &mut Tools,
 ) -> u32 {
-    let mut last = place(1u32, 0xffff_ffffu32);
-    if wanted > 0 {
-        let found = last_place::<C>(columns, start, end, wanted, 0u32, 0u64, &mut tools.histogram);
-        last = found.place;
-    }
+    let last = last_of::<C>(columns, start, end, wanted, &mut tools.histogram);
     let mut written = 0u32.runtime();
     let mut left = equals.wanted;
     // As many columns at a time as there are marks.
@@ -144,11 +178,14 @@ pub(crate) fn write_best<C: Columns, N: Size>(
         tools.marks.clear(limit);
         let walk = columns.walk(first, first + limit);
         for step in walk.first..walk.end {
-            for place in columns.load(step) {
+            let loaded = columns.load(step);
+            #[unroll]
+            for i in 0..loaded.ranks.len() {
+                let (rank, column) = (*loaded.ranks.index(i), *loaded.columns.index(i));
+                let taken = rank > last.rank || rank == last.rank && column <= last.column;
                 // Columns before the block wrap to beyond it.
-                let number = column_of(place) - first;
-                if place >= last && number < limit {
-                    tools.marks.insert(number);
+                if taken && column - first < limit {
+                    tools.marks.insert(column - first);
                 }
             }
         }

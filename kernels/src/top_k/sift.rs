@@ -11,8 +11,8 @@
 //!
 //! Cost: one read of the row, `4 · L` bytes, and in each program one of its sample, of up to 4096 columns.
 //!
-//! Budget (sm_90a): at most 64 registers a unit, 34 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 56 registers a unit, 34 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 56 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::device::Device;
@@ -60,19 +60,18 @@ fn floor_of<N: Size>(
     let every = (end - start).div_ceil(SAMPLE) | 1u32;
     let runs = Runs { phase: every / 2, stride: every, grain: 1u32 };
     let sample = Row::new(logits, base, range, runs, IN_FLIGHT, policy, machine);
-    let mut kept = Kept::new(comptime![SAMPLE as usize], machine);
-    kept.take::<Row<N>>(&sample, start, end);
+    let mut kept = Kept::new(comptime![SAMPLE as usize], false, machine);
+    kept.take_row::<N>(&sample, false);
     let wanted = wanted_of_sample(wanted, (end - start) / every, end - start);
-    let mut floor = 0u32.runtime();
-    if kept.count() >= wanted {
-        let mut histogram = Histogram::new(machine);
-        let last =
-            last_place::<Kept>(&kept, start, end, wanted, wanted / 8, COLUMN_BITS, &mut histogram);
-        let rank = rank_of(last.place);
-        // A quarter more than wanted reach it only if they are equal.
-        floor = select(last.reach > wanted + wanted / 4, rank, rank - 1);
-    }
-    floor
+    let mut histogram = Histogram::new(machine);
+    let (walk, bounds) = (kept.walk(start, end), Bounds::any());
+    let slack = wanted / 8;
+    let found =
+        search::<Kept>(&kept, &walk, &bounds, wanted, slack, 0u32, Key::Rank, &mut histogram);
+    let reach = found.above + found.count;
+    // A quarter more than wanted reach it only if they are equal; fewer do if the sample has no more.
+    let floor = select(reach > wanted + wanted / 4, found.number, max(found.number, 1u32) - 1);
+    select(reach < wanted, 0u32, floor)
 }
 
 /// Lists the columns of each row that may be among its best. Program `(row, piece)` lists those of its piece:
