@@ -14,7 +14,7 @@
 //! Cost: every expert's program reads the indices twice, from cache: `8 · n · top_k` bytes each.
 //!
 //! Budget (sm_90a): at most 40 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 24 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 32 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::Contract;

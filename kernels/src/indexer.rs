@@ -97,7 +97,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
     let mut q_tile = Tile::<S>::new(q_shape);
     let k_ring = Ring::<S>::new(k_shape, tiling.stages);
     let end = min(highest, span.last);
-    let k_tiles = IndexTiles::new(keys, request, span.first, end, k_ring, tiling.dim);
+    let k_tiles = IndexTiles::new(keys, request, span.first, end, k_ring, tiling);
 
     queries.load(&mut q_tile);
     let weights = head_weights(weights, &queries, layout);
@@ -109,7 +109,7 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
         let mut dots = Fragment::<W>::zeroed(layout);
         start_nt(&mut dots, &k_tiles.source.ring.tile(n), &q_tile);
         // Looked up while the product runs.
-        let own = lanes.of_tile(&k_tiles.source, k_tiles.source.first_of(n), tiling.dim);
+        let own = lanes.of_tile(&k_tiles.source, n);
         finish_product(&mut dots, 0usize);
         let sums = sum_heads(&dots, &weights, queries.heads, tiling);
         #[unroll(layout.unrolled())]
@@ -125,6 +125,9 @@ fn indexer_kernel<E: Numeric, S: Numeric, N: Size, B: Size, W: Size>(
 
 /// `Σ_h w[t, h] · relu(q[t, h] · k)` over this unit's columns of the first `heads` of each query, for each of its
 /// keys and each query of the tile: entry `own · queries + t`.
+///
+/// Several keys at a time, so that each weight is fetched once for all of them, and with [`CHAINS`] running sums a key,
+/// so that an addition seldom waits for the one before it.
 #[cube]
 fn sum_heads<W: Size>(
     dots: &Fragment<W>,
@@ -134,31 +137,67 @@ fn sum_heads<W: Size>(
 ) -> Array<f32> {
     let layout = comptime![dots.layout];
     let cells = comptime![layout.run() / tiling.queries];
+    let keys = comptime![keys_together(layout)];
+    let chains = comptime![if cells.is_multiple_of(CHAINS) { CHAINS } else { 1 }];
     let mut sums = Array::<f32>::new(comptime![layout.own_rows() * tiling.queries]);
     #[unroll(layout.unrolled())]
-    for own in 0..comptime![layout.own_rows()] {
+    for block in 0..comptime![layout.own_rows() / keys] {
         #[unroll]
         for t in 0..comptime![tiling.queries] {
-            let mut sum = Vector::<f32, W>::new(0.0f32);
+            let mut running = Array::<Vector<f32, W>>::new(comptime![keys * chains]);
+            #[unroll]
+            for i in 0..comptime![keys * chains] {
+                running[i] = Vector::new(0.0f32);
+            }
             #[unroll(layout.unrolled())]
-            for cell in 0..cells {
-                let h = col_of(cell, layout);
-                let cell = comptime![t * cells] + cell;
-                let mut share_of_head = score(dots.get(own, cell), weights[cell], tiling.score_fn);
-                if comptime![tiling.padded] {
-                    // Chosen, not multiplied by 0: a key's infinity times the padding is NaN.
+            for step in 0..comptime![cells / chains] {
+                #[unroll]
+                for chain in 0..chains {
+                    let h = col_of(step * chains + chain, layout);
+                    let cell = comptime![t * cells] + step * chains + chain;
                     #[unroll]
-                    for i in 0..W::value() {
-                        let counts = h + i < heads;
-                        share_of_head.insert(i, select(counts, share_of_head.extract(i), 0.0f32));
+                    for i in 0..keys {
+                        let dot = dots.get(block * keys + i, cell);
+                        let mut share = score(dot, weights[cell], tiling.score_fn);
+                        if comptime![tiling.padded] {
+                            share = of_heads(share, h, heads);
+                        }
+                        running[i * chains + chain] += share;
                     }
                 }
-                sum += share_of_head;
             }
-            sums[own * tiling.queries + t] = sum_cell(sum);
+            #[unroll]
+            for i in 0..keys {
+                let mut sum = running[i * chains];
+                #[unroll]
+                for chain in 1..chains {
+                    sum += running[i * chains + chain];
+                }
+                sums[(block * keys + i) * tiling.queries + t] = sum_cell(sum);
+            }
         }
     }
     sums
+}
+
+/// The shares of the heads `h ..`, 0 for those that are not among the first `heads`: chosen, not multiplied by 0, since
+/// a key's infinity times the padding is NaN.
+#[cube]
+fn of_heads<W: Size>(shares: Vector<f32, W>, h: usize, heads: usize) -> Vector<f32, W> {
+    let mut shares = shares;
+    #[unroll]
+    for i in 0..W::value() {
+        shares.insert(i, select(h + i < heads, shares.extract(i), 0.0f32));
+    }
+    shares
+}
+
+/// Running sums of a key and a query, where a unit has so many cells.
+const CHAINS: usize = 2;
+
+/// Keys whose sums a unit has under way together: with [`CHAINS`] sums each they fit the sixteen registers of AVX2.
+fn keys_together(layout: Layout) -> usize {
+    [4, 2, 1].into_iter().find(|keys| layout.own_rows().is_multiple_of(*keys)).unwrap_or(1)
 }
 
 /// The weights of this unit's columns of the products.
@@ -288,19 +327,18 @@ pub fn logits(
     let requests = if keys.paged { q.shape()[0] } else { 1 };
     let next_n = rows / requests;
     let machine = machine(device, q.dtype());
-    let key_stride = (keys.row == dim).then_some(dim);
     let size = q.dtype().size();
-    let tiling = Tiling::new(machine, next_n, heads, dim, size, key_stride, keys.paged, score_fn);
-    // Enough programs to fill the device, few enough that a tile of queries is loaded seldom.
+    let tiling = Tiling::new(machine, next_n, heads, dim, size, score_fn)
+        .of_pages(machine, |tile| keys.in_one_page(tile, dim));
     let row_tiles = requests * next_n.div_ceil(tiling.queries);
-    let wanted = (4 * device.cores()).div_ceil(row_tiles).max(1);
-    let span = s_kv.div_ceil(wanted).next_multiple_of(tiling.keys);
+    let spans = tiling.spans(device, machine, size, row_tiles, s_kv);
+    let span = s_kv.div_ceil(spans).next_multiple_of(tiling.keys);
     let programs = row_tiles * s_kv.div_ceil(span);
     let q = if keys.paged { q.clone() } else { q.split(0, 1) }; // [b, next_n, H, D]
-    let vectors = load_width(machine, q.dtype().size());
+    let vectors = load_width(machine, size);
     let in_vectors = q.in_vectors(vectors) && keys.in_vectors(vectors, dim);
     let width = if in_vectors { vectors } else { 1 };
-    let scale_width = if keys.scales_in_words(dim) { 4 } else { 1 };
+    let scale_width = keys.scale_width(&tiling);
     // SAFETY: shapes and strides are as the contract says; the kernel compares rows, heads, keys and pages
     // with their counts before it reads or writes.
     unsafe {

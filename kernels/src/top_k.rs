@@ -13,23 +13,27 @@
 //!
 //! 1. *Sift* (`top_k/sift.rs`), for rows of more than 16384 columns: from a sample of the row it guesses
 //!    a rank that about 1.5 k columns reach, and lists these.
-//! 2. *Choose* (`choose_kernel`). Radix select, 8 bits at a time, finds the place of the last column taken
-//!    among the listed ones. The columns up to it are marked in a set of bits, which is written in order.
+//! 2. *Choose* (`choose_kernel`). The listed columns, or all of a short row, are kept in team memory. Radix select,
+//!    8 bits at a time, finds the place of the last column taken among them. The columns up to it are marked in a set
+//!    of bits, which is written in order.
 //!
-//! The sample only saves time. Where the lists do not hold the k best (because the sample misled, or the
-//! k-th best is one of more equals than a list has room for), or where nothing was sifted, the second
+//! Of many equal columns the sift lists none: the second kernel marks the first of them as it finds them in the row.
+//!
+//! The sample only saves time. Where the lists do not hold the k best (because the sample misled), the second
 //! kernel reads the row itself, as often as it must: the result is exact for every input.
 //!
-//! **`budget` and `rank` in `top_k/policy.rs` are the functions to change to try another policy.**
+//! **`budget`, `rank` and `exceeds` in `top_k/policy.rs` are the functions to change to try another policy.**
 //!
-//! Cost: one read of the row, `4 · L` bytes, and up to eight of its sample and of its lists, from cache;
-//! without lists one read for each 8 bits that tell the last column taken from the next (1 to 8), and one
-//! more for every 2^17 columns' marks.
+//! Cost: one read of the row, `4 · L` bytes, and of its sample, and one of its lists, from cache; of a row with many
+//! equal columns another read, as far as these are wanted; where the sample misled one read for each 8 bits that tell
+//! the last column taken from the next (1 to 8), and one more for every 2^17 columns' marks.
 //!
-//! Budget (sm_90a): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 64 registers a unit, 18 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 64 registers a unit, 66 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 64 registers a unit, 66 KB of shared memory, no spills; vector arithmetic.
 
 mod columns;
+mod kept;
+mod lists;
 mod policy;
 mod radix;
 mod sift;
@@ -44,19 +48,28 @@ use crate::tensor::Tensor;
 use crate::tile::*;
 use columns::*;
 use cubecl::prelude::*;
+use kept::Kept;
+use lists::Sifted;
 use policy::budget;
 use radix::*;
 use sift::{pieces, sift};
 
-/// Writes the best columns of each row. One program a row, which reads the lists of its `pieces` if they
-/// hold these, and the row itself otherwise.
+/// Columns that a team keeps in its memory: about 1.5 times 2048, and as many standard deviations of it more that lists
+/// of so many have room with next to certainty.
+const ROOM: usize = 6144;
+
+/// Columns of a row that they surely include, though it may begin inside a vector.
+const SHORT_ROW: usize = ROOM - 4;
+
+/// Writes the best columns of each row. One program a row, which takes them from the row if it is short, from the
+/// lists of its `pieces` if they hold them, and from the row again otherwise.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn choose_kernel<N: Size>(
     logits: &View<Vector<f32, N>>, // [rows, length]
     starts: &[i32],                // [rows]
     ends: &[i32],                  // [rows]
-    places: &[u64],                // [rows, pieces, capacity]
-    counts: &[u32],                // [rows, pieces]
+    lists: &[u64],                 // [rows, pieces, capacity]
+    counts: &[u32],                // [rows, pieces + 1]
     indices: &mut View<i32>,       // [rows, topk]
     pieces: u32,
     capacity: u32,
@@ -76,16 +89,38 @@ fn choose_kernel<N: Size>(
     let out = row * indices.stride(0);
     let mut written = 0u32.runtime();
     if wanted > 0 {
+        let (data, to) = (&logits.data, &mut indices.data);
+        let short = end - start <= SHORT_ROW as u32;
+        let whole = Row::new(data, base, &range, Runs::all(), IN_FLIGHT, policy, machine);
         let mut tools = Tools::new(machine);
-        let list = row * pieces as usize;
-        let sifted = Sifted::new(places, counts, list, pieces, capacity, machine);
-        if sifted.hold(wanted) {
-            let to = &mut indices.data;
-            written = write_best::<Sifted>(&sifted, start, end, wanted, to, out, &mut tools);
-        } else {
-            let whole = Row::new(&logits.data, base, start, end, 0u32, 1u32, 1u32, policy, machine);
-            let to = &mut indices.data;
-            written = write_best::<Row<N>>(&whole, start, end, wanted, to, out, &mut tools);
+        // Of a short row no list was made.
+        let pieces = select(short, 0u32, pieces);
+        let sifted = Sifted::new(lists, counts, row, &range, pieces, capacity, policy, machine);
+        // Every column above the floor is listed: if these are too few, more have its rank, or there are no more.
+        let listed = min(sifted.total, wanted);
+        let more = select(sifted.whole() && sifted.floor > 0, wanted - listed, 0u32);
+        let in_order = Row::new(data, base, &range, Runs::all(), 1usize, policy, machine);
+        let mut equals = Equals::new(in_order, sifted.floor, more);
+        let mut done = short;
+        if short || sifted.whole() && sifted.total <= ROOM as u32 {
+            let mut kept = Kept::new(ROOM, true, machine);
+            if short {
+                kept.take_row::<N>(&whole, true);
+            } else {
+                kept.take_lists(&sifted);
+            }
+            let best = select(short, wanted, listed);
+            written = write_best::<Kept, N>(&kept, &equals, start, end, best, to, out, &mut tools);
+            done = done || written == wanted || sifted.floor == 0;
+        } else if sifted.whole() {
+            written =
+                write_best::<Sifted, N>(&sifted, &equals, start, end, listed, to, out, &mut tools);
+            done = written == wanted || sifted.floor == 0;
+        }
+        if !done {
+            equals.wanted = 0u32;
+            written =
+                write_best::<Row<N>, N>(&whole, &equals, start, end, wanted, to, out, &mut tools);
         }
     }
     let team = comptime![machine.team as u32];
@@ -145,7 +180,7 @@ pub fn top_k_in_pieces(
     }
     let machine = machine(device);
     let width = if logits.in_whole_vectors(4) { 4 } else { 1 };
-    let lists = sift(logits, ks, ke, topk, width, pieces, policy, machine)?;
+    let lists = sift(logits, ks, ke, topk, width, pieces, SHORT_ROW as u32, policy, machine)?;
     // SAFETY: the kernel reads columns below `length` of rows below `rows`, or others of the same vectors,
     // all of which the buffer holds, and no list beyond `capacity`; it clamps the ranges, and writes `topk`
     // indices a row.
@@ -154,12 +189,12 @@ pub fn top_k_in_pieces(
             device.client(),
             machine.cube_count(rows)?,
             machine.cube_dim(),
-            device.addresses([logits, &lists.places, &indices]),
+            device.addresses([logits, &lists.lists, &indices]),
             width,
             logits.view(width),
             ks.arg(1),
             ke.arg(1),
-            lists.places.arg(2),
+            lists.lists.arg(2),
             lists.counts.arg(1),
             indices.view(1),
             lists.pieces as u32,

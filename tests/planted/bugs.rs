@@ -117,7 +117,7 @@ pub const BUGS: &[Bug] = &[
     bug("the rotation has the wrong sign", "rope", ROPE,
         "sum_of_products(xa, c, -xb, s)", "sum_of_products(xa, c, xb, s)"),
     bug("half-split pairs for interleaved ones", "rope", ROPE,
-        "(2 * i, 2 * i + 1)", "(i, i + pairs)"),
+        "(2 * i, 2 * i + 1)", "(i, i + share.vectors)"),
     bug("eps outside the root", "rms_norm", NORM,
         "(square + eps).sqrt()", "(square.sqrt() + eps)"),
     bug("LayerNorm without its bias", "layer_norm", NORM,

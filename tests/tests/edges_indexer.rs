@@ -209,3 +209,63 @@ fn a_context_longer_than_the_output_is_cut_at_its_width() {
     let rows = logits(&case);
     assert!(rows.iter().all(|row| row.len() == 8 && row.iter().all(|v| v.is_finite())));
 }
+
+/// The bits of the logits of `case`, row by row.
+fn bits(case: &Case) -> Vec<Vec<u32>> {
+    let row = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect();
+    logits(case).into_iter().map(row).collect()
+}
+
+#[test]
+fn a_row_has_the_same_bits_however_many_rows_there_are() {
+    const NAMES: [&str; 4] = ["q", "weights", "ks", "ke"];
+    // As many heads as fit a tile of one, two, four and more rows.
+    for heads in [1, 8, 30, 32, 64, 128] {
+        let ranges: Vec<(i32, i32)> = (0..23).map(|t| (t % 3, 300 - 7 * t)).collect();
+        for dtype in [DType::E4m3, DType::Bf16] {
+            let case = indexer(17, heads, 300, &ranges);
+            let (q, k) = (case.tensors["q"].cast(dtype), case.tensors["k"].cast(dtype));
+            let case = case.with("q", q).with("k", k);
+            let whole = bits(&case);
+            for chunk in [1, 2, 3, 8, 16] {
+                for (first, expected) in (0..23).step_by(chunk).zip(whole.chunks(chunk)) {
+                    let part = NAMES.iter().fold(case.clone(), |part, name| {
+                        let range = first..(first + chunk).min(23);
+                        part.with(name, rows(&case.tensors[*name], range))
+                    });
+                    assert!(
+                        bits(&part) == expected,
+                        "{heads} heads, {dtype}, {chunk} rows from {first}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_request_has_the_same_bits_alone_and_beside_others_and_with_a_drafted_token() {
+    let lens = [150, 64, 192, 1, 0, 77];
+    let case = indexer_paged(18, 64, 3, &lens);
+    let whole = bits(&case);
+    for (r, expected) in whole.iter().enumerate() {
+        let part = ["q", "weights", "block_table", "context_lens"]
+            .iter()
+            .fold(case.clone(), |part, name| part.with(name, rows(&case.tensors[*name], r..r + 1)));
+        assert!(bits(&part)[0] == *expected, "request {r} alone");
+        // The same token, and another that sees one key more.
+        let (q, w) = (&part.tensors["q"], &part.tensors["weights"]);
+        let twice = |t: &HostTensor, shape: &[usize]| HostTensor {
+            shape: shape.to_vec(),
+            bytes: t.bytes.repeat(2),
+            dtype: t.dtype,
+        };
+        let drafted = part
+            .clone()
+            .with("q", twice(q, &[1, 2, q.shape[2], q.shape[3]]))
+            .with("weights", twice(w, &[2, w.shape[1]]))
+            .with("context_lens", ints(&[lens[r] + 1]));
+        let first = &bits(&drafted)[0];
+        assert!(first[..191] == expected[..191], "request {r} with a drafted token");
+    }
+}

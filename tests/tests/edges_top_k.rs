@@ -288,6 +288,43 @@ fn the_best_columns_are_found_wherever_in_a_long_row_they_are() {
 }
 
 #[test]
+fn zeros_of_both_signs_at_the_end_of_a_list_are_listed() {
+    // 250 keys are above zero, and so few are zero that the sample would list them all: the comparison that lists them
+    // must not tell one zero from the other, nor take the largest number below them for one.
+    let value = |i: usize| match i % 80 {
+        3 => 1.0 + i as f32,
+        17 => [0.0, -0.0, -0.0][i / 80 % 3],
+        40 => -1e-45,
+        _ => -1.0 - i as f32,
+    };
+    let row: Vec<f32> = (0..20_000).map(value).collect();
+    let zeros = (0..20_000).filter(|i| value(*i) == 0.0).take(50);
+    let mut expected: Vec<i32> =
+        zeros.chain((0..20_000).filter(|i| value(*i) > 0.0)).map(|i| i as i32).collect();
+    expected.sort();
+    assert_eq!(expected.len(), 300);
+    assert_eq!(selected_in_pieces(&top_k(&[row], 300)), [expected]);
+}
+
+#[test]
+fn more_columns_than_a_team_keeps_are_chosen_from_lists_and_from_plateaus() {
+    let plateau = (0..140_000).map(|i| if i % 9 == 2 { -(i as f32) } else { 1.0 }).collect();
+    let late = (0..140_000).map(|i| if i < 130_000 { 0.0 } else { 1.0 }).collect();
+    selected_in_pieces(&top_k(&[normals(22, 140_000), plateau, late], 8_192));
+}
+
+#[test]
+fn a_row_whose_sample_misleads_is_chosen_from_all_the_same() {
+    // Every 35th vector of 140,000 columns is sampled, from the 17th on: what it holds is nowhere else in one row, and
+    // everywhere else in the other.
+    let sampled = |i: usize| i / 4 % 35 == 17;
+    let high = (0..140_000).map(|i| if sampled(i) { 9.0 } else { 0.0 } + (i % 1_000) as f32 / 1e4);
+    let low = (0..140_000).map(|i| if sampled(i) { -9.0 } else { 0.0 } + (i % 1_000) as f32 / 1e4);
+    selected_in_pieces(&top_k(&[high.collect(), low.collect()], 2_048));
+    selected_in_pieces(&top_k(&[(0..140_000).map(|i| f32::from(!sampled(i))).collect()], 2_048));
+}
+
+#[test]
 fn ranges_that_begin_and_end_inside_vectors_are_kept_to() {
     let rows: Vec<Vec<f32>> = (0..8).map(|t| normals(30 + t, 20_003)).collect();
     let ranges: Vec<(i32, i32)> = (0..8).map(|t| (t * 3 + t / 4, 20_003 - t * 5 / 3)).collect();

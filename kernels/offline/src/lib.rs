@@ -129,6 +129,7 @@ impl Offline {
 #[cfg(test)]
 mod tests {
     mod copies;
+    mod indexer;
     mod products;
     mod top_k;
 

@@ -172,6 +172,10 @@ pub(super) struct IndexTiles<'a, E: Numeric, N: Size, B: Size, S: Numeric> {
     pub first: usize,
     pub end: usize,
     pub ring: Ring<S>,
+    /// The scales of the tiles in the ring, where they are copied with them.
+    scales: Shared<[Vector<u8, Const<8>>]>,
+    #[cube(comptime)]
+    in_one_page: Option<usize>,
     #[cube(comptime)]
     pub dim: usize,
 }
@@ -184,14 +188,20 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> IndexTiles<'a, E, N, B, S> {
         first: usize,
         end: usize,
         ring: Ring<S>,
-        #[comptime] dim: usize,
+        #[comptime] tiling: Tiling,
     ) -> Pipeline<IndexTiles<'a, E, N, B, S>> {
         let mut table = 0usize.runtime();
         if comptime![all.paged] {
             table = request * all.block_table.shape(1);
         }
-        let schedule = comptime![Schedule::new(ring.shape.machine, ring.stages)];
-        let tiles = IndexTiles::<'a, E, N, B, S> { all, table, first, end, ring, dim };
+        let machine = comptime![ring.shape.machine];
+        let schedule = comptime![Schedule::new(machine, ring.stages)];
+        let (in_one_page, dim) = comptime![(tiling.in_one_page, tiling.dim)];
+        let vectors =
+            comptime![if in_one_page.is_some() { tiling.stages * tiling.keys / 2 } else { 0 }];
+        let scales = team_memory::<Vector<u8, Lanes>>(vectors, COPY_BYTES, machine);
+        let tiles =
+            IndexTiles::<'a, E, N, B, S> { all, table, first, end, ring, scales, in_one_page, dim };
         Pipeline::<IndexTiles<'a, E, N, B, S>>::new(tiles, schedule)
     }
 
@@ -206,7 +216,11 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> IndexTiles<'a, E, N, B, S> {
         let mut position = key;
         let mut exists = key < self.end;
         if comptime![self.all.paged] {
-            let (nth, row) = divided(key, self.all.pages.page_size);
+            let page_size = match comptime![self.in_one_page] {
+                Some(page_size) => page_size.runtime(),
+                None => self.all.pages.page_size,
+            };
+            let (nth, row) = divided(key, page_size);
             position = row;
             let entry = self.all.block_table.data[self.table + select(exists, nth, 0usize)];
             exists = exists && entry >= 0 && entry < self.all.pages.count as i32;
@@ -215,16 +229,52 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> IndexTiles<'a, E, N, B, S> {
         (page, position, exists)
     }
 
-    /// The scale of `key`, and whether there is such a key. A page of the cache holds the codes of all its
-    /// tokens, then their scales (DeepGEMM's fused layout). Without branches, so that a product that is running
-    /// goes on meanwhile; there is at least one page.
-    pub fn scale(&self, key: usize, dim: usize) -> (f32, bool) {
-        let (page, position, exists) = self.locate(key);
-        let mut at = select(exists, position, 0usize) * 4;
+    /// The byte at which the scale of the key at `position` of `page` is. A page of the cache holds the codes of all
+    /// its tokens, then their scales (DeepGEMM's fused layout).
+    fn scale_at(&self, page: usize, position: usize) -> usize {
+        let mut at = position * 4;
         if comptime![self.all.paged] {
-            at += page * self.all.pages.page_stride + self.all.pages.page_size * dim;
+            let codes = self.all.pages.page_size * comptime![self.dim];
+            at += page * self.all.pages.page_stride + codes;
         }
-        (read_f32(&self.all.scale, at), exists)
+        at
+    }
+
+    /// The scale of the `row`-th key of the `n`-th tile, and whether there is such a key; in one page, whether there
+    /// is that page. Without branches, so that a product that is running goes on meanwhile; there is at least one page.
+    pub fn scale(&self, n: usize, row: usize) -> (f32, bool) {
+        if comptime![self.in_one_page.is_some()] {
+            let (_, _, exists) = self.locate(self.first_of(n));
+            let (keys, stages) = comptime![(self.ring.shape.rows, self.ring.stages)];
+            (read_f32(&self.scales, (n % stages * keys + row) * 4), exists)
+        } else {
+            let (page, position, exists) = self.locate(self.first_of(n) + row);
+            let at = self.scale_at(page, select(exists, position, 0usize));
+            (read_f32(&self.all.scale, at), exists)
+        }
+    }
+
+    /// Starts to copy a part of the `n`-th tile, whose keys lie in one page, and with the first part its scales. Those
+    /// of keys beyond the end come along: the page has them.
+    fn load_from_one_page(&self, n: usize, #[comptime] part: Part) {
+        let first = self.first_of(n);
+        let (page, position, exists) = self.locate(first);
+        let dim = comptime![self.dim].runtime();
+        let start = page * self.all.pages.page_stride + position * dim;
+        let count = select(exists, self.end - first, 0usize);
+        let mut tile = self.ring.tile(n);
+        let rows = Strided::<'_, E, N>::new(&self.all.k, start, dim, count, dim);
+        rows.load_part(&mut tile, 0usize, part);
+        if comptime![part.index == 0] {
+            let (keys, stages) = comptime![(self.ring.shape.rows, self.ring.stages)];
+            let unit = unit_id(comptime![self.ring.shape.machine]);
+            if unit < comptime![keys * 4 / COPY_BYTES] {
+                let at = self.scale_at(page, select(exists, position, 0usize)) / COPY_BYTES + unit;
+                let to = n % stages * comptime![keys / 2] + unit * 2;
+                let mut scales = self.scales.clone();
+                copy_async(&mut scales, to, &self.all.scale, at, exists);
+            }
+        }
     }
 }
 
@@ -247,8 +297,12 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Rows<S> for IndexTiles<'a, E,
 #[cube]
 impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for IndexTiles<'a, E, N, B, S> {
     fn load(&self, n: usize, #[comptime] part: Part) {
-        let mut tile = self.ring.tile(n);
-        load_part::<S, IndexTiles<'_, E, N, B, S>>(&mut tile, self, self.first_of(n), part);
+        if comptime![self.in_one_page.is_some()] {
+            self.load_from_one_page(n, part);
+        } else {
+            let mut tile = self.ring.tile(n);
+            load_part::<S, IndexTiles<'_, E, N, B, S>>(&mut tile, self, self.first_of(n), part);
+        }
     }
 }
 
@@ -329,9 +383,25 @@ impl<'a> KeySource<'a> {
         self.k.in_vectors(width) && strides.iter().all(|n| n.is_multiple_of(width))
     }
 
-    /// Whether every scale begins at a multiple of four bytes.
-    pub fn scales_in_words(&self, dim: usize) -> bool {
+    /// The keys of a page, if those of tiles of `keys` keys lie in one page each, with scales that can be copied with
+    /// them.
+    pub fn in_one_page(&self, keys: usize, dim: usize) -> Option<usize> {
+        let fits = self.paged
+            && self.page_size.is_multiple_of(keys)
+            && self.scale.in_vectors(COPY_BYTES)
+            && (self.page_size * dim).is_multiple_of(COPY_BYTES);
+        fits.then_some(self.page_size)
+    }
+
+    /// Bytes of the vectors in which scales are bound: those of one copy, or one scale, or single ones.
+    pub fn scale_width(&self, tiling: &Tiling) -> usize {
         // Beside rows stand whole f32; in a page they begin where the codes end.
-        !self.paged || self.scale.in_vectors(4) && (self.page_size * dim).is_multiple_of(4)
+        let in_words = !self.paged
+            || self.scale.in_vectors(4) && (self.page_size * tiling.dim).is_multiple_of(4);
+        match (tiling.in_one_page.is_some(), in_words) {
+            (true, _) => COPY_BYTES,
+            (false, true) => 4,
+            (false, false) => 1,
+        }
     }
 }

@@ -52,23 +52,25 @@ impl LaneLogits {
         #[unroll(layout.unrolled())]
         for i in 0..owned {
             let pair = i * comptime![layout.lanes()] + lane_of(layout);
+            let exists = pair < pairs;
+            // Lanes that are left over look at what others write, so that what they read exists.
+            let pair = pair % pairs;
             let t = pair % queries;
             let (start, end) = ranges.of(on.first + t);
             own.row[i] = row_of(pair / queries, layout);
             own.ranges.start[i] = start as i32;
             own.ranges.end[i] = end as i32;
             own.at[i] = on.row(t) * logits_row;
-            own.exists[i] = pair < pairs && t < on.count;
+            own.exists[i] = exists && t < on.count;
         }
         own
     }
 
-    /// What there is to know of this lane's logits of the tile whose first key is `first`.
+    /// What there is to know of this lane's logits of the `n`-th tile.
     pub fn of_tile<E: Numeric, N: Size, B: Size, S: Numeric>(
         &self,
         keys: &IndexTiles<'_, E, N, B, S>,
-        first: usize,
-        #[comptime] dim: usize,
+        n: usize,
     ) -> TileLogits {
         let layout = comptime![self.layout];
         let owned = self.row.len();
@@ -79,8 +81,8 @@ impl LaneLogits {
         };
         #[unroll(layout.unrolled())]
         for i in 0..owned {
-            let key = first + self.row[i];
-            let (scale, exists) = keys.scale(key, dim);
+            let key = keys.first_of(n) + self.row[i];
+            let (scale, exists) = keys.scale(n, self.row[i]);
             own.key[i] = key;
             own.scale[i] = scale;
             own.seen[i] = exists && self.ranges.see(i, key as i32);

@@ -156,8 +156,8 @@ pub fn sum_lanes(value: f32, #[comptime] layout: Layout) -> f32 {
 }
 
 /// Sums several values over the lanes that hold cells of the same row, and leaves each lane with one of them:
-/// the lane `l` gets the sum of `values[first + l]`, in a fixed order. `count` is how many values there are;
-/// with fewer than lanes, a power of two, they repeat.
+/// the lane `l` gets the sum of `values[first + l]`. `count` is how many values there are; with fewer than lanes, a
+/// power of two, they repeat. The order of a sum is fixed: it does not depend on `count`.
 #[cube]
 pub fn scatter_sums(
     values: &Array<f32>,
@@ -172,7 +172,15 @@ pub fn scatter_sums(
     for i in 0..n {
         kept[i] = values[first + i];
     }
-    // Each exchange halves what a lane still adds up: it gives one half away and gets its own half's.
+    // The farthest lanes first. Those that keep the same values exchange all of them,
+    #[unroll]
+    for step in 0..comptime![(lanes / n).ilog2() as usize] {
+        #[unroll]
+        for i in 0..n {
+            kept[i] += plane_shuffle_xor(kept[i], comptime![(lanes >> (step + 1)) as u32]);
+        }
+    }
+    // and then each exchange halves what a lane still adds up: it gives one half away and gets its own half's.
     #[unroll]
     for step in 0..comptime![n.ilog2() as usize] {
         let half = comptime![n >> (step + 1)];
@@ -184,12 +192,7 @@ pub fn scatter_sums(
             kept[i] = own + plane_shuffle_xor(given, comptime![half as u32]);
         }
     }
-    let mut sum = kept[0];
-    #[unroll]
-    for step in 0..comptime![(lanes / n).ilog2() as usize] {
-        sum += plane_shuffle_xor(sum, comptime![(n << step) as u32]);
-    }
-    sum
+    kept[0]
 }
 
 /// The maximum of `value` over the lanes that hold cells of the same row; NaN if one is.

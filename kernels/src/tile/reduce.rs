@@ -69,7 +69,7 @@ pub struct Counted {
 
 #[cube]
 impl TeamScan {
-    /// A scan with its own memory.
+    /// A scan with its own memory, for a team of no more planes than units of a plane.
     pub fn new(#[comptime] machine: Machine) -> Self {
         let partial = team_memory::<u32>(comptime![planes(machine)], 4usize, machine);
         TeamScan { partial, machine }
@@ -85,16 +85,21 @@ impl TeamScan {
             // A plane scans over the units that arrive together: those that a loop kept must come too.
             sync_team(machine);
             before = plane_exclusive_sum(own);
-            let plane = unit_id(machine) / comptime![machine.plane];
+            let (lane, plane) = (
+                unit_id(machine) % comptime![machine.plane],
+                unit_id(machine) / comptime![machine.plane],
+            );
             let of_plane = plane_sum(own);
             self.partial[plane] = of_plane;
             sync_team(machine);
-            total = 0u32;
-            for p in 0..comptime![planes(machine)] {
-                let count = self.partial[p];
-                before += select(p < plane, count, 0u32);
-                total += count;
+            // Each plane adds up the counts of all planes, a lane each.
+            let planes = comptime![planes(machine)];
+            let mut of_lane = 0u32.runtime();
+            if lane < planes {
+                of_lane = self.partial[lane];
             }
+            before += plane_shuffle(plane_exclusive_sum(of_lane), plane as u32);
+            total = plane_sum(of_lane);
             sync_team(machine);
         }
         Counted { before, total }
@@ -221,14 +226,22 @@ impl Cursor {
         Cursor { next, machine }
     }
 
-    /// A place of this unit's own.
-    pub fn take(&mut self) -> u32 {
-        if comptime![self.machine.team == 1] {
+    /// The first of `count` places of this unit's own, side by side. All units of a plane call it together.
+    pub fn take(&mut self, count: u32) -> u32 {
+        let machine = comptime![self.machine];
+        if comptime![machine.team == 1] {
             let at = self.next[0].load();
-            self.next[0].store(at + 1u32);
+            self.next[0].store(at + count);
             at
         } else {
-            self.next[0].fetch_add(1u32)
+            // One of the plane asks for all: fewer of them wait for each other.
+            let before = plane_exclusive_sum(count);
+            let total = plane_broadcast(before + count, comptime![machine.plane as u32 - 1]);
+            let mut first = 0u32.runtime();
+            if unit_id(machine) % comptime![machine.plane] == 0 {
+                first = self.next[0].fetch_add(total);
+            }
+            plane_broadcast(first, 0u32) + before
         }
     }
 

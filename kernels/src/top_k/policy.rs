@@ -5,7 +5,7 @@ use crate::contract::ScalarLine;
 use crate::{KernelError, Result};
 use cubecl::prelude::*;
 
-/// Which keys are taken. **[`budget`] and [`rank`] are the functions to change to try another policy.**
+/// Which keys are taken. **[`budget`], [`rank`] and [`exceeds`] are the functions to change to try another policy.**
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Policy {
     /// The k best: as published.
@@ -115,6 +115,35 @@ pub(crate) fn rank(
         }
         _ => key,
     }
+}
+
+/// Whether the logit at `position` of `start .. end` has a [`rank`] of more than `floor`. `number` is [`number_of`] it:
+/// where ranks order as the logits do, a row is searched by comparing with a number, and no rank is computed.
+#[cube]
+pub(crate) fn exceeds(
+    logit: f32,
+    position: u32,
+    start: u32,
+    end: u32,
+    floor: u32,
+    number: f32,
+    #[comptime] policy: Policy,
+) -> bool {
+    match comptime![policy] {
+        Policy::Window { .. } => rank(logit, position, start, end, policy) > floor,
+        _ => logit > number,
+    }
+}
+
+/// The number that a logit exceeds if its key is more than `floor`, and not otherwise.
+#[cube]
+pub(crate) fn number_of(floor: u32) -> f32 {
+    // No logit has the key between those of -1e-45 and of 0, of which a comparison would make a zero.
+    let key = select(floor == 0x7fff_ffffu32, 0x7fff_fffeu32, floor);
+    let negative = (key >> 31) == 0u32;
+    let number = f32::reinterpret(select(negative, !key, key & 0x7fff_ffffu32));
+    // Below the lowest finite number come -inf and the NaNs, which are never taken.
+    select(key < 0x0080_0000u32, f32::NEG_INFINITY, number)
 }
 
 /// An unsigned integer that orders as the logits do: NaN and -inf give 0, -0 and +0 the same key.

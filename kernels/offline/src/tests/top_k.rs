@@ -53,3 +53,30 @@ fn zeros_are_equal_and_small_numbers_are_not_zero() {
         assert!(assembly.contains(".amdhsa_float_denorm_mode_32 3"), "{name}: {assembly}");
     }
 }
+
+/// The lines of the innermost loop of `ptx` with `count` times `wanted`: from its label to the branch back to it.
+fn loop_with<'a>(ptx: &'a str, wanted: &str, count: usize) -> Vec<&'a str> {
+    let lines: Vec<&str> = ptx.lines().map(str::trim).collect();
+    let label = |line: &str| line.strip_suffix(':').map(str::to_string);
+    let loops = lines.iter().enumerate().filter_map(|(first, line)| {
+        let label = label(line)?;
+        let back = |line: &&str| line.contains("bra") && line.ends_with(&format!("{label};"));
+        let last = lines.iter().skip(first).rposition(back)? + first;
+        Some(&lines[first..=last])
+    });
+    let found = loops.filter(|body| body.iter().filter(|l| l.contains(wanted)).count() == count);
+    found.min_by_key(|body| body.len()).expect("there is such a loop").to_vec()
+}
+
+/// What sifting costs: four loads of four columns are under way together, and a column takes few instructions.
+#[test]
+fn a_column_is_sifted_in_few_instructions() {
+    let sift = &compiled(Target::Sm90a)[0];
+    let ptx = sift.assembly().unwrap();
+    let body = loop_with(&ptx, "setp.gt.f32", 16).into_iter();
+    let body: Vec<_> = body.filter(|line| line.ends_with(';') && !line.starts_with('.')).collect();
+    let loads =
+        body.iter().filter(|line| line.contains("ld.global") && line.contains("v4")).count();
+    assert_eq!(loads, 4, "{body:#?}");
+    assert!(body.len() <= 16 * 20, "{} instructions for 16 columns: {body:#?}", body.len());
+}
