@@ -101,18 +101,19 @@ fn attend_kernel<E: Numeric, O: Numeric, S: Numeric, N: Size, B: Size, P: Size, 
             turns.put_scales(&scales);
         }
         if takes(roles.outputs) {
-            let pass = outputs.pass;
-            #[unroll(out_layout.unrolled())]
-            for own in 0..comptime![out_layout.own_rows()] {
-                let head = asked_anew(h0, machine) + row_of(own, out_layout);
-                let scale = turns.scale(own, out_layout);
-                if head < heads {
-                    let row = (split * tokens + t) * heads + head;
-                    let (known, d_v) = (!scale.is_nan(), comptime![tiling.d_v]);
-                    let acc = &outputs.cells;
-                    passes.store_row(pass, acc, own, scale, known, &mut out.data, row * d_v, d_v);
-                }
-            }
+            turns.await_scales();
+            let mut stage = turns.free_tile();
+            passes.store_rows(
+                outputs.pass,
+                &outputs.cells,
+                &turns.factors,
+                turns.first_scale(),
+                &mut stage,
+                &mut out.data,
+                ((split * tokens + t) * heads + asked_anew(h0, machine)) * tiling.d_v,
+                heads - asked_anew(h0, machine),
+                tiling.d_v,
+            );
         }
         turns.finish();
         outputs.pass = passes.after(outputs.pass);
@@ -386,8 +387,11 @@ pub fn mla(q: &Tensor, kv: &Kv, keys: &Keys, args: &AttentionArgs) -> Result<Att
     };
     let vectors = load_width(machine, q.dtype().size());
     let width = if q.in_vectors(vectors) && elements.in_vectors(vectors) { vectors } else { 1 };
-    let pair = store_width(machine);
-    let out_width = if part.out.in_vectors(pair) { pair } else { 1 };
+    let out_width = match part.out.dtype().size() {
+        size if stages_rows(machine, size) && part.out.in_vectors(LANES) => LANES,
+        _ if part.out.in_vectors(store_width(machine)) => store_width(machine),
+        _ => 1,
+    };
     let part_out = if splits == 1 { part.out.unsqueeze(0) } else { part.out.clone() };
     // SAFETY: shapes and strides are as the contract says; the kernel compares heads, list entries and
     // rows with their counts before it reads, and writes `splits · s · heads` rows of d_v.

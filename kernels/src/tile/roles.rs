@@ -156,9 +156,9 @@ pub trait Refill<S: Numeric> {
 pub struct Turns<L: Source + CubeType, S: Numeric> {
     /// The tiles.
     pub tiles: Pipeline<L>,
-    /// The factors of each place's tile, then the scales of the outputs; of each row.
-    factors: Shared<[f32]>,
-    /// The same of the unit's own rows where it has both roles.
+    /// Of each row: the factors of each place's tile, then the scales of the outputs.
+    pub factors: Shared<[f32]>,
+    /// The factors of the unit's own rows where it has both roles.
     own: Array<f32>,
     /// What probabilities go through where units have both roles.
     via: Tile<S>,
@@ -194,7 +194,7 @@ impl Roles {
     }
 
     fn factors(&self, layout: Layout) -> usize {
-        if self.are_apart() { (PLACES + 1) * layout.rows } else { 1 }
+        if self.are_apart() { (PLACES + 1) * layout.rows } else { layout.rows }
     }
 
     fn via(&self, layout: Layout) -> TileShape {
@@ -308,30 +308,35 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
 
     /// Hands over what the outputs so far are multiplied by before the `n`-th tile's are added.
     pub fn put_factors(&mut self, n: usize, factors: &Array<f32>) {
-        self.publish(n % PLACES, factors);
+        let layout = comptime![self.layout];
+        if comptime![self.roles.are_apart()] {
+            self.write(n % PLACES * comptime![layout.rows], factors);
+            arrive(&mut self.words, comptime![FACTORS] + n % PLACES);
+        } else {
+            #[unroll(layout.unrolled())]
+            for own in 0..comptime![layout.own_rows()] {
+                self.own[own] = factors[own];
+            }
+        }
     }
 
     /// Hands over what the outputs are multiplied by in the end.
     pub fn put_scales(&mut self, scales: &Array<f32>) {
-        let place = self.place_of_scales();
-        self.publish(place, scales);
+        let first = self.first_scale();
+        self.write(first, scales);
+        if comptime![self.roles.are_apart()] {
+            arrive(&mut self.words, comptime![FACTORS + PLACES]);
+        }
     }
 
-    fn publish(&mut self, place: usize, numbers: &Array<f32>) {
+    fn write(&mut self, first: usize, numbers: &Array<f32>) {
         let layout = comptime![self.layout];
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
-            if comptime![self.roles.are_apart()] {
-                if lane_of(layout) == 0 {
-                    self.factors[place * comptime![layout.rows] + row_of(own, layout)] =
-                        numbers[own];
-                }
-            } else {
-                self.own[own] = numbers[own];
+            let row = row_of(own, layout);
+            if lane_of(layout) == 0 && row < comptime![layout.rows] {
+                self.factors[first + row] = numbers[own];
             }
-        }
-        if comptime![self.roles.are_apart()] {
-            arrive(&mut self.words, comptime![FACTORS] + place);
         }
     }
 
@@ -343,35 +348,42 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         }
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
-            let factor = self.number(n % PLACES, own, layout);
-            acc.scale_row(own, factor);
+            if comptime![self.roles.are_apart()] {
+                let at = n % PLACES * comptime![layout.rows] + row_of(own, layout);
+                acc.scale_row(own, self.factors[at]);
+            } else {
+                acc.scale_row(own, self.own[own]);
+            }
         }
     }
 
-    /// What the `own`-th row of outputs laid out as `layout` is multiplied by in the end.
-    pub fn scale(&mut self, own: usize, #[comptime] layout: Layout) -> f32 {
+    /// Waits until it is known what the outputs are multiplied by in the end: [`Turns::factors`] has it, of each row from
+    /// [`Turns::first_scale`] on.
+    pub fn await_scales(&mut self) {
         if comptime![self.roles.are_apart()] {
             await_arrivals(&mut self.words, comptime![FACTORS + PLACES], 0u32);
-        }
-        let place = self.place_of_scales();
-        self.number(place, own, layout)
-    }
-
-    /// The place after those of the tiles, asked anew: its address would be kept beside theirs through the loop.
-    fn place_of_scales(&self) -> usize {
-        if comptime![self.roles.are_apart()] {
-            fresh(comptime![PLACES as u32]) as usize
         } else {
-            PLACES.runtime()
+            sync_team(comptime![self.roles.all]);
         }
     }
 
-    fn number(&self, place: usize, own: usize, #[comptime] layout: Layout) -> f32 {
+    /// Where the scales begin among the factors.
+    pub fn first_scale(&self) -> usize {
+        // Asked anew: its address would be kept beside those of the factors through the loop.
         if comptime![self.roles.are_apart()] {
-            self.factors[place * comptime![layout.rows] + row_of(own, layout)]
+            fresh(comptime![(PLACES * self.layout.rows) as u32]) as usize
         } else {
-            self.own[own]
+            0usize.runtime()
         }
+    }
+
+    /// A tile in a place that no unit of the outputs reads or loads any more. After the last tile, by all of them.
+    pub fn free_tile(&mut self) -> Tile<S> {
+        if comptime![self.roles.are_apart()] {
+            wait_copies(0usize);
+            meet(comptime![self.roles.outputs]);
+        }
+        self.tiles.source.tile(0usize)
     }
 
     /// Turns the scores of the `n`-th tile into probabilities by `softmax`, and hands them over.
