@@ -153,10 +153,10 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric, W: Size> Stage<KeyTurns<'a, E
         turns.await_tile(n);
         self.cells.clear();
         turns.start_nt(n, &mut self.cells, &self.q_tile);
+        let lacks_keys = turns.tiles.source.lacks_keys(n);
         finish_product(&mut self.cells, 0usize);
-        let keys = &turns.tiles.source;
-        if keys.lacks_keys(n) {
-            self.cells.mask(&keys.mask(n, self.cells.layout));
+        if lacks_keys {
+            self.cells.mask(&turns.tiles.source.mask(n, self.cells.layout));
         }
         let factors = self.softmax.raise(&self.cells);
         turns.put_factors(n, &factors);

@@ -349,8 +349,12 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
             if comptime![self.roles.are_apart()] {
-                let at = n % PLACES * comptime![layout.rows] + row_of(own, layout);
-                acc.scale_row(own, self.factors[at]);
+                let factor =
+                    self.factors[n % PLACES * comptime![layout.rows] + row_of(own, layout)];
+                // The later the tile, the rarer a new maximum; and the scores' units want the same issue slots.
+                if !plane_all(factor == 1.0f32) {
+                    acc.scale_row(own, factor);
+                }
             } else {
                 acc.scale_row(own, self.own[own]);
             }
