@@ -1,10 +1,11 @@
 //! Filling the place of a tile of keys block by block, by the units of one role.
 
-use super::record::{latent_words, read_latent, store_latent};
+use super::record::{latent_words, read_latent, rope_at, store_latent};
 use super::{KeySet, KeyTiles, KeyTilesExpand, RowFormat};
 use crate::quant::BLOCK;
 use crate::tile::*;
 use cubecl::prelude::*;
+use half::bf16;
 
 /// Units side by side along a row: eight copies of 16 bytes are a panel's row, and a line of the cache.
 pub(super) const ACROSS: usize = 8;
@@ -102,6 +103,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Refill<S> for KeyTiles<'a, E,
     fn load_found(&self, n: usize, rows: &FoundRows, #[comptime] block: Block) {
         let shape = comptime![self.ring.shape];
         let (bytes, width) = (B::value(), N::value());
+        let elem = elem_type_of::<E>();
         let unit = unit_id(shape.machine);
         let (last, ahead) = comptime! {
             let last = shape.cols / shape.machine.can().tile_cols - 1;
@@ -136,6 +138,12 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Refill<S> for KeyTiles<'a, E,
                     exists,
                     comptime![last],
                 );
+            } else if comptime![ahead.is_some() && elem == bf16::elem_type_native()] {
+                // The rest of the row is in the tile's type.
+                let from = at / LANES + comptime![rope_at(ahead.unwrap_or(0)) / LANES];
+                let to = to + row_to + comptime![last * shape.rows * ACROSS];
+                let from = from + unit % ACROSS * 2;
+                copy_async_halves(&mut tile.memory, to, &self.cache.records, from, exists);
             } else {
                 #[unroll]
                 for panel in comptime![panels.start]..comptime![panels.end] {

@@ -27,7 +27,7 @@ use super::nvptx::{
 };
 use super::pipeline::{Pipeline, Source, finish_loads};
 use super::softmax::OnlineSoftmax;
-use super::tiles::{Tile, TileShape, store_part};
+use super::tiles::{Tile, TileShape, store_fragment, store_part};
 use super::warpgroup::{commit_mma, wait_mma};
 use cubecl::prelude::*;
 use cubecl::wgmma::Major;
@@ -162,6 +162,8 @@ pub struct Turns<L: Source + CubeType, S: Numeric> {
     own: Array<f32>,
     /// What probabilities go through where units have both roles.
     via: Tile<S>,
+    /// The first of the unit's own rows of scores.
+    row: usize,
     /// Which rows of the next tile to be loaded this unit has asked for.
     asked: Array<i32>,
     /// mbarriers.
@@ -213,7 +215,8 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         let own = Array::<f32>::new(comptime![layout.own_rows()]);
         let entries = tiles.source.own_rows();
         let asked = Array::<i32>::new(entries);
-        Turns::<L, S> { tiles, factors, own, via, asked, words, layout, roles }
+        let row = row_of(0usize, layout);
+        Turns::<L, S> { tiles, factors, own, via, row, asked, words, layout, roles }
     }
 
     /// Starts to load the first of `count` tiles. Everything that the scores' units loaded before is there for them
@@ -235,6 +238,8 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
             }
             sync_cube();
             if takes(roles.scores) {
+                // Asked anew: where probabilities go would be computed before all passes, and kept through them.
+                self.row = fresh(row_of(0usize, self.layout) as u32) as usize;
                 finish_loads(roles.scores);
             } else {
                 self.fill_places();
@@ -403,14 +408,14 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
             for index in 0..PARTS {
                 let part = comptime![Part { index, of: PARTS }];
                 softmax.exponentiate(scores, part);
-                store_part(&mut panel, &*scores, part);
+                store_part(&mut panel, &*scores, self.row, part);
                 sync_async_proxy_shared();
                 let at = comptime![PROBABILITIES + index * PLACES] + n % PLACES;
                 arrive(&mut self.words, at);
             }
         } else {
             softmax.exponentiate(scores, comptime![Part::WHOLE]);
-            store_part(&mut self.via, &*scores, comptime![Part::WHOLE]);
+            store_fragment(&mut self.via, &*scores);
             sync_team(comptime![self.roles.all]);
         }
     }

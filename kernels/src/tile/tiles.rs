@@ -202,14 +202,15 @@ fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) 
 /// Writes a fragment into a tile, rounded to the tile's element.
 #[cube]
 pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragment<W>) {
-    store_part(tile, fragment, comptime![Part::WHOLE]);
+    store_part(tile, fragment, row_of(0usize, fragment.layout), comptime![Part::WHOLE]);
 }
 
-/// [`store_fragment`] of a part of each row's cells.
+/// [`store_fragment`] of a part of each row's cells; `row` is the unit's first.
 #[cube]
 pub fn store_part<S: Numeric, W: Size>(
     tile: &mut Tile<S>,
     fragment: &Fragment<W>,
+    row: usize,
     #[comptime] part: Part,
 ) {
     let layout = comptime![fragment.layout];
@@ -221,7 +222,6 @@ pub fn store_part<S: Numeric, W: Size>(
             let pairs = layout.run() / 2;
             (part.first(pairs), part.count(pairs), panels.offset(8, 0, size))
         };
-        let row = row_of(0usize, layout);
         #[unroll]
         for pair in 0..count {
             let pair = first + pair;
