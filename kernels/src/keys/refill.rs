@@ -8,10 +8,10 @@ use cubecl::prelude::*;
 use half::bf16;
 
 /// Units side by side along a row: eight copies of 16 bytes are a panel's row, and a line of the cache.
-pub(super) const ACROSS: usize = 8;
+const ACROSS: usize = 8;
 
 /// Rows that all units take in one step.
-pub(super) fn down(shape: TileShape) -> usize {
+fn down(shape: TileShape) -> usize {
     shape.machine.team / ACROSS
 }
 
@@ -33,6 +33,16 @@ fn read_ahead(format: RowFormat, bytes: usize, shape: TileShape) -> Option<usize
         && kv_lora_rank.is_multiple_of(2 * BLOCK)
         && kv_lora_rank + shape.machine.can().tile_cols == shape.cols;
     fits.then_some(kv_lora_rank)
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
+    /// The key of the `n`-th tile that this unit loads in a step.
+    fn own_key(&self, n: usize, #[comptime] step: usize) -> usize {
+        let shape = comptime![self.ring.shape];
+        let r = comptime![step * down(shape)] + unit_id(shape.machine) / ACROSS;
+        self.first + n * comptime![shape.rows] + r
+    }
 }
 
 #[cube]

@@ -234,7 +234,7 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
         let layout = comptime![self.layout];
         #[unroll(layout.unrolled())]
         for own in 0..comptime![layout.own_rows()] {
-            let row = row_of(own, layout);
+            let row = self.row + (row_of(own, layout) - row_of(0usize, layout));
             if lane_of(layout) == 0 && row < comptime![layout.rows] {
                 self.factors[first + row] = numbers[own];
             }
