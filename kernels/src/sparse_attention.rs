@@ -20,8 +20,8 @@
 //!
 //! Cost: `2 · s · h · topk · (d_qk + d_v)` FLOP; gathers `topk` rows a token once for each tile of heads.
 //!
-//! Budget (sm_90a): at most 248 registers a unit, 225 KB of shared memory, no spills; wgmma bf16.
-//! Budget (gfx950): at most 336 registers a unit, 111 KB of shared memory, 28 bytes of spills; vector arithmetic.
+//! Budget (sm_90a): at most 168 registers a unit, 219 KB of shared memory, 24 bytes of spills; wgmma bf16.
+//! Budget (gfx950): at most 344 registers a unit, 111 KB of shared memory, 52 bytes of spills; vector arithmetic.
 
 mod tiling;
 

@@ -40,7 +40,7 @@ pub struct Turns<L: Source + CubeType, S: Numeric> {
     pub factors: Shared<[f32]>,
     /// The factors of the unit's own rows where it has both roles.
     own: Array<f32>,
-    /// What probabilities go through where units have both roles.
+    /// What probabilities go through where units have both roles; any tile where they have not.
     via: Tile<S>,
     /// The first of the unit's own rows of scores.
     row: usize,
@@ -67,10 +67,14 @@ const BARRIERS: usize = PROBABILITIES + PLACES * PARTS;
 impl Roles {
     /// The team memory of [`Turns`] with scores laid out as `layout`, of elements of `size` bytes, in the order in which
     /// it is taken.
-    pub fn pieces(&self, layout: Layout, size: usize) -> [Piece; 3] {
+    pub fn pieces(&self, layout: Layout, size: usize) -> Vec<Piece> {
         let words = Piece { bytes: self.barriers() * size_of::<u64>(), alignment: 8 };
         let factors = Piece { bytes: self.factors(layout) * size_of::<f32>(), alignment: 16 };
-        [factors, self.via(layout).piece(1, size), words]
+        if self.are_apart() {
+            vec![factors, words]
+        } else {
+            vec![factors, TileShape::via(layout).piece(1, size), words]
+        }
     }
 
     fn barriers(&self) -> usize {
@@ -80,11 +84,6 @@ impl Roles {
     fn factors(&self, layout: Layout) -> usize {
         if self.are_apart() { (PLACES + 1) * layout.rows } else { layout.rows }
     }
-
-    fn via(&self, layout: Layout) -> TileShape {
-        let rows = if self.are_apart() { 8 } else { layout.rows };
-        TileShape::new(layout.machine, rows, layout.cols)
-    }
 }
 
 #[cube]
@@ -92,7 +91,11 @@ impl<L: Source + Refill<S> + CubeType, S: Numeric> Turns<L, S> {
     /// Nothing is loaded yet. `layout` is that of the scores.
     pub fn new(tiles: Pipeline<L>, #[comptime] layout: Layout, #[comptime] roles: Roles) -> Self {
         let factors = team_memory::<f32>(comptime![roles.factors(layout)], 16usize, roles.all);
-        let via = Tile::<S>::new(comptime![roles.via(layout)]);
+        let via = if comptime![roles.are_apart()] {
+            tiles.source.tile(0usize)
+        } else {
+            Tile::<S>::new(comptime![TileShape::via(layout)])
+        };
         let words = team_memory::<u64>(comptime![roles.barriers()], 8usize, roles.all);
         let own = Array::<f32>::new(comptime![layout.own_rows()]);
         let entries = tiles.source.own_rows();
