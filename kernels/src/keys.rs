@@ -6,6 +6,7 @@
 //!
 //! An index that is negative or >= the number of rows is no key: nothing of its row is read.
 
+mod noted;
 mod record;
 mod refill;
 
@@ -15,8 +16,9 @@ use crate::seen::KeyRange;
 use crate::tensor::Tensor;
 use crate::tile::*;
 use cubecl::prelude::*;
+use noted::noted;
+pub(crate) use noted::noted_piece;
 use record::{load_record, rope_at};
-use refill::{ACROSS, down};
 
 /// The rows of keys, each of which is a value in its first columns.
 #[derive(Clone, Copy, Debug)]
@@ -218,13 +220,6 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
         (self.cache.pages.start(select(exists, row, 0i32) as usize), exists)
     }
 
-    /// The key of the `n`-th tile that this unit loads in a step.
-    fn own_key(&self, n: usize, #[comptime] step: usize) -> usize {
-        let shape = comptime![self.ring.shape];
-        let r = comptime![step * down(shape)] + unit_id(shape.machine) / comptime![ACROSS];
-        self.first + n * comptime![shape.rows] + r
-    }
-
     /// Asks for the entries of the tile after the `n`-th, which are looked up in the next turn: a product that is
     /// running would wait for them, since its steps are issued in turn with the lookups.
     fn prefetch(&self, n: usize) {
@@ -233,55 +228,6 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
             let j = self.first + (n + 1) * keys + unit_id(machine) % keys;
             prefetch_line(&self.lists.indices.data, self.list + select(j < self.end, j, 0usize));
         }
-    }
-
-    /// Which columns of the scores of the `n`-th tile are keys.
-    pub fn mask<W: Size>(&self, n: usize, #[comptime] layout: Layout) -> Mask<W> {
-        let mut bits = Array::<Vector<u32, W>>::new(comptime![layout.run()]);
-        #[unroll(layout.unrolled())]
-        for cell in 0..comptime![layout.run()] {
-            let mut value = Vector::<u32, W>::new(0u32);
-            #[unroll]
-            for i in 0..W::value() {
-                value.insert(i, self.bits_of(n, col_of(cell, layout) + i));
-            }
-            bits[cell] = value;
-        }
-        Mask::of_columns(bits)
-    }
-
-    /// Whether a column of the scores of the `n`-th tile may be no key. The same in every unit of a plane.
-    pub fn lacks_keys(&self, n: usize) -> bool {
-        let shape = comptime![self.ring.shape];
-        if comptime![shape.machine.role.is_some()] {
-            let mut all = true.runtime();
-            #[unroll]
-            for i in 0..comptime![shape.rows / shape.machine.plane] {
-                let row = UNIT_POS_PLANE as usize + comptime![i * shape.machine.plane];
-                all = all && self.bits_of(n, row) != 0;
-            }
-            !plane_all(all)
-        } else {
-            true.runtime()
-        }
-    }
-
-    /// All bits if the row `r` of the `n`-th tile is a key, none otherwise.
-    fn bits_of(&self, n: usize, r: usize) -> u32 {
-        let shape = comptime![self.ring.shape];
-        if comptime![shape.machine.role.is_some()] {
-            self.noted[n % comptime![self.ring.stages] * comptime![shape.rows] + r]
-        } else {
-            let row = self.row_of_key(self.first + n * comptime![shape.rows] + r);
-            select(row >= 0, u32::MAX, 0u32)
-        }
-    }
-
-    /// Notes whether the row `r` of the `n`-th tile is a key.
-    fn note(&self, n: usize, r: usize, exists: bool) {
-        let at = n % comptime![self.ring.stages] * comptime![self.ring.shape.rows] + r;
-        let mut noted = self.noted.clone();
-        noted[at] = select(exists, u32::MAX, 0u32);
     }
 }
 
@@ -323,16 +269,6 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Source for KeyTiles<'a, E, N,
         }
         load_part::<S, KeyTiles<'_, E, N, B, S>>(&mut tile, self, first, part);
     }
-}
-
-/// How many rows of places of `shape` are noted.
-fn noted(shape: TileShape) -> usize {
-    if shape.machine.role.is_some() { PLACES * shape.rows } else { 1 }
-}
-
-/// The team memory that notes them.
-pub(crate) fn noted_piece(shape: TileShape) -> Piece {
-    Piece { bytes: noted(shape) * size_of::<u32>(), alignment: 16 }
 }
 
 /// Where a launch finds the rows of keys.

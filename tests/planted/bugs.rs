@@ -73,6 +73,7 @@ const LOAD: &str = "kernels/src/tile/load.rs";
 const MASK: &str = "kernels/src/tile/mask.rs";
 const MERGE: &str = "kernels/src/merge_splits.rs";
 const MODEL_ROUTER: &str = "model/src/layers/router.rs";
+const NOTED: &str = "kernels/src/keys/noted.rs";
 const NORM: &str = "kernels/src/norm.rs";
 const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
 const POLICY: &str = "kernels/src/top_k/policy.rs";
@@ -87,6 +88,7 @@ const SPARSE: &str = "kernels/src/sparse_attention.rs";
 const STEP: &str = "model/src/run/batch.rs";
 const SWIGLU: &str = "kernels/src/swiglu.rs";
 const TILES: &str = "kernels/src/tile/tiles.rs";
+const TURNS: &str = "kernels/src/tile/turns.rs";
 const TOP_K: &str = "kernels/src/top_k.rs";
 
 /// All bugs.
@@ -183,18 +185,23 @@ pub const BUGS: &[Bug] = &[
         "f32::cast_from(code) * scale", "f32::cast_from(code)"),
     bug("topk_length is ignored", "sparse_mla", KEYS,
         "max(clamp(self.ends[t], 0i32, limit) as usize, start)", "self.limit"),
-    bug("what is no key counts with the score 0", "sparse_mla", KEYS,
+    bug("what is no key counts with the score 0", "sparse_mla", NOTED,
         "select(row >= 0, u32::MAX, 0u32)", "0xffff_ffffu32.runtime()"),
     bug("keys beyond the last whole tile are dropped", "sparse_mla", KEYS,
         "(end - start).div_ceil(keys)", "(end - start) / keys"),
-    bug("the accumulator is not rescaled", "sparse_mla", SOFTMAX,
-        "acc.scale_row(own, rescale);", ""),
+    bug("the accumulator is not rescaled", "sparse_mla", TURNS,
+        "acc.scale_row(own, self.own[own]);", ""),
+    on_matrix_unit("outputs are rescaled by the factors of the other place", "sparse_mla", TURNS,
+        "self.factors[n % PLACES * comptime![layout.rows] + row_of(own, layout)]",
+        "self.factors[(n + 1) % PLACES * comptime![layout.rows] + row_of(own, layout)]"),
+    on_matrix_unit("missing keys are noted as keys", "sparse_mla", NOTED,
+        "select(exists, u32::MAX, 0u32)", "0xffff_ffffu32.runtime()"),
     bug("the sum is not rescaled", "dense_mla", SOFTMAX,
-        "self.sum[own] * rescale + sum_cell(tile_sum)", "self.sum[own] + sum_cell(tile_sum)"),
+        "self.sum[own] *= factor;", ""),
     bug("lse in base two", "dense_mha", SOFTMAX,
         "self.sum[own].ln()", "self.sum[own].ln() * 1.442_695f32"),
     bug("the sink is left out", "sparse_mla", SPARSE,
-        "scale *= sink_factor(softmax.lse(own), sink[head], machine);", ""),
+        "scales[own] *= sink_factor(scores.softmax.lse(own), sink[head], machine);", ""),
     bug("the first head's sink for all, where splits are merged", "sparse_mla_paged", MERGE,
         "sink[divided(row, heads).1]", "sink[0]"),
     bug("splits are merged relative to 0", "sparse_mla", MERGE,

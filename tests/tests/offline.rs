@@ -196,3 +196,45 @@ fn fp8_codes_of_the_cache_are_converted_in_pairs_by_the_hardware() {
     }
     assert!(seen > 0);
 }
+
+/// The PTX of the attention kernels of absorbed attention, in production's forms.
+fn absorbed_attention() -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    for name in ["sparse_mla", "sparse_mla_paged", "dense_mla", "dense_mla_paged"] {
+        for compiled in compile(find(name).unwrap(), Target::Sm90a).unwrap() {
+            if compiled.artefact.function() == "attend_kernel" {
+                found.push((name, compiled.artefact.assembly().unwrap()));
+            }
+        }
+    }
+    assert!(found.len() >= 8, "{} kernels", found.len());
+    found
+}
+
+#[test]
+fn a_tile_of_absorbed_attention_is_forty_whole_products_and_three_waits() {
+    for (name, ptx) in absorbed_attention() {
+        // q · kᵀ of 64 keys at 576 columns, and p · v of half of the columns, in two parts.
+        for (instruction, count) in [
+            ("wgmma.mma_async.sync.aligned.m64n64k16.", 36),
+            ("wgmma.mma_async.sync.aligned.m64n256k16.", 4),
+            ("wgmma.mma_async.", 40),
+            ("wgmma.wait_group", 3),
+        ] {
+            assert_eq!(ptx.matches(instruction).count(), count, "{instruction} in {name}");
+        }
+    }
+}
+
+#[test]
+fn no_product_of_attention_is_of_so_few_columns_that_memory_cannot_feed_it() {
+    let mut seen = 0;
+    for name in ["sparse_mla", "sparse_mla_paged", "dense_mla", "dense_mla_paged", "dense_mha"] {
+        for compiled in compile(find(name).unwrap(), Target::Sm90a).unwrap() {
+            let ptx = compiled.artefact.assembly().unwrap();
+            seen += ptx.matches("wgmma.mma_async.").count();
+            assert!(!ptx.contains("m64n32k16"), "{name}: {}", compiled.artefact.kernel);
+        }
+    }
+    assert!(seen > 0);
+}

@@ -1,16 +1,17 @@
 //! Filling the place of a tile of keys block by block, by the units of one role.
 
-use super::record::{latent_words, read_latent, store_latent};
+use super::record::{latent_words, read_latent, rope_at, store_latent};
 use super::{KeySet, KeyTiles, KeyTilesExpand, RowFormat};
 use crate::quant::BLOCK;
 use crate::tile::*;
 use cubecl::prelude::*;
+use half::bf16;
 
 /// Units side by side along a row: eight copies of 16 bytes are a panel's row, and a line of the cache.
-pub(super) const ACROSS: usize = 8;
+const ACROSS: usize = 8;
 
 /// Rows that all units take in one step.
-pub(super) fn down(shape: TileShape) -> usize {
+fn down(shape: TileShape) -> usize {
     shape.machine.team / ACROSS
 }
 
@@ -32,6 +33,16 @@ fn read_ahead(format: RowFormat, bytes: usize, shape: TileShape) -> Option<usize
         && kv_lora_rank.is_multiple_of(2 * BLOCK)
         && kv_lora_rank + shape.machine.can().tile_cols == shape.cols;
     fits.then_some(kv_lora_rank)
+}
+
+#[cube]
+impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> KeyTiles<'a, E, N, B, S> {
+    /// The key of the `n`-th tile that this unit loads in a step.
+    fn own_key(&self, n: usize, #[comptime] step: usize) -> usize {
+        let shape = comptime![self.ring.shape];
+        let r = comptime![step * down(shape)] + unit_id(shape.machine) / ACROSS;
+        self.first + n * comptime![shape.rows] + r
+    }
 }
 
 #[cube]
@@ -102,6 +113,7 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Refill<S> for KeyTiles<'a, E,
     fn load_found(&self, n: usize, rows: &FoundRows, #[comptime] block: Block) {
         let shape = comptime![self.ring.shape];
         let (bytes, width) = (B::value(), N::value());
+        let elem = elem_type_of::<E>();
         let unit = unit_id(shape.machine);
         let (last, ahead) = comptime! {
             let last = shape.cols / shape.machine.can().tile_cols - 1;
@@ -136,6 +148,12 @@ impl<'a, E: Numeric, N: Size, B: Size, S: Numeric> Refill<S> for KeyTiles<'a, E,
                     exists,
                     comptime![last],
                 );
+            } else if comptime![ahead.is_some() && elem == bf16::elem_type_native()] {
+                // The rest of the row is in the tile's type.
+                let from = at / LANES + comptime![rope_at(ahead.unwrap_or(0)) / LANES];
+                let to = to + row_to + comptime![last * shape.rows * ACROSS];
+                let from = from + unit % ACROSS * 2;
+                copy_async_halves(&mut tile.memory, to, &self.cache.records, from, exists);
             } else {
                 #[unroll]
                 for panel in comptime![panels.start]..comptime![panels.end] {

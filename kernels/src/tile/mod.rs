@@ -28,8 +28,8 @@
 //!
 //! | floor | files | what is there |
 //! |---|---|---|
-//! | 7 | `roles` | the two stages of attention, in a row or side by side |
-//! | 6 | `pipeline`, `view` | loops over tiles that are loaded ahead; tensors as a kernel sees them |
+//! | 7 | `turns` | what the two stages of attention hand over |
+//! | 6 | `pipeline`, `roles`, `view` | loops over tiles that are loaded ahead; stages in a row or side by side; tensors as a kernel sees them |
 //! | 5 | `load`, `multiply`, `values` | what fills tiles, multiplies them, and mends their values |
 //! | 4 | `mask`, `softmax`, `tiles` | scores that count, their softmax; operands of products |
 //! | 3 | `fragment`, `vectors` | results, shared out among the units of a team; vectors of a row |
@@ -56,6 +56,7 @@ mod reduce;
 mod roles;
 mod softmax;
 mod tiles;
+mod turns;
 mod values;
 mod vectors;
 mod view;
@@ -74,6 +75,7 @@ pub use reduce::*;
 pub use roles::*;
 pub use softmax::*;
 pub use tiles::*;
+pub use turns::*;
 pub use values::*;
 pub use vectors::*;
 pub use view::*;

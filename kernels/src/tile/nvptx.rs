@@ -10,10 +10,12 @@
 mod barriers;
 mod copies;
 mod numbers;
+mod wide;
 
 pub use barriers::*;
 pub use copies::*;
 pub use numbers::*;
+pub use wide::*;
 
 use cubecl_ir::prelude::{
     Context, DialectConversionRewriter, Op, Result as IrResult, Typed as _, Value,

@@ -202,40 +202,48 @@ fn vector_index<S: Numeric>(row: usize, v: usize, #[comptime] shape: TileShape) 
 /// Writes a fragment into a tile, rounded to the tile's element.
 #[cube]
 pub fn store_fragment<S: Numeric, W: Size>(tile: &mut Tile<S>, fragment: &Fragment<W>) {
-    store_part(tile, fragment, comptime![Part::WHOLE]);
+    store_part(tile, fragment, row_of(0usize, fragment.layout), comptime![Part::WHOLE]);
 }
 
-/// [`store_fragment`] of a part of each row's cells.
+/// [`store_fragment`] of a part of each row's cells; `row` is the unit's first.
 #[cube]
 pub fn store_part<S: Numeric, W: Size>(
     tile: &mut Tile<S>,
     fragment: &Fragment<W>,
+    row: usize,
     #[comptime] part: Part,
 ) {
     let layout = comptime![fragment.layout];
-    #[unroll(layout.unrolled())]
-    for own in 0..comptime![layout.own_rows()] {
-        let row = row_of(own, layout);
-        if comptime![layout.machine.can().panel.is_some()] {
-            // Cells come in pairs of adjacent columns.
-            let panels = comptime![tile.shape.k_major()];
-            let size = S::size();
-            let (first, count) =
-                comptime![(part.first(layout.run() / 2), part.count(layout.run() / 2))];
+    if comptime![layout.machine.can().panel.is_some()] {
+        // Cells come in pairs of adjacent columns, and a unit's rows are eight apart, which are swizzled alike.
+        let panels = comptime![tile.shape.k_major()];
+        let size = S::size();
+        let (first, count, down) = comptime! {
+            let pairs = layout.run() / 2;
+            (part.first(pairs), part.count(pairs), panels.offset(8, 0, size))
+        };
+        #[unroll]
+        for pair in 0..count {
+            let pair = first + pair;
+            let at = panels.offset(row, col_of(pair * 2, layout), size) / 2;
+            let at = tile.first * comptime![LANES / 2] + at;
             #[unroll]
-            for pair in 0..count {
-                let pair = first + pair;
-                let at = tile.first * LANES + panels.offset(row, col_of(pair * 2, layout), size);
+            for own in 0..comptime![layout.own_rows()] {
                 let mut out =
                     Vector::<S, Const<2>>::cast_from(Vector::<f32, Const<2>>::new(0.0f32));
                 #[unroll]
                 for i in 0..2usize {
                     out.insert(i, S::cast_from(fragment.get(own, pair * 2 + i).extract(0usize)));
                 }
-                tile.memory.with_vector_size_mut::<Const<2>>()[at / 2] = out;
+                let at = at + comptime![own * down / 2];
+                tile.memory.with_vector_size_mut::<Const<2>>()[at] = out;
             }
-        } else {
-            let (first, count) = comptime![(part.first(layout.run()), part.count(layout.run()))];
+        }
+    } else {
+        let (first, count) = comptime![(part.first(layout.run()), part.count(layout.run()))];
+        #[unroll(layout.unrolled())]
+        for own in 0..comptime![layout.own_rows()] {
+            let row = row_of(own, layout);
             #[unroll(layout.unrolled())]
             for cell in 0..count {
                 let cell = first + cell;

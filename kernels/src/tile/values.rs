@@ -13,8 +13,12 @@
 //! | 3 | 1 instead of -inf and NaN, 0 otherwise | where positive -inf, or NaN if it is +inf already |
 
 use super::convert::round_to;
-use super::fragment::{Fragment, col_of, store_row};
-use super::machine::{Machine, Piece, asked_anew, sync_team, team_memory, unit_id};
+use super::fragment::{Fragment, col_of, row_of, store_row};
+use super::machine::{
+    CellOrder, LANES, Machine, Piece, WARPGROUP, WARPGROUP_ROWS, asked_anew, sync_team,
+    team_memory, unit_id,
+};
+use super::nvptx::{COPY_BYTES, fresh};
 use super::tiles::Tile;
 use cubecl::prelude::*;
 
@@ -61,11 +65,60 @@ impl Passes {
     ) {
         if pass <= 1 {
             let nan = store_row(fragment, own, scale, out, at, cols);
-            if pass == 0 && nan && known {
-                self.found[0] = 1u32;
-            }
+            self.note(pass, nan && known);
         } else if scale != 0.0f32 {
             mark_row(pass, fragment, own, out, at, cols);
+        }
+    }
+
+    /// [`Passes::store_row`] of the first `count` rows of `fragment`, `cols` elements each, one after the other from
+    /// element `at` of `out` on. `scales` has one for each row from `first_scale` on, NaN where its scores were no
+    /// numbers.
+    ///
+    /// In vectors of [`LANES`] where [`stages_rows`]: then through `stage`, memory that no unit of the team reads any
+    /// more.
+    pub fn store_rows<O: Numeric, S: Numeric, P: Size, W: Size>(
+        &mut self,
+        pass: u32,
+        fragment: &Fragment<W>,
+        scales: &[f32],
+        first_scale: usize,
+        stage: &mut Tile<S>,
+        out: &mut [Vector<O, P>],
+        at: usize,
+        count: usize,
+        cols: usize,
+    ) {
+        let layout = comptime![fragment.layout];
+        let width = P::value();
+        if comptime![width == LANES] && pass <= 1 {
+            let nan = store_staged(fragment, scales, first_scale, stage, out, at, count, cols);
+            self.note(pass, nan);
+        } else {
+            #[unroll(layout.unrolled())]
+            for own in 0..comptime![layout.own_rows()] {
+                let row = row_of(own, layout);
+                if row < count {
+                    let (scale, at) = (scales[first_scale + row], at + row * cols);
+                    if comptime![width == LANES] {
+                        // Units hold pairs of columns: no two of them may write one vector here.
+                        let out = out.with_vector_size_mut::<Const<2>>();
+                        if scale != 0.0f32 {
+                            mark_row(pass, fragment, own, out, at, cols);
+                        }
+                    } else {
+                        let known = !scale.is_nan();
+                        self.store_row(pass, fragment, own, scale, known, out, at, cols);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes note of a NaN that no score explains.
+    fn note(&mut self, pass: u32, nan: bool) {
+        if pass == 0 && nan {
+            self.found[0] = 1u32;
         }
     }
 
@@ -76,6 +129,79 @@ impl Passes {
         let next = select(self.found[0] == 0u32, PASSES, pass + 1u32);
         asked_anew(next as usize, machine) as u32
     }
+}
+
+/// Whether rows of elements of `size` bytes are written through team memory, in vectors of [`LANES`]: where units hold
+/// fewer columns beside each other than make a vector, of elements as long as those of tiles.
+pub fn stages_rows(machine: Machine, size: usize) -> bool {
+    machine.can().cells == CellOrder::Quads && size * LANES == COPY_BYTES
+}
+
+/// Columns that a plane writes together.
+const STAGED: usize = 32;
+
+/// [`store_row`] of the first `count` rows of a fragment, from element `at` on. Returns whether a NaN is among them that
+/// is not of its row's scale.
+///
+/// Each plane writes its sixteen rows, [`STAGED`] columns at a time, to memory of its own, and reads them back in whole
+/// vectors. Those of two rows are swizzled alike, so that neither way has two lanes of a turn in one bank.
+#[cube]
+fn store_staged<O: Numeric, S: Numeric, P: Size, W: Size>(
+    fragment: &Fragment<W>,
+    scales: &[f32],
+    first_scale: usize,
+    stage: &mut Tile<S>,
+    out: &mut [Vector<O, P>],
+    at: usize,
+    count: usize,
+    cols: usize,
+) -> bool {
+    let mut nan = false.runtime();
+    let layout = comptime![fragment.layout];
+    // Asked anew: where all of this goes would else be computed before the loop over tiles, and kept through it.
+    let unit = fresh(unit_id(layout.machine) as u32) as usize;
+    let (lane, mine) = (unit % 32, stage.first + unit / 32 * comptime![16 * STAGED / LANES]);
+    let first_row =
+        unit / WARPGROUP % comptime![layout.down()] * WARPGROUP_ROWS + unit % WARPGROUP / 32 * 16;
+    let first_col =
+        unit / comptime![layout.machine.team / layout.across()] * comptime![layout.group_cols()];
+    #[unroll]
+    for block in 0..comptime![layout.group_cols() / STAGED] {
+        #[unroll]
+        for own in 0..2usize {
+            let row = lane / 4 + own * 8;
+            // Read anew for each block, so that none is scaled before it is its turn: there are no registers for that.
+            let scale = scales[first_scale + first_row + row];
+            #[unroll]
+            for piece in 0..comptime![STAGED / LANES] {
+                let mut pair =
+                    Vector::<S, Const<2>>::cast_from(Vector::<f32, Const<2>>::new(0.0f32));
+                #[unroll]
+                for e in 0..2usize {
+                    let cell = comptime![(block * STAGED / LANES + piece) * 2 + e];
+                    let value = fragment.get(own, cell).extract(0usize) * scale;
+                    let value = select(scale == 0.0f32, 0.0f32, value);
+                    nan = nan || (value.is_nan() && !scale.is_nan());
+                    pair.insert(e, S::cast_from(value));
+                }
+                let to = mine + row * comptime![STAGED / LANES] + (piece ^ (row / 2 % 4));
+                stage.memory.with_vector_size_mut::<Const<2>>()[to * 4 + lane % 4] = pair;
+            }
+        }
+        sync_plane();
+        #[unroll]
+        for half in 0..2usize {
+            let (row, piece) = (lane / 4 + half * 8, lane % 4);
+            let from = mine + row * comptime![STAGED / LANES] + (piece ^ (row / 2 % 4));
+            let values = Vector::<O, P>::cast_from(stage.memory[from]);
+            let col = first_col + comptime![block * STAGED] + piece * LANES;
+            if first_row + row < count && col < cols {
+                out[(at + (first_row + row) * cols + col) / LANES] = values;
+            }
+        }
+        sync_plane();
+    }
+    nan
 }
 
 /// Replaces the values of a tile by those of `pass`. Every unit of the team calls it.

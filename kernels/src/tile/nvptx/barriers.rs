@@ -1,9 +1,8 @@
 //! Barriers of a part of a cube's units: mbarriers, which count arrivals in shared memory, and the named barriers of the
-//! hardware; and copies whose arrival an mbarrier counts.
+//! hardware.
 
-use super::copies::{COPY_BYTES, copies_land};
-use super::{GLOBAL, SHARED, in_space, only_nvptx};
-use crate::tile::LANES;
+use super::copies::copies_land;
+use super::{SHARED, in_space, only_nvptx};
 use cubecl::prelude::*;
 use cubecl_ir::attributes::IndexAttr;
 use cubecl_ir::interfaces::side_effects::{MemoryEffect, MemoryEffectsOp};
@@ -11,7 +10,7 @@ use cubecl_ir::prelude::{
     Context, DialectConversionRewriter, Op, OperandsInfo, Result as IrResult, Rewriter as _, Value,
     op_interface_impl, op_traits,
 };
-use cubecl_ir::{AddressSpace, CanMaterialize, HasSideEffects, cube_op};
+use cubecl_ir::{CanMaterialize, HasSideEffects, cube_op};
 use cubecl_llvm::shared::intrinsic::{call_intrinsic, call_void, int_ty};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_i32_const;
@@ -76,38 +75,6 @@ fn use_barrier(words: &mut [u64], at: usize, argument: u32, #[comptime] verb: us
 pub fn sync_units(#[comptime] id: usize, #[comptime] units: usize) {
     intrinsic!(|scope| {
         scope.register(&SyncUnitsOp::new(scope.ctx_mut(), id, units));
-    })
-}
-
-/// [`copy_async`](super::copy_async) to `tile[to + more_to]` from `source[from + more_from]`, which also asks the
-/// second-level cache for the rest of the 256 bytes that the source is in.
-/// PTX: `cp.async.cg.shared.global.L2::256B`.
-#[cube]
-#[allow(unused_variables)]
-pub fn copy_async_wide<E: Numeric, N: Size, S: Numeric>(
-    tile: &mut [Vector<S, Const<8>>],
-    to: usize,
-    source: &[Vector<E, N>],
-    from: usize,
-    valid: bool,
-    #[comptime] more_to: usize,
-    #[comptime] more_from: usize,
-) {
-    let bytes = select(valid, 16u32, 0u32);
-    intrinsic!(|scope| {
-        let (kept, stored) = (S::elem_type(scope).size(), E::elem_type(scope).size());
-        let width = N::__expand_value(scope);
-        if stored * width != COPY_BYTES || kept != stored || kept * LANES != COPY_BYTES {
-            scope.push_error(format!(
-                "a wide copy moves {COPY_BYTES} bytes, not {width} elements of {stored} bytes to a tile of \
-                 elements of {kept}"
-            ));
-        }
-        let destination = tile.__expand_index_mut_method(scope, to).value(scope);
-        let source = source.__expand_index_method(scope, from).value(scope);
-        let bytes = bytes.read_value(scope);
-        let (to, from) = (more_to * COPY_BYTES, more_from * COPY_BYTES);
-        scope.register(&WideCopyOp::new(scope.ctx_mut(), destination, source, bytes, to, from));
     })
 }
 
@@ -215,62 +182,6 @@ impl ToLLVMDialect for SyncUnitsOp {
         let units = insert_i32_const(ctx, rewriter, units);
         let name = "llvm.nvvm.barrier.cta.sync.aligned.count";
         call_void(ctx, rewriter, name, vec![id, units]);
-        rewriter.erase_operation(ctx, self.get_operation());
-        Ok(())
-    }
-}
-
-/// A copy of 16 bytes to shared memory that brings 256 to the second-level cache; `to` and `from` are bytes that are
-/// added to the addresses.
-#[cube_op(name = "dsa.copy_async_wide")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, HasSideEffects)]
-struct WideCopyOp {
-    pub destination: Value,
-    pub source: Value,
-    pub bytes: Value,
-    pub to: IndexAttr,
-    pub from: IndexAttr,
-}
-
-#[op_interface_impl]
-impl MemoryEffectsOp for WideCopyOp {
-    fn memory_effects(&self, ctx: &Context) -> Vec<MemoryEffect> {
-        vec![
-            MemoryEffect::Read(self.source(ctx)),
-            MemoryEffect::ReadAllInSpace(AddressSpace::Shared),
-            MemoryEffect::WriteAllInSpace(AddressSpace::Shared),
-        ]
-    }
-}
-
-#[op_interface_impl]
-impl ToLLVMDialect for WideCopyOp {
-    fn rewrite(
-        &self,
-        ctx: &mut Context,
-        rewriter: &mut DialectConversionRewriter,
-        _operands_info: &OperandsInfo,
-    ) -> IrResult<()> {
-        only_nvptx(self, ctx)?;
-        let (word, long) = (int_ty(ctx, 32), int_ty(ctx, 64));
-        let destination = in_space(ctx, rewriter, self.destination(ctx), SHARED);
-        let destination = llvm::PtrToIntOp::new(ctx, destination, word);
-        let destination = insert(ctx, rewriter, &destination);
-        let source = in_space(ctx, rewriter, self.source(ctx), GLOBAL);
-        let source = llvm::PtrToIntOp::new(ctx, source, long);
-        let source = insert(ctx, rewriter, &source);
-        // No intrinsic has the hint. What is constant of the addresses stands in the text: as operands each would
-        // be an addition, and a register.
-        let text = format!(
-            "cp.async.cg.shared.global.L2::256B [$0+{}], [$1+{}], {COPY_BYTES}, $2;",
-            self.to(ctx).0,
-            self.from(ctx).0
-        );
-        let none = VoidType::get(ctx).into();
-        let args = vec![destination, source, self.bytes(ctx)];
-        let copy = llvm::InlineAsmOp::new(ctx, none, args, &text, "r,l,r,~{memory}", true);
-        rewriter.insert_op(ctx, &copy);
         rewriter.erase_operation(ctx, self.get_operation());
         Ok(())
     }
