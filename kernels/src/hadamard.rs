@@ -12,8 +12,8 @@
 //!
 //! Cost: `n log2 n` additions a row; bound by memory.
 //!
-//! Budget (sm_90a): at most 16 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 8 registers a unit, 1 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 32 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 32 registers a unit, 0 KB of shared memory, no spills; vector arithmetic.
 
 use crate::Result;
 use crate::contract::Contract;
@@ -26,77 +26,110 @@ use cubecl::prelude::*;
 /// The magnitude up to which the sum of a row's 1024 numbers, at most, is in f32's range.
 const LARGE: f32 = (1u128 << 117) as f32;
 
-/// One program rotates one row: log2(n) stages of butterflies on pairs `half` apart.
+/// How the units of a team share rows of `n` elements: some lanes of a plane hold a row, side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
+    /// Lanes of a row.
+    lanes: usize,
+    /// Elements of a lane.
+    held: usize,
+    /// Rows of a team.
+    rows: usize,
+}
+
+impl Share {
+    /// Lanes hold a vector each, or more where a row has more than a plane has room for.
+    fn new(machine: Machine, n: usize) -> Self {
+        let lanes = (n / LANES).clamp(1, machine.plane);
+        Self { lanes, held: n / lanes, rows: machine.team / lanes }
+    }
+}
+
+/// One program rotates some rows, each in the registers of a few lanes: log2(n) stages of butterflies on pairs `half`
+/// apart, first those of a lane's own elements, then those of elements in two lanes.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn hadamard_kernel<E: Numeric>(
-    x: &View<E>,       // [rows, n]
-    out: &mut View<E>, // [rows, n]
+fn hadamard_kernel<E: Numeric, N: Size>(
+    x: &View<Vector<E, N>>,       // [rows, n]
+    out: &mut View<Vector<E, N>>, // [rows, n]
     #[comptime] n: usize,
     #[comptime] machine: Machine,
     #[define(E)] _elem: ElemType,
 ) {
-    let row = program_id(machine);
-    if row >= x.shape(0) {
-        terminate!();
-    }
-    let (from, to) = (row * x.stride(0), row * out.stride(0));
-    let team = comptime![machine.team];
-    let unit = unit_id(machine);
-    let mut values = team_memory::<f32>(n, 16usize, machine);
-    // Whether any is large: looked up where it is needed, rather than kept.
-    let mut large = team_memory::<u32>(1usize, 4usize, machine);
-    if unit == 0 {
-        large[0] = 0u32;
-    }
-    sync_team(machine);
-    for step in 0..comptime![n.div_ceil(team)] {
-        let i = step * team + unit;
-        if i < n {
-            let value = f32::cast_from(x.data[from + i]);
-            values[i] = value;
+    let width = N::value();
+    let share = comptime![Share::new(machine, n)];
+    let (unit, held) = (unit_id(machine), comptime![share.held]);
+    let row = program_id(machine) * share.rows + unit / share.lanes;
+    let exists = row < x.shape(0);
+    // Lanes of a row that does not exist go along, so that planes stay whole.
+    let row = min(row, x.shape(0) - 1);
+    let lane = unit % share.lanes;
+    let from = (row * x.stride(0) + lane * held) / width;
+    let mut values = Array::<f32>::new(held);
+    let mut large = 0u32.runtime();
+    #[unroll(machine.unrolled())]
+    for v in 0..comptime![held / width] {
+        let vector = x.data[from + v];
+        #[unroll]
+        for i in 0..width {
+            let value = f32::cast_from(vector.extract(i));
+            values[v * width + i] = value;
             if value.abs() > LARGE {
-                large[0] = 1u32;
+                large = 1u32;
             }
         }
     }
-    sync_team(machine);
-    if large[0] != 0u32 {
-        for step in 0..comptime![n.div_ceil(team)] {
-            let i = step * team + unit;
-            if i < n {
-                values[i] *= comptime![1.0 / n as f32];
-            }
+    #[unroll]
+    for step in 0..comptime![share.lanes.ilog2()] {
+        large |= plane_shuffle_xor(large, comptime![1u32 << step]);
+    }
+    if large != 0u32 {
+        #[unroll(machine.unrolled())]
+        for i in 0..held {
+            values[i] *= comptime![1.0 / n as f32];
         }
-        sync_team(machine);
     }
     #[unroll]
     for stage in 0..comptime![n.ilog2()] {
         let half = comptime![1usize << stage];
-        for step in 0..comptime![(n / 2).div_ceil(team)] {
-            let pair = step * team + unit;
-            if pair < comptime![n / 2] {
+        if comptime![half < held] {
+            #[unroll(machine.unrolled())]
+            for pair in 0..comptime![held / 2] {
                 let i = pair / half * comptime![2 * half] + pair % half;
                 let a = values[i];
                 let b = values[i + half];
                 values[i] = a + b;
                 values[i + half] = a - b;
             }
+        } else {
+            let apart = comptime![half / held];
+            let upper = lane / apart % 2 == 1;
+            #[unroll]
+            for i in 0..held {
+                let own = values[i];
+                let other = plane_shuffle_xor(own, comptime![apart as u32]);
+                values[i] = select(upper, other - own, own + other);
+            }
         }
-        sync_team(machine);
     }
     let scale = comptime![1.0 / (n as f32).sqrt()];
-    let scale = select(large[0] != 0u32, comptime![scale * n as f32], scale);
-    for step in 0..comptime![n.div_ceil(team)] {
-        let i = step * team + unit;
-        if i < n {
-            out.data[to + i] = round_to::<E>(values[i] * scale, machine);
+    let scale = select(large != 0u32, comptime![scale * n as f32], scale);
+    if exists {
+        let to = (row * out.stride(0) + lane * held) / width;
+        #[unroll(machine.unrolled())]
+        for v in 0..comptime![held / width] {
+            let mut vector = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for i in 0..width {
+                vector.insert(i, values[v * width + i] * scale);
+            }
+            out.data[to + v] = round_vector(vector, machine);
         }
     }
 }
 
 /// How these kernels run on `device`.
 pub fn machine(device: &Device) -> Machine {
-    device.machine(64)
+    device.machine(256)
 }
 
 /// What [`hadamard`] takes and returns.
@@ -121,15 +154,19 @@ pub fn hadamard(x: &Tensor) -> Result<Tensor> {
     let out = bound.output("out")?;
     if rows > 0 {
         let machine = machine(device);
+        let share = Share::new(machine, n);
+        let in_vectors = x.in_vectors(LANES) && out.in_vectors(LANES);
+        let width = if in_vectors && share.held.is_multiple_of(LANES) { LANES } else { 1 };
         // SAFETY: the kernel reads and writes n elements of each of `rows` rows.
         unsafe {
             hadamard_kernel::launch_unchecked(
                 device.client(),
-                machine.cube_count(rows)?,
+                machine.cube_count(rows.div_ceil(share.rows))?,
                 machine.cube_dim(),
                 device.addresses([x, &out]),
-                x.view(1),
-                out.view(1),
+                width,
+                x.view(width),
+                out.view(width),
                 n,
                 machine,
                 x.dtype().elem(),

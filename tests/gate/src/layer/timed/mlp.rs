@@ -17,7 +17,7 @@ use dsa_reference::experts::routed_experts;
 use dsa_reference::feed_forward::{FeedForwardWeights, feed_forward};
 use dsa_reference::router::{self as gate, Routing};
 use dsa_reference::weight::Weight as Known;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 
 /// Judges row `row` of what the layer put out.
 pub(super) fn judge(
@@ -60,17 +60,15 @@ pub(super) fn judge(
                     format!("experts {listed:?}, {} by the reference", by_reference.indices);
                 return Ok(failed(row, &found));
             }
-            // The experts chosen, in their order, are all that there are.
-            let mut order = listed.clone();
-            order.sort_unstable();
-            let place = |expert: &i32| order.binary_search(expert).unwrap_or(order.len()) as i32;
-            let few = Routing {
-                indices: Array2::from_shape_fn((1, listed.len()), |(_, i)| place(&listed[i])),
-                weights: matrix(&chosen.weights)?,
+            // In ascending order, as they are added.
+            let weights = chosen.weights.download_f32()?; // [top_k]
+            let mut pairs: Vec<(i32, f32)> = listed.iter().copied().zip(weights).collect();
+            pairs.sort_unstable_by_key(|(expert, _)| *expert);
+            let of = |(expert, weight): &(i32, f32)| {
+                Ok((*weight, known(&one_of(experts, *expert as usize)?)?))
             };
-            let of = |expert: &i32| known(&one_of(experts, *expert as usize)?);
-            let weights = order.iter().map(of).collect::<Result<Vec<_>>>()?;
-            let routed = routed_experts(on_host.view(), &few, &weights, &arithmetic)?; // [1, hidden]
+            let visited = pairs.iter().map(of).collect::<Result<Vec<_>>>()?;
+            let routed = sum_of_experts(on_host.view(), &visited, &arithmetic)?; // [1, hidden]
             let shared = feed_forward(on_host.view(), &known(shared)?, &arithmetic)?; // [1, hidden]
             arithmetic.rounded(routed + shared)
         }
@@ -79,6 +77,31 @@ pub(super) fn judge(
     let error = worst_row(got.view(), want.view(), |_| true);
     let share = error.map_or(f64::INFINITY, |(error, _)| error / FEED_FORWARD);
     Ok(Judged { what: format!("feed-forward of token {row}, of its own input"), share })
+}
+
+/// What the experts that a token visits add up to: `x` `[1, hidden]`, each with its weight, side by side on all cores.
+fn sum_of_experts(
+    x: ArrayView2<f32>,
+    visited: &[(f32, FeedForwardWeights)],
+    arithmetic: &Arithmetic,
+) -> Result<Array2<f32>> {
+    let one = |(weight, expert): &(f32, FeedForwardWeights)| {
+        let routing = Routing {
+            indices: Array2::zeros((1, 1)),
+            weights: Array2::from_elem((1, 1), *weight),
+        };
+        routed_experts(x, &routing, std::slice::from_ref(expert), arithmetic)
+    };
+    let mut sum = Array2::zeros(x.dim()); // [1, hidden]
+    std::thread::scope(|threads| {
+        let started: Vec<_> =
+            visited.iter().map(|expert| threads.spawn(move || one(expert))).collect();
+        for thread in started {
+            let of_expert = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            sum += &of_expert?; // [1, hidden]
+        }
+        Ok(sum)
+    })
 }
 
 fn failed(row: usize, why: &str) -> Judged {
