@@ -42,7 +42,7 @@ impl Pass {
         measured: bool,
     ) -> Result<Out> {
         let batch = Batch::chunk(&self.cache, request, start, ids.len(), self.mode)?;
-        let batch = if measured { batch.measured() } else { batch };
+        let batch = if measured { batch.measured()? } else { batch };
         let logits = model.forward_last(ids, &batch, &mut self.cache)?;
         Ok(Out { logits: rows(&logits)?, seen: BTreeMap::new(), stages: stages(&batch, measured) })
     }
@@ -59,7 +59,7 @@ impl Pass {
     ) -> Result<Out> {
         let mut batch = Batch::decode_of(&self.cache, next, self.mode)?;
         if measured {
-            batch = batch.measured();
+            batch = batch.measured()?;
         }
         let seen = Arc::new(Mutex::new(BTreeMap::new()));
         if let Some(wanted) = watch {
