@@ -79,10 +79,12 @@ fn wide_kernels_spill_to_no_more_memory_and_make_no_products_wait() {
             );
             // On gfx950 the scalar registers are all in use already: the upper halves of some addresses wait in lanes
             // of a vector register, which counts as spilled but takes no memory.
-            // On sm_90a ranges of records have no register left for the upper halves: four wait in memory.
+            // On sm_90a the units of absorbed attention are 384, of 168 registers each, and leave none for the upper halves:
+            // some wait in memory.
             let (lanes, memory) = match (target, kernel) {
                 (Target::Gfx950, _) => (64, 0),
-                (Target::Sm90a, "dense_mla_paged") => (16, 16),
+                (Target::Sm90a, "sparse_mla" | "dense_mla") => (8, 8),
+                (Target::Sm90a, "sparse_mla_paged" | "dense_mla_paged") => (108, 40),
                 (Target::Sm90a, _) => (0, 0),
             };
             let what = format!("{target} {kernel} {function}: {taken:?}, usually {usual:?}");
