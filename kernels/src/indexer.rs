@@ -16,6 +16,7 @@
 
 mod keys;
 mod logits;
+mod source;
 mod tiling;
 
 use crate::Result;
@@ -29,6 +30,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use keys::*;
 use logits::{LaneLogits, fill_unseen};
+use source::KeySource;
 use tiling::Tiling;
 
 /// How a query head's dot product with a key becomes its share of the score.

@@ -28,8 +28,8 @@
 //! equal columns another read, as far as these are wanted; where the sample misled one read for each 8 bits that tell
 //! the last column taken from the next (1 to 8), and one more for every 2^17 columns' marks.
 //!
-//! Budget (sm_90a): at most 64 registers a unit, 66 KB of shared memory, no spills; vector arithmetic.
-//! Budget (gfx950): at most 64 registers a unit, 66 KB of shared memory, no spills; vector arithmetic.
+//! Budget (sm_90a): at most 64 registers a unit, 70 KB of shared memory, no spills; vector arithmetic.
+//! Budget (gfx950): at most 72 registers a unit, 70 KB of shared memory, no spills; vector arithmetic.
 
 mod columns;
 mod kept;

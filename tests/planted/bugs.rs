@@ -51,7 +51,6 @@ const ADD_NORM: &str = "kernels/src/add_norm.rs";
 const ATTENTION: &str = "model/src/layers/attention.rs";
 const BLOCK: &str = "model/src/layers/block.rs";
 const CACHE_WRITE: &str = "kernels/src/cache_write.rs";
-const COLUMNS: &str = "kernels/src/top_k/columns.rs";
 const COMBINE: &str = "kernels/src/combine.rs";
 const DENSE: &str = "kernels/src/dense_attention.rs";
 const DISPATCH: &str = "kernels/src/dispatch.rs";
@@ -78,6 +77,7 @@ const NORM: &str = "kernels/src/norm.rs";
 const PIPELINE: &str = "kernels/src/tile/pipeline.rs";
 const POLICY: &str = "kernels/src/top_k/policy.rs";
 const QUANT: &str = "kernels/src/quant.rs";
+const RADIX: &str = "kernels/src/top_k/radix.rs";
 const RECORD: &str = "kernels/src/keys/record.rs";
 const RANDOM_WEIGHTS: &str = "kernels/src/random_weights.rs";
 const ROPE: &str = "kernels/src/rope.rs";
@@ -172,8 +172,8 @@ pub const BUGS: &[Bug] = &[
         "(len % 1000 * per_mille).div_ceil(1000u32)", "(len % 1000 * per_mille) / 1000u32"),
     bug("-0 is below +0", "top_k", POLICY,
         "u32::reinterpret(logit + 0.0f32)", "u32::reinterpret(logit)"),
-    bug("of equal logits the highest column first", "top_k", COLUMNS,
-        "u64::cast_from(!column)", "u64::cast_from(column)"),
+    bug("the best columns are counted from the end", "top_k", RADIX,
+        "tools.marks.insert(column - first)", "tools.marks.insert(limit - 1 - (column - first))"),
     bug("what is no key is shifted too", "shift_indices", TOP_K,
         "select(index >= 0, index + first[i / topk], index)", "index + first[i / topk]"),
     // Attention over listed keys.
