@@ -66,6 +66,28 @@ impl Sampling {
     pub const GREEDY: Self =
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: DEFAULT_SEED };
 
+    /// The settings that have a number, by the names that files and requests give them.
+    pub const SETTINGS: [&str; 4] = ["temperature", "top_k", "top_p", "min_p"];
+
+    /// Sets one of [`Sampling::SETTINGS`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another name, and for a top_k that is no whole number.
+    pub fn set(&mut self, setting: &str, value: f64) -> Result<()> {
+        match setting {
+            "temperature" => self.temperature = value as f32,
+            "top_p" => self.top_p = value as f32,
+            "min_p" => self.min_p = value as f32,
+            "top_k" if value >= 0.0 && value.fract() == 0.0 => self.top_k = value as usize,
+            "top_k" => return Err(Error::config(setting, value, "a whole number, 0 or more")),
+            _ => {
+                let expected = Self::SETTINGS.join(", ");
+                return Err(Error::config("a setting", setting, expected));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses settings that mean nothing.
     ///
     /// # Errors

@@ -391,6 +391,16 @@ fn one_runs_one_waits_the_third_is_sent_away_and_who_leaves_makes_room() {
 }
 
 #[test]
+fn a_client_that_does_not_read_its_answer_holds_up_nobody() {
+    let server = Server::start(options());
+    let slow = begin(&server, &with(long(), json!({ "max_tokens": 30 })));
+    wait(&server, "ended_total", 1);
+    wait(&server, "running", 0);
+    assert_eq!(server.post(CHAT, &ask("x")).status, 200);
+    assert!(slow.lines().map_while(Result::ok).any(|line| line == "data: [DONE]"));
+}
+
+#[test]
 fn told_to_end_it_finishes_what_runs_and_refuses_what_waits_and_what_comes() {
     let server = Server::start(options());
     let running = begin(&server, &with(long(), json!({ "max_tokens": 40 })));

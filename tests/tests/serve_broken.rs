@@ -119,14 +119,13 @@ fn a_client_that_sends_too_much_too_slowly_or_something_else_is_bounded() {
     assert!(begin.elapsed() < Duration::from_secs(60));
     // In chunks, where no length is said before.
     let chunked = format!(
-        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     );
     let mut socket = server.open();
     socket.write_all(chunked.as_bytes()).unwrap();
     let piece = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
     (0..9).for_each(|_| socket.write_all(piece.as_bytes()).unwrap());
     socket.write_all(b"0\r\n\r\n").unwrap();
-    socket.shutdown(Shutdown::Write).unwrap();
     let answer = Answer::read(socket);
     assert_eq!(answer.status, 413, "{answer:?}");
     // A body that does not come, a head that does not end, a length that is too great or too small.
@@ -143,6 +142,15 @@ fn a_client_that_sends_too_much_too_slowly_or_something_else_is_bounded() {
     silent.write_all(b"POST /v1/chat").unwrap();
     let begin = Instant::now();
     assert!([0, 408].contains(&Answer::read(silent).status));
+    assert!(begin.elapsed() < Duration::from_secs(30));
+    // Two requests over one connection, and then none: it is closed.
+    let mut idle = server.open();
+    for _ in 0..2 {
+        idle.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    }
+    let begin = Instant::now();
+    let answer = Answer::read(idle);
+    assert_eq!((answer.status, answer.body.matches("200 OK").count()), (200, 1), "{answer:?}");
     assert!(begin.elapsed() < Duration::from_secs(30));
     let body = ask().to_string();
     let mut short = server.open();

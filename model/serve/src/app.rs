@@ -9,8 +9,8 @@ use axum::http::header::AUTHORIZATION;
 use dsa_model::chat::{Chat, Format};
 use dsa_model::config::Family;
 use dsa_model::tokenizer::Tokenizer;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -25,6 +25,22 @@ pub(crate) struct Monitor {
 impl Monitor {
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed)
+    }
+}
+
+/// A place among the requests that run and wait. It is free again as soon as one of those who share it drops it: the
+/// generator when it is done, or the client's side when the client has left.
+pub(crate) struct Place(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+impl Place {
+    pub fn share(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -85,15 +101,16 @@ impl App {
         ))
     }
 
-    /// A place among those that run and wait; free again when it is dropped.
-    pub fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// A place among those that run and wait.
+    pub fn place(&self) -> Result<Place, ApiError> {
         if self.monitor.is_closing() {
             return Err(ApiError::closing());
         }
-        self.places.clone().try_acquire_owned().map_err(|_| {
+        let permit = self.places.clone().try_acquire_owned().map_err(|_| {
             let queue = self.options.queue;
             ApiError::new(429, format!("one request runs and {queue} wait, which is all that may"))
-        })
+        })?;
+        Ok(Place(Arc::new(Mutex::new(Some(permit)))))
     }
 
     /// Requests that run or wait.

@@ -1,7 +1,7 @@
 //! What each path answers.
 
 use super::answer::Writing;
-use super::app::App;
+use super::app::{App, Place};
 use super::error::ApiError;
 use super::request::{Asked, Kind};
 use super::worker::{Message, Work};
@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -112,7 +111,8 @@ async fn answer(app: &Arc<App>, request: Request, kind: Kind) -> Result<Response
     let (to, mut from) = unbounded_channel();
     let logprobs = request.logprobs.is_some();
     let mut writing = Writing::new(app.clone(), kind, app.number(), reader, logprobs);
-    app.run(Work { request, deadline: begin + app.options.limits.answer, to })?;
+    let deadline = begin + app.options.limits.answer;
+    app.run(Work { request, deadline, to, place: place.share() })?;
     // What is wrong from the start is said before anything else is.
     let first = from.recv().await;
     if stream && matches!(first, Some(Message::What(_))) {
@@ -142,13 +142,13 @@ fn failed(message: Option<Message>) -> ApiError {
     }
 }
 
-/// The answer as server-sent events. The place is free, and the request ends, once the client has left.
+/// The answer as server-sent events. The request ends once the client has left.
 fn events(
     first: Option<Message>,
     from: UnboundedReceiver<Message>,
     mut writing: Writing,
     include_usage: bool,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> Response {
     let rest = UnboundedReceiverStream::new(from);
     let events = tokio_stream::iter(first).chain(rest).map(move |message| {

@@ -1,6 +1,6 @@
 //! The thread of the generator: takes one request after the other.
 
-use super::app::Monitor;
+use super::app::{Monitor, Place};
 use super::metrics::add;
 use dsa_model::generate::{Finish, Generator, Request, What};
 use std::time::Instant;
@@ -13,6 +13,8 @@ pub(crate) struct Work {
     pub deadline: Instant,
     /// Closed once the client has left.
     pub to: UnboundedSender<Message>,
+    /// Free again when this is dropped.
+    pub place: Place,
 }
 
 /// What comes of a request.
@@ -34,16 +36,16 @@ pub(crate) fn work(
     mut from: UnboundedReceiver<Work>,
     monitor: &Monitor,
 ) {
-    while let Some(work) = from.blocking_recv() {
+    while let Some(Work { request, deadline, to, place }) = from.blocking_recv() {
         // A client that has left by now does not hear what is sent.
         if monitor.is_closing() {
-            let _ = work.to.send(Message::Closing);
-        } else if work.to.is_closed() {
+            let _ = to.send(Message::Closing);
+        } else if to.is_closed() {
             add(&monitor.metrics.left, 1);
-        } else if let Some(message) = run(generator, work.request, work.deadline, &work.to, monitor)
-        {
-            let _ = work.to.send(message);
+        } else if let Some(message) = run(generator, request, deadline, &to, monitor) {
+            let _ = to.send(message);
         }
+        drop(place);
     }
 }
 

@@ -102,13 +102,12 @@ fn of_line(
             n.ok_or_else(|| wrong(name, value, "a whole number, 0 or more"))
         };
         let number = || match value {
-            Json::Number(number) => Ok(number.as_f64().unwrap_or(f64::NAN) as f32),
+            Json::Number(number) => Ok(number.as_f64().unwrap_or(f64::NAN)),
             _ => Err(wrong(name, value, "a number")),
         };
         let text = |value: &Json| {
             value.as_str().map(str::to_string).ok_or_else(|| wrong(name, value, "a text"))
         };
-        let sampling: &mut Sampling = &mut request.sampling;
         match &name[..] {
             "id" => id = Some(value.clone()),
             "prompt" => {
@@ -130,11 +129,10 @@ fn of_line(
                 let texts = value.as_array().unwrap_or(one);
                 request.stop = texts.iter().map(text).collect::<Result<_, _>>()?;
             }
-            "temperature" => sampling.temperature = number()?,
-            "top_k" => sampling.top_k = whole()?,
-            "top_p" => sampling.top_p = number()?,
-            "min_p" => sampling.min_p = number()?,
-            "seed" => sampling.seed = whole()? as u64,
+            setting if Sampling::SETTINGS.contains(&setting) => {
+                request.sampling.set(setting, number()?)?;
+            }
+            "seed" => request.sampling.seed = whole()? as u64,
             _ => {
                 let expected = "prompt, messages, tools, thinking, id, max_new_tokens, stop, temperature, top_k, top_p, \
                                 min_p or seed";
@@ -206,6 +204,7 @@ mod tests {
                 "{\"prompt\": \"a\", \"max_new_tokens\": -1}",
                 "max_new_tokens is -1, expected a whole number",
             ),
+            ("{\"prompt\": \"a\", \"top_k\": 1.5}", "top_k is 1.5, expected a whole number"),
             ("{\"messages\": []}", "messages is [], expected at least one message"),
             ("{\"prompt\": \"a\"", "EOF"),
             ("[]", "an object"),
