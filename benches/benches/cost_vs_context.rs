@@ -15,7 +15,7 @@ use dsa_figures::plot::CostFigure;
 use dsa_figures::row::COST_BENCH;
 use dsa_figures::terminal::{closed_pipes_are_silent, end, note, say};
 use dsa_figures::{Gate, PassedGate, Row, Stage, Timing, Variant, What, Work};
-use dsa_gate::layer::timed::{Judged, Timed, judge_timed};
+use dsa_gate::layer::timed::{Judged, Timed, experts_visited, judge_timed};
 use dsa_gate::layer::{Bound, Check, verify_random};
 use dsa_kernels::{Device, DeviceKind};
 use dsa_model::Config;
@@ -236,7 +236,8 @@ impl Bench {
         for (name, seconds) in by_stage {
             stages.insert(name, median(seconds));
         }
-        let (flop, bytes) = self.plan.work(point);
+        let visited = experts_visited(&self.layer.mlp(), &timed.output)?.unwrap_or(0);
+        let (flop, bytes) = self.plan.work(point, visited);
         let peak = self.ceilings.of_mixed(&flop);
         let flop = flop.iter().map(|(_, flop)| *flop).sum::<f64>() as u64;
         let work = Work { flop, bytes: bytes as u64, peak: Some(peak) };

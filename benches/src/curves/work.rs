@@ -6,8 +6,8 @@ use dsa_kernels::DType;
 
 impl Plan {
     /// FLOP of one call by the type of its products, and the bytes that it must move at the least: every weight that
-    /// is used, and what is read of the cache.
-    pub fn work(&self, point: Point) -> (Vec<(DType, f64)>, f64) {
+    /// is used, those of `visited` routed experts among them, and what is read of the cache.
+    pub fn work(&self, point: Point, visited: usize) -> (Vec<(DType, f64)>, f64) {
         let c = &self.config;
         let (heads, rank, rope) = (c.num_attention_heads, c.kv_lora_rank, c.qk_rope_head_dim);
         let (latent, qk, v, hidden) =
@@ -27,11 +27,9 @@ impl Plan {
         let (mlp, touched) = match self.layer {
             Layer::Dense => (network(c.intermediate_size), network(c.intermediate_size)),
             Layer::Experts => {
-                let (all, chosen) = (c.n_routed_experts as f64, c.num_experts_per_tok as f64);
-                let shared = c.n_shared_experts as f64;
-                let distinct = all * (1.0 - (1.0 - chosen / all).powf(tokens));
+                let (chosen, shared) = (c.num_experts_per_tok as f64, c.n_shared_experts as f64);
                 let expert = network(c.moe_intermediate_size);
-                ((chosen + shared) * expert, (distinct + shared) * expert)
+                ((chosen + shared) * expert, (visited as f64 + shared) * expert)
             }
         };
         let linear = 2.0 * tokens * (attention as f64 + mlp);

@@ -22,6 +22,8 @@ use ndarray::ArrayView2;
 
 mod mlp;
 
+pub use mlp::experts_visited;
+
 /// Tokens that are judged.
 const JUDGED: usize = 2;
 /// Multiplications that the reference may make for a token's attention, if one head does not make more.

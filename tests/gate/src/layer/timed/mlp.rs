@@ -7,7 +7,7 @@ use super::super::error::Result;
 use super::super::thresholds::{FEED_FORWARD, worst_row};
 use super::Judged;
 use dsa_kernels::gemm::gemm;
-use dsa_kernels::router::router;
+use dsa_kernels::router::{RouterConfig, router};
 use dsa_kernels::weight::Weight;
 use dsa_kernels::{DType, Tensor};
 use dsa_model::config::Config;
@@ -18,6 +18,31 @@ use dsa_reference::feed_forward::{FeedForwardWeights, feed_forward};
 use dsa_reference::router::{self as gate, Routing};
 use dsa_reference::weight::Weight as Known;
 use ndarray::{Array1, Array2, ArrayView2};
+use std::collections::BTreeSet;
+
+/// The routed experts that a step's tokens went to, each counted once; `None` in a dense layer.
+///
+/// # Errors
+/// If a kernel fails.
+pub fn experts_visited(weights: &MlpWeights, output: &Output) -> Result<Option<usize>> {
+    let MlpWeights::Experts { gate, bias, router, .. } = weights else { return Ok(None) };
+    let Weight::Plain(gate) = gate else { return Ok(None) };
+    let listed = choice(&output.ffn_in, gate, bias, router)?.1.indices.download_i32()?; // [n · top_k]
+    Ok(Some(listed.into_iter().collect::<BTreeSet<i32>>().len()))
+}
+
+/// The gate's logits `[n, experts]` of `x` `[n, hidden]`, and its choice.
+fn choice(
+    x: &Tensor,
+    gate: &Tensor,
+    bias: &Tensor,
+    config: &RouterConfig,
+) -> Result<(Tensor, dsa_kernels::router::Routing)> {
+    let logits = gemm(&x.unsqueeze(0), &gate.unsqueeze(0), DType::F32)?; // [1, n, experts]
+    let logits = logits.reshape(&[x.shape()[0], gate.shape()[0]])?; // [n, experts]
+    let chosen = router(&logits, bias, config)?;
+    Ok((logits, chosen))
+}
 
 /// Judges row `row` of what the layer put out.
 pub(super) fn judge(
@@ -40,9 +65,7 @@ pub(super) fn judge(
             let Weight::Plain(weight) = weight else {
                 return Ok(failed(row, "the gate's weight is in fp8"));
             };
-            let logits = gemm(&x.unsqueeze(0), &weight.unsqueeze(0), DType::F32)?; // [1, 1, experts]
-            let logits = logits.reshape(&[1, weight.shape()[0]])?; // [1, experts]
-            let chosen = router(&logits, bias, config)?;
+            let (logits, chosen) = choice(&x, weight, bias, config)?;
             let listed = chosen.indices.download_i32()?; // [top_k]
             let by_reference = gate::router(
                 matrix(&logits)?.view(),
@@ -86,10 +109,8 @@ fn sum_of_experts(
     arithmetic: &Arithmetic,
 ) -> Result<Array2<f32>> {
     let one = |(weight, expert): &(f32, FeedForwardWeights)| {
-        let routing = Routing {
-            indices: Array2::zeros((1, 1)),
-            weights: Array2::from_elem((1, 1), *weight),
-        };
+        let routing =
+            Routing { indices: Array2::zeros((1, 1)), weights: Array2::from_elem((1, 1), *weight) };
         routed_experts(x, &routing, std::slice::from_ref(expert), arithmetic)
     };
     let mut sum = Array2::zeros(x.dim()); // [1, hidden]
