@@ -28,7 +28,7 @@
 //!
 //! | floor | files | what is there |
 //! |---|---|---|
-//! | 7 | `turns` | what the two stages of attention hand over |
+//! | 7 | `feed`, `turns` | tiles that some units load for the others; what the two stages of attention hand over |
 //! | 6 | `pipeline`, `roles`, `view` | loops over tiles that are loaded ahead; stages in a row or side by side; tensors as a kernel sees them |
 //! | 5 | `load`, `multiply`, `values` | what fills tiles, multiplies them, and mends their values |
 //! | 4 | `mask`, `softmax`, `tiles` | scores that count, their softmax; operands of products |
