@@ -1,12 +1,10 @@
 //! Requests that are broken: each is refused with its reason, and the next one is answered.
 
-use crate::serve::{Answer, Server, options, post, with};
+use crate::serving::{Answer, CHAT, Server, options, post, with};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
-
-const CHAT: &str = "/v1/chat/completions";
 
 fn ask() -> Value {
     json!({ "messages": [{ "role": "user", "content": "x" }], "max_tokens": 1 })

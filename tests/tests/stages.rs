@@ -2,9 +2,7 @@
 //! run on. Each stage is fed with what the demo's stages before it made, in the prompt and in the first decoded token.
 
 use crate::cli::dsa;
-use crate::support::device;
-use dsa_kernels::tile::MatrixUnit;
-use dsa_kernels::{DType, linear};
+use dsa_kernels::DType;
 use dsa_model::weights::Checkpoint;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,13 +101,11 @@ fn compare(found: &[f32], stored: &[f32]) -> (f64, f64) {
     (unequal, (error / size).sqrt())
 }
 
-/// Values that are kept in bf16. A matrix unit adds the products of fp8 codes in fewer bits than f32 has: there more of
-/// them are rounded to the other side, by no more.
+/// Values that are kept in bf16.
 #[track_caller]
 fn bf16(name: &str, found: &[f32], stored: &[f32]) {
     let (unequal, rms) = compare(found, stored);
-    let exact = linear::machine(&device()).matrix == MatrixUnit::Plain;
-    assert!(rms <= 2e-3 && (unequal <= 0.02 || !exact), "{name}: {unequal} unequal, rms {rms}");
+    assert!(unequal <= 0.02 && rms <= 2e-3, "{name}: {unequal} unequal, rms {rms}");
 }
 
 #[track_caller]

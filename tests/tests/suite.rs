@@ -51,6 +51,7 @@ mod replay;
 mod samples;
 mod serve;
 mod serve_broken;
+mod serving;
 mod sparse_memory;
 mod stages;
 mod support;
